@@ -1,0 +1,2 @@
+//! The `dragonfly` binary.
+fn main() {}
