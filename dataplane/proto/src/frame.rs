@@ -388,10 +388,11 @@ impl Frame {
             kind::REFUSE => {
                 let content = ContentKey(r.array()?);
                 let text = r.take_rest();
+                let reason = std::str::from_utf8(text).map_err(|_| FrameError::Body(kind))?;
                 if text.len() > MAX_REASON {
                     return Err(FrameError::Body(kind));
                 }
-                Self::Refuse { content, reason: String::from_utf8_lossy(text).into_owned() }
+                Self::Refuse { content, reason: reason.to_owned() }
             }
             kind::CLOSE => Self::Close,
             kind::PING => Self::Ping,
