@@ -1,1 +1,147 @@
-//! dragonfly-transport
+//! Connections between nodes: one TCP connection a pair, both directions, all tasks on it.
+//!
+//! This crate moves frames and blocks; what they mean is its [`Handler`]'s business. A connection
+//! runs two tokio tasks, a reader and a writer, and ends both when either fails. The rules that
+//! make a swarm fast are kept here: control frames go before DATA, and a block is bound to the
+//! socket only when the kernel can really take it (`TCP_NOTSENT_LOWAT`), so that the choice of
+//! block is as late as it can be.
+//!
+//! Nothing from the wire is believed: lengths are bounded before anything is allocated, a block is
+//! hashed while it streams in, and the handler decides whether it was asked for before a byte of it
+//! is kept.
+
+mod conn;
+mod reader;
+mod security;
+mod socket;
+mod table;
+mod writer;
+
+pub use conn::{CloseReason, Conn};
+pub use security::{Security, SecurityError, TlsConfig, node_name};
+pub use table::{ConnectError, Local, Mesh, Timeouts};
+
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dragonfly_proto::frame::{DataHeader, Frame};
+
+/// What the other side did that no honest node does; the connection ends and the node is banned.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Violation(pub String);
+
+/// What to do with a block whose header has arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Welcome {
+    /// Read it, hash it, hand it over.
+    Take,
+    /// Read past it: it was wanted once.
+    Skip,
+}
+
+/// A block to send.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// Our number of the task on this connection.
+    pub stream: u32,
+    /// Which block.
+    pub index: u32,
+    /// Its encoded proof.
+    pub proof: Vec<u8>,
+    /// Its bytes.
+    pub payload: Payload,
+}
+
+/// Where a block's bytes are.
+#[derive(Debug, Clone)]
+pub enum Payload {
+    /// In a file: sent without passing through this process where the link is plaintext.
+    File {
+        /// Open for reading.
+        file: Arc<File>,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// In memory.
+    Bytes(Vec<u8>),
+}
+
+impl Payload {
+    /// Bytes.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        match self {
+            Self::File { len, .. } => *len,
+            Self::Bytes(b) => b.len() as u32,
+        }
+    }
+
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What a connection may send next.
+#[derive(Debug)]
+pub enum Next {
+    /// This.
+    Send(Outgoing),
+    /// Nothing until [`Conn::wake`] is called.
+    Idle,
+    /// Something, but not before this has passed (rate limits).
+    Later(Duration),
+}
+
+/// The node, as its connections see it. Calls come from the connections' tasks, must not wait, and
+/// may come concurrently for different connections.
+pub trait Handler: Send + Sync + 'static {
+    /// The connection is up.
+    fn opened(&self, conn: &Arc<Conn>);
+
+    /// A frame other than DATA.
+    fn frame(&self, conn: &Arc<Conn>, stream: u32, frame: Frame) -> Result<(), Violation>;
+
+    /// The header of a block; its bytes have not been read.
+    fn announced(
+        &self,
+        conn: &Arc<Conn>,
+        stream: u32,
+        header: &DataHeader,
+    ) -> Result<Welcome, Violation>;
+
+    /// A block, whole, with its BLAKE3 hash. Returns how long to stop reading (download limits).
+    fn block(
+        &self,
+        conn: &Arc<Conn>,
+        stream: u32,
+        block: &Block<'_>,
+    ) -> Result<Option<Duration>, Violation>;
+
+    /// The socket can take a block.
+    fn next(&self, conn: &Arc<Conn>) -> Next;
+
+    /// A block went out whole.
+    fn sent(&self, conn: &Arc<Conn>, stream: u32, index: u32, bytes: u32);
+
+    /// The connection is gone.
+    fn closed(&self, conn: &Arc<Conn>, reason: &CloseReason);
+}
+
+/// A block as it came in.
+#[derive(Debug)]
+pub struct Block<'a> {
+    /// Which.
+    pub index: u32,
+    /// Encoded proof, unchecked.
+    pub proof: &'a [u8],
+    /// Its bytes, unchecked.
+    pub data: &'a [u8],
+    /// BLAKE3 of the bytes.
+    pub hash: [u8; 32],
+}

@@ -1,0 +1,142 @@
+//! One connection's shared state: what its reader, its writer and the node all touch.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dragonfly_proto::frame::Frame;
+use dragonfly_proto::id::NodeId;
+use tokio::sync::Notify;
+
+use crate::Violation;
+
+/// Control bytes that may wait for a slow reader before the connection is given up: the frames of
+/// one large block map and many announcements.
+const MAX_QUEUED: usize = 8 << 20;
+
+/// Why a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CloseReason {
+    /// This side closed it.
+    #[error("closed here: {0}")]
+    Local(String),
+    /// The other side closed it, or the network did.
+    #[error("lost: {0}")]
+    Lost(String),
+    /// The other side said nothing for too long.
+    #[error("silent for {0} ms")]
+    Silent(u64),
+    /// The other side did what no honest node does.
+    #[error("violation: {0}")]
+    Violation(#[from] Violation),
+}
+
+/// A live connection to another node.
+#[derive(Debug)]
+pub struct Conn {
+    id: u64,
+    peer: NodeId,
+    addr: SocketAddr,
+    dialled: bool,
+    queue: Mutex<Vec<u8>>,
+    pub(crate) wake: Notify,
+    pub(crate) stop: Notify,
+    reason: Mutex<Option<CloseReason>>,
+    closed: AtomicBool,
+    pub(crate) received: AtomicU64,
+    pub(crate) sent: AtomicU64,
+}
+
+impl Conn {
+    pub(crate) fn new(id: u64, peer: NodeId, addr: SocketAddr, dialled: bool) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            peer,
+            addr,
+            dialled,
+            queue: Mutex::default(),
+            wake: Notify::new(),
+            stop: Notify::new(),
+            reason: Mutex::default(),
+            closed: AtomicBool::new(false),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+        })
+    }
+
+    /// Unique in this process.
+    #[must_use]
+    pub const fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Who is at the other end; under TLS its certificate says so.
+    #[must_use]
+    pub const fn peer(&self) -> NodeId {
+        self.peer
+    }
+
+    /// Its address on this connection.
+    #[must_use]
+    pub const fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Whether this side dialled.
+    #[must_use]
+    pub const fn dialled(&self) -> bool {
+        self.dialled
+    }
+
+    /// Bytes of blocks received and sent.
+    #[must_use]
+    pub fn traffic(&self) -> (u64, u64) {
+        (self.received.load(Ordering::Relaxed), self.sent.load(Ordering::Relaxed))
+    }
+
+    /// Queues a frame; it goes out before any further block.
+    pub fn send(&self, stream: u32, frame: &Frame) {
+        let full = {
+            let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            frame.encode(stream, &mut queue);
+            queue.len() > MAX_QUEUED
+        };
+        if full {
+            self.close(CloseReason::Lost("the other side reads too slowly".to_owned()));
+        }
+        self.wake.notify_one();
+    }
+
+    /// There may be a block to send.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Ends the connection; the first reason counts.
+    pub fn close(&self, reason: CloseReason) {
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        self.closed.store(true, Ordering::Release);
+        self.stop.notify_one();
+    }
+
+    /// Whether it has been closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn reason(&self) -> CloseReason {
+        let reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        reason.unwrap_or_else(|| CloseReason::Lost("end of stream".to_owned()))
+    }
+
+    /// Moves the queued frames into an empty buffer, keeping both allocations in use.
+    pub(crate) fn take_queue(&self, into: &mut Vec<u8>) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::swap(&mut *queue, into);
+    }
+
+    pub(crate) fn has_queued(&self) -> bool {
+        !self.queue.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+}

@@ -1,0 +1,357 @@
+//! All connections of a node: dialling, accepting, one for each other node.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use dragonfly_proto::frame::{FrameError, Greeting};
+use dragonfly_proto::id::NodeId;
+use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::conn::{CloseReason, Conn};
+use crate::security::{Security, SecurityError, is_node, server_name};
+use crate::socket::{self, Shared};
+use crate::{Handler, reader, writer};
+
+/// Who this node is to others.
+#[derive(Debug, Clone, Copy)]
+pub struct Local {
+    /// Its identity.
+    pub node: NodeId,
+    /// The mesh it belongs to.
+    pub mesh: [u8; 16],
+}
+
+/// How long to wait for others.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// For a TCP connection.
+    pub connect: Duration,
+    /// For TLS and greeting.
+    pub greet: Duration,
+    /// For any byte on a connection that is up; the other side says something every second.
+    pub silence: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(2),
+            greet: Duration::from_secs(5),
+            silence: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Why there is no connection to a node.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No address answered.
+    #[error("cannot reach node {node} at {addr}: {source}")]
+    Unreachable {
+        /// Whom.
+        node: NodeId,
+        /// Where.
+        addr: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// No address is known.
+    #[error("no address of node {0} is known")]
+    NoAddress(NodeId),
+    /// It is somebody else, or of another mesh.
+    #[error("{0} greeted as node {1} of another mesh or another node than was dialled")]
+    Stranger(SocketAddr, NodeId),
+    /// It does not speak the protocol.
+    #[error("{0}: {1}")]
+    Greeting(SocketAddr, FrameError),
+    /// TLS failed.
+    #[error("{0}: {1}")]
+    Security(SocketAddr, SecurityError),
+    /// It is banned for now.
+    #[error("node {0} is banned")]
+    Banned(NodeId),
+}
+
+/// The node's connections.
+#[derive(Debug)]
+pub struct Mesh<H> {
+    local: Local,
+    security: Security,
+    timeouts: Timeouts,
+    handler: Arc<H>,
+    conns: Mutex<HashMap<NodeId, Arc<Conn>>>,
+    dialling: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
+    next_id: AtomicU64,
+}
+
+impl<H: Handler> Mesh<H> {
+    /// No connections yet.
+    pub fn new(local: Local, security: Security, timeouts: Timeouts, handler: Arc<H>) -> Arc<Self> {
+        Arc::new(Self {
+            local,
+            security,
+            timeouts,
+            handler,
+            conns: Mutex::default(),
+            dialling: Mutex::default(),
+            next_id: AtomicU64::new(1),
+        })
+    }
+
+    /// Binds the port that [`Self::accept`] serves.
+    pub fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+        socket::listen(addr)
+    }
+
+    /// Accepts until the listener fails; an accept that fails for want of descriptors is retried.
+    pub async fn accept(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, addr)) => {
+                    let mesh = self.clone();
+                    tokio::spawn(async move {
+                        if let Err(e) = mesh.greet_and_run(stream, addr, None).await {
+                            tracing::debug!(%addr, error = %e, "refused a connection");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept; trying again");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    /// The live connection to a node, if there is one.
+    #[must_use]
+    pub fn get(&self, node: &NodeId) -> Option<Arc<Conn>> {
+        self.conns().get(node).filter(|c| !c.is_closed()).cloned()
+    }
+
+    /// How many connections are up.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.conns().len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All live connections.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Conn>> {
+        self.conns().values().cloned().collect()
+    }
+
+    /// The connection to a node, dialling its addresses in turn where there is none. Calls for one
+    /// node wait for each other, so that a pair has one connection.
+    pub async fn connect(
+        self: &Arc<Self>,
+        node: NodeId,
+        addrs: &[SocketAddr],
+    ) -> Result<Arc<Conn>, ConnectError> {
+        if let Some(conn) = self.get(&node) {
+            return Ok(conn);
+        }
+        let gate = {
+            let mut dialling = self.dialling.lock().unwrap_or_else(PoisonError::into_inner);
+            dialling.entry(node).or_default().clone()
+        };
+        let result = {
+            let _turn = gate.lock().await;
+            match self.get(&node) {
+                Some(conn) => Ok(conn),
+                None => self.dial(node, addrs).await,
+            }
+        };
+        let mut dialling = self.dialling.lock().unwrap_or_else(PoisonError::into_inner);
+        // The map and this call hold one each: nobody else waits.
+        if Arc::strong_count(&gate) <= 2 {
+            dialling.remove(&node);
+        }
+        result
+    }
+
+    async fn dial(
+        self: &Arc<Self>,
+        node: NodeId,
+        addrs: &[SocketAddr],
+    ) -> Result<Arc<Conn>, ConnectError> {
+        let mut last = ConnectError::NoAddress(node);
+        for addr in addrs.iter().copied() {
+            let connected = timeout(self.timeouts.connect, TcpStream::connect(addr)).await;
+            let attempt = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                Ok(stream) => self.greet_and_run(stream, addr, Some(node)).await,
+                Err(source) => Err(ConnectError::Unreachable { node, addr, source }),
+            };
+            match attempt {
+                Ok(conn) => return Ok(conn),
+                Err(e) => last = e,
+            }
+        }
+        Err(last)
+    }
+
+    async fn greet_and_run(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        addr: SocketAddr,
+        dialled: Option<NodeId>,
+    ) -> Result<Arc<Conn>, ConnectError> {
+        let unreachable = |source| ConnectError::Unreachable {
+            node: dialled.unwrap_or(NodeId([0; 16])),
+            addr,
+            source,
+        };
+        socket::tune(&stream).map_err(unreachable)?;
+        let socket = Arc::new(stream);
+        let shared = Shared(socket.clone());
+        let limit = self.timeouts.greet;
+        let security = |e: io::Error| ConnectError::Security(addr, tls_error(&e));
+        match (self.security.current(), dialled) {
+            (None, _) => {
+                let mut io = shared;
+                let peer = self.greet(&mut io, addr, dialled, limit).await?;
+                Ok(self.spawn(peer, addr, dialled.is_some(), io.clone(), io, socket, false))
+            }
+            (Some(tls), Some(node)) => {
+                let name = server_name(&node).map_err(|e| ConnectError::Security(addr, e))?;
+                let connect = TlsConnector::from(tls.client).connect(name, shared);
+                let io = within(limit, connect).await.map_err(security)?;
+                let mut io = tokio_rustls::TlsStream::from(io);
+                let peer = self.greet(&mut io, addr, dialled, limit).await?;
+                let (r, w) = tokio::io::split(io);
+                Ok(self.spawn(peer, addr, true, r, w, socket, true))
+            }
+            (Some(tls), None) => {
+                let accept = TlsAcceptor::from(tls.server).accept(shared);
+                let mut io = within(limit, accept).await.map_err(security)?;
+                let cert = io.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                let cert: Option<CertificateDer<'static>> = cert.map(|c| c.clone().into_owned());
+                let cert = cert.ok_or(ConnectError::Security(addr, SecurityError::NoNode))?;
+                let peer = self.greet(&mut io, addr, None, limit).await?;
+                is_node(&cert, &peer).map_err(|e| ConnectError::Security(addr, e))?;
+                let (r, w) = tokio::io::split(io);
+                Ok(self.spawn(peer, addr, false, r, w, socket, true))
+            }
+        }
+    }
+
+    async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        io: &mut S,
+        addr: SocketAddr,
+        expected: Option<NodeId>,
+        limit: Duration,
+    ) -> Result<NodeId, ConnectError> {
+        let ours = Greeting::new(self.local.node, self.local.mesh).encode();
+        let exchange = async {
+            io.write_all(&ours).await?;
+            io.flush().await?;
+            let mut theirs = [0; Greeting::LEN];
+            io.read_exact(&mut theirs).await.map(|_| theirs)
+        };
+        let theirs = within(limit, exchange).await.map_err(|source| {
+            ConnectError::Unreachable { node: expected.unwrap_or(NodeId([0; 16])), addr, source }
+        })?;
+        let g = Greeting::decode(&theirs).map_err(|e| ConnectError::Greeting(addr, e))?;
+        let meant = expected.is_none_or(|n| n == g.node) && g.node != self.local.node;
+        if g.mesh != self.local.mesh || !meant {
+            return Err(ConnectError::Stranger(addr, g.node));
+        }
+        Ok(g.node)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one connection, made just above")]
+    fn spawn<R, W>(
+        self: &Arc<Self>,
+        peer: NodeId,
+        addr: SocketAddr,
+        dialled: bool,
+        r: R,
+        w: W,
+        socket: Arc<TcpStream>,
+        encrypted: bool,
+    ) -> Arc<Conn>
+    where
+        R: AsyncRead + Unpin + Send + 'static,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let conn = Conn::new(id, peer, addr, dialled);
+        if let Some(loser) = self.admit(&conn) {
+            loser.close(CloseReason::Local("a second connection between the same nodes".into()));
+            if Arc::ptr_eq(&loser, &conn) {
+                // The one that stays is what the caller wants.
+                return self.get(&peer).unwrap_or(conn);
+            }
+        }
+        let (mesh, c, silence) = (self.clone(), conn.clone(), self.timeouts.silence);
+        tokio::spawn(async move {
+            mesh.handler.opened(&c);
+            let handler = &*mesh.handler;
+            let reason = tokio::select! {
+                reason = reader::run(&c, handler, r, silence) => reason,
+                reason = writer::run(&c, handler, w, &socket, encrypted) => reason,
+                () = c.stop.notified() => c.reason(),
+            };
+            c.close(reason);
+            {
+                let mut conns = mesh.conns();
+                if conns.get(&peer).is_some_and(|now| now.id() == c.id()) {
+                    conns.remove(&peer);
+                }
+            }
+            mesh.handler.closed(&c, &c.reason());
+        });
+        conn
+    }
+
+    /// Enters a connection in the table; of two between the same nodes both sides keep the one
+    /// that the node with the lower identity dialled. Returns the one to close.
+    fn admit(&self, conn: &Arc<Conn>) -> Option<Arc<Conn>> {
+        let mut conns = self.conns();
+        let Some(old) = conns.get(&conn.peer()).filter(|c| !c.is_closed()).cloned() else {
+            conns.insert(conn.peer(), conn.clone());
+            return None;
+        };
+        let preferred = conn.dialled() == (self.local.node < conn.peer());
+        // Dialled the same way twice: the other side lost the first one and this side has not
+        // noticed yet.
+        if preferred || old.dialled() == conn.dialled() {
+            conns.insert(conn.peer(), conn.clone());
+            return Some(old);
+        }
+        Some(conn.clone())
+    }
+
+    fn conns(&self) -> std::sync::MutexGuard<'_, HashMap<NodeId, Arc<Conn>>> {
+        self.conns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    timeout(limit, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+fn tls_error(e: &io::Error) -> SecurityError {
+    match e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+        Some(tls) => SecurityError::Tls(tls.clone()),
+        None => SecurityError::Tls(rustls::Error::General(e.to_string())),
+    }
+}
