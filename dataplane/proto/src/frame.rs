@@ -195,6 +195,7 @@ pub mod kind {
     pub const REFUSE: u8 = 13;
     pub const CLOSE: u8 = 14;
     pub const PING: u8 = 15;
+    pub const HURRY: u8 = 16;
     pub const PEX: u8 = 0x80;
 }
 
@@ -206,18 +207,20 @@ pub type BlockRange = (u32, u32);
 pub enum Frame {
     /// Opens a stream: the first frame on it.
     Hello(Hello),
-    /// A part of the sender's block map: bytes of the map from byte `start`, block 0 the lowest
-    /// bit of byte 0.
+    /// A part of the sender's block map, in order: bytes of the map, block 0 the lowest bit of
+    /// byte 0.
     Bitmap {
-        /// First byte of the map.
-        start: u32,
-        /// The bytes.
+        /// Whether the map ends here.
+        last: bool,
+        /// The bytes, at most [`BITMAP_CHUNK`].
         bytes: Vec<u8>,
     },
     /// The sender has these now.
     Have(Vec<BlockRange>),
-    /// The sender wants only these; an empty list: the whole content.
-    Want(Vec<BlockRange>),
+    /// The sender wants these blocks, instead of what it said before.
+    Want(Want),
+    /// The sender's readers wait for these and nobody announces them.
+    Hurry(Vec<BlockRange>),
     /// The sender takes this many more first-pass blocks.
     Credit(u32),
     /// Asks for a block.
@@ -247,6 +250,17 @@ pub enum Frame {
     Pex(Vec<(NodeId, SocketAddr)>),
 }
 
+/// Which blocks a node wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Want {
+    /// None: it only serves.
+    Nothing,
+    /// All there are.
+    Whole,
+    /// These.
+    Some(Vec<BlockRange>),
+}
+
 /// Binds a stream to a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hello {
@@ -274,6 +288,7 @@ impl Frame {
             Self::Bitmap { .. } => kind::BITMAP,
             Self::Have(_) => kind::HAVE,
             Self::Want(_) => kind::WANT,
+            Self::Hurry(_) => kind::HURRY,
             Self::Credit(_) => kind::CREDIT,
             Self::Request(_) => kind::REQUEST,
             Self::Cancel(_) => kind::CANCEL,
@@ -300,15 +315,16 @@ impl Frame {
                 out.extend_from_slice(&h.total_len.unwrap_or(NO_LENGTH).to_le_bytes());
                 out.push(u8::from(h.emitter));
             }
-            Self::Bitmap { start, bytes } => {
-                out.extend_from_slice(&start.to_le_bytes());
+            Self::Bitmap { last, bytes } => {
+                out.push(u8::from(*last));
                 out.extend_from_slice(bytes);
             }
-            Self::Have(ranges) | Self::Want(ranges) => {
-                for (first, count) in ranges {
-                    out.extend_from_slice(&first.to_le_bytes());
-                    out.extend_from_slice(&count.to_le_bytes());
-                }
+            Self::Have(ranges) | Self::Hurry(ranges) => encode_ranges(ranges, out),
+            Self::Want(Want::Nothing) => out.push(0),
+            Self::Want(Want::Whole) => out.push(1),
+            Self::Want(Want::Some(ranges)) => {
+                out.push(2);
+                encode_ranges(ranges, out);
             }
             Self::Credit(n) | Self::Request(n) | Self::Cancel(n) => {
                 out.extend_from_slice(&n.to_le_bytes());
@@ -356,22 +372,24 @@ impl Frame {
                 let ticket = Ticket::decode(&ticket).map_err(|_| FrameError::Body(kind))?;
                 let block_size = r.u32()?;
                 let total_len = Some(r.u64()?).filter(|n| *n != NO_LENGTH);
-                let emitter = match r.array::<1>()?[0] {
-                    0 => false,
-                    1 => true,
-                    _ => return Err(FrameError::Body(kind)),
-                };
+                let emitter = r.bool()?;
                 Self::Hello(Hello { content, ticket, block_size, total_len, emitter })
             }
             kind::BITMAP => {
-                let start = r.u32()?;
+                let last = r.bool()?;
                 if r.rest.len() > BITMAP_CHUNK {
                     return Err(FrameError::Body(kind));
                 }
-                Self::Bitmap { start, bytes: r.take_rest().to_vec() }
+                Self::Bitmap { last, bytes: r.take_rest().to_vec() }
             }
             kind::HAVE => Self::Have(r.ranges()?),
-            kind::WANT => Self::Want(r.ranges()?),
+            kind::HURRY => Self::Hurry(r.ranges()?),
+            kind::WANT => Self::Want(match r.array::<1>()?[0] {
+                0 => Want::Nothing,
+                1 => Want::Whole,
+                2 => Want::Some(r.ranges()?),
+                _ => return Err(FrameError::Body(kind)),
+            }),
             kind::CREDIT => Self::Credit(r.u32()?),
             kind::REQUEST => Self::Request(r.u32()?),
             kind::CANCEL => Self::Cancel(r.u32()?),
@@ -398,7 +416,7 @@ impl Frame {
             kind::PING => Self::Ping,
             kind::PEX => {
                 const ENTRY: usize = 16 + 16 + 2;
-                if body.len() % ENTRY != 0 || body.len() / ENTRY > MAX_PEX {
+                if !body.len().is_multiple_of(ENTRY) || body.len() / ENTRY > MAX_PEX {
                     return Err(FrameError::Body(kind));
                 }
                 let mut peers = Vec::with_capacity(body.len() / ENTRY);
@@ -413,6 +431,13 @@ impl Frame {
             kind => return Err(FrameError::Type(kind)),
         };
         if r.rest.is_empty() { Ok(Some(frame)) } else { Err(FrameError::Body(kind)) }
+    }
+}
+
+fn encode_ranges(ranges: &[BlockRange], out: &mut Vec<u8>) {
+    for (first, count) in ranges {
+        out.extend_from_slice(&first.to_le_bytes());
+        out.extend_from_slice(&count.to_le_bytes());
     }
 }
 
@@ -464,6 +489,14 @@ impl<'a> Reader<'a> {
         Ok(*head)
     }
 
+    fn bool(&mut self) -> Result<bool, FrameError> {
+        match self.array::<1>()?[0] {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(FrameError::Body(self.kind)),
+        }
+    }
+
     fn u16(&mut self) -> Result<u16, FrameError> {
         self.array().map(u16::from_le_bytes)
     }
@@ -482,7 +515,7 @@ impl<'a> Reader<'a> {
 
     fn ranges(&mut self) -> Result<Vec<BlockRange>, FrameError> {
         let n = self.rest.len() / 8;
-        if self.rest.len() % 8 != 0 || n > MAX_RANGES {
+        if !self.rest.len().is_multiple_of(8) || n > MAX_RANGES {
             return Err(FrameError::Body(self.kind));
         }
         (0..n)
@@ -511,9 +544,12 @@ mod tests {
         vec![
             Frame::Hello(hello),
             Frame::Hello(Hello { total_len: None, emitter: false, ..hello }),
-            Frame::Bitmap { start: 3, bytes: vec![0xff, 1] },
+            Frame::Bitmap { last: true, bytes: vec![0xff, 1] },
             Frame::Have(vec![(0, 1), (9, 70)]),
-            Frame::Want(vec![]),
+            Frame::Want(Want::Nothing),
+            Frame::Want(Want::Whole),
+            Frame::Want(Want::Some(vec![(1, 2)])),
+            Frame::Hurry(vec![(4, 4)]),
             Frame::Credit(2),
             Frame::Request(7),
             Frame::Cancel(8),
