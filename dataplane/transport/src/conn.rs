@@ -1,8 +1,9 @@
 //! One connection's shared state: what its reader, its writer and the node all touch.
 
+use std::any::Any;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use dragonfly_proto::frame::Frame;
 use dragonfly_proto::id::NodeId;
@@ -45,6 +46,7 @@ pub struct Conn {
     closed: AtomicBool,
     pub(crate) received: AtomicU64,
     pub(crate) sent: AtomicU64,
+    attached: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 impl Conn {
@@ -61,6 +63,7 @@ impl Conn {
             closed: AtomicBool::new(false),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
+            attached: OnceLock::new(),
         })
     }
 
@@ -86,6 +89,12 @@ impl Conn {
     #[must_use]
     pub const fn dialled(&self) -> bool {
         self.dialled
+    }
+
+    /// What the node keeps with this connection; made at the first call, so that no frame needs a
+    /// look-up in a table of all connections. Every call names the same type.
+    pub fn state<T: Default + Send + Sync + 'static>(&self) -> Option<&T> {
+        self.attached.get_or_init(|| Box::new(T::default())).downcast_ref()
     }
 
     /// Bytes of blocks received and sent.

@@ -1,0 +1,350 @@
+//! The node as its connections see it: frames and blocks in, blocks out.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use dragonfly_proto::frame::{DataHeader, Frame, Hello};
+use dragonfly_proto::id::{ContentKey, NodeId};
+use dragonfly_proto::rpc;
+use dragonfly_proto::trust::{Leaf, Proof};
+use dragonfly_swarm::engine::{Disposition, NeighbourInfo};
+use dragonfly_transport::{
+    Block, CloseReason, Conn, Handler, Next, Outgoing, Payload, Violation, Welcome,
+};
+
+use crate::links::{ConnState, Stream};
+use crate::node::{Node, unix_now};
+use crate::task::{Link, Task, new_neighbour_id};
+use crate::wire;
+
+/// How long to wait before a refused task is asked for again: the scheduler's word may still be on
+/// its way to the other node.
+const REFUSED_AGAIN: [u64; 5] = [20, 60, 200, 700, 2000];
+
+impl Handler for Node {
+    fn opened(&self, conn: &Arc<Conn>) {
+        tracing::debug!(peer = %conn.peer(), addr = %conn.addr(), "connected");
+    }
+
+    fn frame(&self, conn: &Arc<Conn>, stream: u32, frame: Frame) -> Result<(), Violation> {
+        let Some(links) = conn.state::<ConnState>() else { return Ok(()) };
+        match frame {
+            Frame::Hello(hello) => return self.on_hello(conn, links, stream, &hello),
+            Frame::Refuse { content, reason } => {
+                self.on_refused(conn, links, content, &reason);
+                return Ok(());
+            }
+            Frame::Ping => return Ok(()),
+            _ => {}
+        }
+        // A stream that this side has closed already: what was under way is void.
+        let Some(s) = links.theirs(stream) else { return Ok(()) };
+        match frame {
+            Frame::Close => self.unlink(links, stream),
+            Frame::Epoch(cert) => {
+                if s.task.add_epoch(&cert).map_err(|e| Violation(e.to_string()))? {
+                    self.tell_epochs(&s.task, &[cert]);
+                }
+            }
+            Frame::Size(size) => {
+                let effects = s.task.set_size(&size).map_err(Violation)?;
+                self.apply(&s.task, effects);
+            }
+            Frame::Pex(peers) => self.on_pex(&s.task, peers),
+            frame => {
+                let max = s.task.geometry().max_blocks();
+                let control = links.with_map(stream, |map| wire::control(&frame, map, max));
+                if let Some(control) = control.map_err(Violation)? {
+                    let (done, effects) =
+                        s.task.drive(|st, now| st.engine.handle(now, s.neighbour, control));
+                    self.apply(&s.task, effects);
+                    done.map_err(|v| Violation(v.to_string()))?;
+                    s.task.notify_emission();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn announced(
+        &self,
+        conn: &Arc<Conn>,
+        stream: u32,
+        header: &DataHeader,
+    ) -> Result<Welcome, Violation> {
+        let Some(s) = conn.state::<ConnState>().and_then(|l| l.theirs(stream)) else {
+            return Ok(Welcome::Skip);
+        };
+        let state = s.task.state();
+        let full = state.geometry.block_len(header.index);
+        let last_of_unknown = state.geometry.total_len().is_none();
+        let fits = match full {
+            Some(len) => header.data_len == len || (last_of_unknown && header.data_len < len),
+            None => false,
+        };
+        if !fits {
+            let (index, len) = (header.index, header.data_len);
+            return Err(Violation(format!("block {index} with {len} bytes")));
+        }
+        match state.engine.accepts(s.neighbour, header.index) {
+            Ok(Disposition::Store) => Ok(Welcome::Take),
+            Ok(Disposition::Skip) => {
+                drop(state);
+                self.received(&s, header.index)?;
+                Ok(Welcome::Skip)
+            }
+            Err(v) => Err(Violation(v.to_string())),
+        }
+    }
+
+    fn block(
+        &self,
+        conn: &Arc<Conn>,
+        stream: u32,
+        block: &Block<'_>,
+    ) -> Result<Option<Duration>, Violation> {
+        let Some(s) = conn.state::<ConnState>().and_then(|l| l.theirs(stream)) else {
+            return Ok(None);
+        };
+        let len = block.data.len() as u32;
+        let leaf = Leaf { index: block.index, len, hash: block.hash };
+        let checked = Proof::decode(block.proof)
+            .and_then(|proof| s.task.verifier().check(&leaf, &proof));
+        if let Err(e) = checked {
+            self.metrics.blocks_rejected.inc();
+            let ((), effects) =
+                s.task.drive(|st, now| st.engine.block_rejected(now, s.neighbour, block.index));
+            self.apply(&s.task, effects);
+            return Err(Violation(e.to_string()));
+        }
+        let written = s.task.store.write_block(block.index, block.data, block.hash, block.proof);
+        if let Err(e) = written {
+            let ((), effects) =
+                s.task.drive(|st, now| st.engine.block_lost(now, s.neighbour, block.index));
+            self.apply(&s.task, effects);
+            self.storage_failed(&s.task, &e);
+            return Ok(None);
+        }
+        let seed = s.task.state().links.get(&s.neighbour).is_some_and(|l| l.seed);
+        let (mine, all) = if seed {
+            (&s.task.traffic.seeds, &self.metrics.from_seeds)
+        } else {
+            (&s.task.traffic.peers, &self.metrics.from_peers)
+        };
+        mine.fetch_add(u64::from(len), Ordering::Relaxed);
+        all.inc_by(u64::from(len));
+        self.received(&s, block.index)?;
+        s.task.notify();
+        Ok(self.download_limit.take(u64::from(len)))
+    }
+
+    fn next(&self, conn: &Arc<Conn>) -> Next {
+        let Some(links) = conn.state::<ConnState>() else { return Next::Idle };
+        if let Some(pause) = self.upload_limit.debt() {
+            return Next::Later(pause);
+        }
+        while let Some(s) = links.take_ready() {
+            let now = s.task.now();
+            let (index, geometry) = {
+                let mut state = s.task.state();
+                let Some(index) = state.engine.next_data(now, s.neighbour) else { continue };
+                if state.engine.has_data_for(s.neighbour) {
+                    links.ready(s.ours);
+                }
+                (index, state.geometry)
+            };
+            match outgoing(&s, index, geometry.offset(index), geometry.block_len(index)) {
+                Ok(block) => return Next::Send(block),
+                Err(e) => {
+                    // Not a fault of the neighbour's: it asks another when it hears nothing.
+                    tracing::warn!(task = %s.task.key().short(), index, error = %e,
+                        "cannot read a block that is held");
+                }
+            }
+        }
+        Next::Idle
+    }
+
+    fn sent(&self, conn: &Arc<Conn>, stream: u32, index: u32, bytes: u32) {
+        self.metrics.uploaded.inc_by(u64::from(bytes));
+        self.upload_limit.take(u64::from(bytes));
+        let Some(s) = conn.state::<ConnState>().and_then(|l| l.ours(stream)) else { return };
+        s.task.traffic.uploaded.fetch_add(u64::from(bytes), Ordering::Relaxed);
+        let ((), effects) = s.task.drive(|st, now| st.engine.data_sent(now, s.neighbour, index));
+        self.apply(&s.task, effects);
+    }
+
+    fn closed(&self, conn: &Arc<Conn>, reason: &CloseReason) {
+        let peer = conn.peer();
+        if let CloseReason::Violation(why) = reason {
+            self.ban(peer, &why.0);
+        } else {
+            tracing::debug!(%peer, %reason, "connection closed");
+        }
+        let Some(links) = conn.state::<ConnState>() else { return };
+        for s in links.drain() {
+            self.leave(&s);
+            self.lost(&s.task, peer, &reason.to_string(), matches!(reason, CloseReason::Violation(_)));
+        }
+    }
+}
+
+fn outgoing(
+    s: &Stream,
+    index: u32,
+    offset: u64,
+    len: Option<u32>,
+) -> Result<Outgoing, dragonfly_storage::StorageError> {
+    let proof = s.task.store.proof(index)?;
+    let file = s.task.store.sendfile_source()?;
+    let (len, proof) = (len.unwrap_or(0), proof.map(|p| p.proof).unwrap_or_default());
+    Ok(Outgoing { stream: s.ours, index, proof, payload: Payload::File { file, offset, len } })
+}
+
+impl Node {
+    fn received(&self, s: &Stream, index: u32) -> Result<(), Violation> {
+        let (done, effects) =
+            s.task.drive(|st, now| st.engine.block_received(now, s.neighbour, index));
+        self.apply(&s.task, effects);
+        done.map(|_| ()).map_err(|v| Violation(v.to_string()))
+    }
+
+    fn on_hello(
+        &self,
+        conn: &Arc<Conn>,
+        links: &ConnState,
+        theirs: u32,
+        hello: &Hello,
+    ) -> Result<(), Violation> {
+        let content = hello.content;
+        if let Some(s) = links.theirs(theirs) {
+            if s.task.key() != content {
+                return Err(Violation("a second task on one stream".to_owned()));
+            }
+            // It took over the lease, or gave it up.
+            let ((), effects) =
+                s.task.drive(|st, now| st.engine.set_emitter(now, s.neighbour, hello.emitter));
+            self.apply(&s.task, effects);
+            return Ok(());
+        }
+        let refuse = |reason: String| {
+            tracing::debug!(peer = %conn.peer(), task = %content.short(), reason, "refused");
+            conn.send(0, &Frame::Refuse { content, reason });
+            Ok(())
+        };
+        if self.is_banned(&conn.peer()) {
+            return Err(Violation("a banned node came back".to_owned()));
+        }
+        let authorities = self.authorities();
+        if let Err(e) = hello.ticket.check(&authorities, &content, &conn.peer(), unix_now()) {
+            return refuse(e.to_string());
+        }
+        let Some(task) = self.find_or_revive(&content) else {
+            return refuse("this node does not have the task (yet)".to_owned());
+        };
+        let geometry = task.geometry();
+        let same_len = hello.total_len.is_none()
+            || geometry.total_len().is_none()
+            || hello.total_len == geometry.total_len();
+        if hello.block_size != geometry.block_size() || !same_len {
+            return refuse("another geometry is known for this task".to_owned());
+        }
+        if let Some(old) = links.bound(&content) {
+            // The other side forgot the stream and opened it anew.
+            self.unlink(links, old);
+        }
+        let ours = match links.hello_sent(&content) {
+            Some(ours) => ours,
+            None => match self.say_hello(conn, links, &task) {
+                Some(ours) => ours,
+                None => return refuse("no ticket here yet".to_owned()),
+            },
+        };
+        let neighbour = new_neighbour_id();
+        let stream = Stream { task: task.clone(), neighbour, ours };
+        if !links.bind(theirs, stream) {
+            return Err(Violation("too many tasks on one connection".to_owned()));
+        }
+        let ((), effects) = task.drive(|st, now| {
+            let seed = hello.emitter || st.seeds.contains(&conn.peer());
+            st.links.insert(neighbour, Link { conn: conn.clone(), ours, seed });
+            st.used = Instant::now();
+            let info = NeighbourInfo { emitter: hello.emitter, ..NeighbourInfo::default() };
+            st.engine.join(now, neighbour, info);
+        });
+        self.apply(&task, effects);
+        task.notify_emission();
+        Ok(())
+    }
+
+    /// Opens a stream for the task; the number it got, or `None` when there is no ticket yet or one
+    /// is open.
+    pub(crate) fn say_hello(
+        &self,
+        conn: &Arc<Conn>,
+        links: &ConnState,
+        task: &Arc<Task>,
+    ) -> Option<u32> {
+        let (ticket, geometry, emitter, size) = {
+            let state = task.state();
+            let emitter = state.lease.is_some();
+            (state.ticket.or_else(|| self.ticket(&task.key()))?, state.geometry, emitter, state.size)
+        };
+        let ours = links.begin_hello(task.key())?;
+        let hello = Hello {
+            content: task.key(),
+            ticket,
+            block_size: geometry.block_size(),
+            total_len: geometry.total_len(),
+            emitter,
+        };
+        conn.send(ours, &Frame::Hello(hello));
+        let epochs: Vec<_> = task.verifier().epochs().copied().collect();
+        epochs.into_iter().for_each(|e| conn.send(ours, &Frame::Epoch(e)));
+        if let Some(size) = size {
+            conn.send(ours, &Frame::Size(size));
+        }
+        Some(ours)
+    }
+
+    fn on_refused(&self, conn: &Arc<Conn>, links: &ConnState, content: ContentKey, reason: &str) {
+        let times = links.refused(&content);
+        tracing::debug!(peer = %conn.peer(), task = %content.short(), reason, times, "was refused");
+        let Some(pause) = REFUSED_AGAIN.get(usize::from(times) - 1).copied() else { return };
+        let (Some(node), Some(task), conn) = (self.me(), self.find(&content), conn.clone()) else {
+            return;
+        };
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            if !conn.is_closed() && let Some(links) = conn.state::<ConnState>() {
+                node.say_hello(&conn, links, &task);
+            }
+        });
+    }
+
+    /// Ends a stream on this side.
+    pub(crate) fn unlink(&self, links: &ConnState, theirs: u32) {
+        if let Some(s) = links.unbind(theirs) {
+            self.leave(&s);
+        }
+    }
+
+    fn leave(&self, s: &Stream) {
+        let ((), effects) = s.task.drive(|st, now| {
+            st.links.remove(&s.neighbour);
+            st.engine.leave(now, s.neighbour);
+        });
+        self.apply(&s.task, effects);
+        s.task.notify_emission();
+    }
+
+    fn on_pex(&self, task: &Arc<Task>, peers: Vec<(NodeId, std::net::SocketAddr)>) {
+        let members = peers.into_iter().map(|(node, addr)| rpc::Member {
+            node: node.0.to_vec(),
+            addresses: vec![addr.to_string()],
+            ..rpc::Member::default()
+        });
+        self.remember_members(task, members.collect());
+    }
+}

@@ -1,0 +1,143 @@
+//! What this node keeps with each connection: its streams, and which of them have blocks to send.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use dragonfly_proto::id::ContentKey;
+use dragonfly_swarm::engine::NeighbourId;
+
+use crate::task::{Task, lock};
+
+/// Streams one connection may carry; an honest pair shares far fewer tasks at once.
+pub(crate) const MAX_STREAMS: usize = 8192;
+
+/// A task on a connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Stream {
+    pub(crate) task: Arc<Task>,
+    pub(crate) neighbour: NeighbourId,
+    pub(crate) ours: u32,
+}
+
+#[derive(Debug, Default)]
+struct Streams {
+    /// By the other side's number.
+    theirs: HashMap<u32, Stream>,
+    /// By ours.
+    ours: HashMap<u32, Stream>,
+    /// HELLO sent, by content: our number.
+    hello_sent: HashMap<ContentKey, u32>,
+    /// Parts of block maps on their way, by the other side's number.
+    maps: HashMap<u32, Vec<u8>>,
+    refused: HashMap<ContentKey, u8>,
+    next: u32,
+}
+
+/// Streams with something to send, in turn, so that tasks share a connection fairly.
+#[derive(Debug, Default)]
+pub(crate) struct ConnState {
+    streams: Mutex<Streams>,
+    ready: Mutex<VecDeque<u32>>,
+}
+
+impl ConnState {
+    /// Our number for a HELLO of this task; `None` when one was sent already.
+    pub(crate) fn begin_hello(&self, content: ContentKey) -> Option<u32> {
+        let mut s = lock(&self.streams);
+        if s.hello_sent.contains_key(&content) || s.hello_sent.len() >= MAX_STREAMS {
+            return None;
+        }
+        s.next += 1;
+        let ours = s.next;
+        s.hello_sent.insert(content, ours);
+        Some(ours)
+    }
+
+    pub(crate) fn hello_sent(&self, content: &ContentKey) -> Option<u32> {
+        lock(&self.streams).hello_sent.get(content).copied()
+    }
+
+    pub(crate) fn bind(&self, theirs: u32, stream: Stream) -> bool {
+        let mut s = lock(&self.streams);
+        if s.theirs.len() >= MAX_STREAMS {
+            return false;
+        }
+        s.refused.remove(&stream.task.key());
+        s.ours.insert(stream.ours, stream.clone());
+        s.theirs.insert(theirs, stream);
+        true
+    }
+
+    pub(crate) fn theirs(&self, theirs: u32) -> Option<Stream> {
+        lock(&self.streams).theirs.get(&theirs).cloned()
+    }
+
+    pub(crate) fn ours(&self, ours: u32) -> Option<Stream> {
+        lock(&self.streams).ours.get(&ours).cloned()
+    }
+
+    /// The other side's number for a content that is bound.
+    pub(crate) fn bound(&self, content: &ContentKey) -> Option<u32> {
+        let s = lock(&self.streams);
+        s.theirs.iter().find(|(_, stream)| stream.task.key() == *content).map(|(n, _)| *n)
+    }
+
+    /// Runs `f` on the part of a block map that came so far on this stream.
+    pub(crate) fn with_map<R>(&self, theirs: u32, f: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+        let mut s = lock(&self.streams);
+        let mut map = s.maps.remove(&theirs).unwrap_or_default();
+        let result = f(&mut map);
+        if !map.is_empty() {
+            s.maps.insert(theirs, map);
+        }
+        result
+    }
+
+    /// Forgets a stream; it may be opened again.
+    pub(crate) fn unbind(&self, theirs: u32) -> Option<Stream> {
+        let mut s = lock(&self.streams);
+        s.maps.remove(&theirs);
+        let stream = s.theirs.remove(&theirs)?;
+        s.ours.remove(&stream.ours);
+        s.hello_sent.remove(&stream.task.key());
+        Some(stream)
+    }
+
+    /// The other side refused a task: how often it did so in a row.
+    pub(crate) fn refused(&self, content: &ContentKey) -> u8 {
+        let mut s = lock(&self.streams);
+        if s.hello_sent.remove(content).is_none() {
+            return u8::MAX;
+        }
+        let n = s.refused.entry(*content).or_default();
+        *n = n.saturating_add(1);
+        *n
+    }
+
+    /// All streams, for when the connection is gone.
+    pub(crate) fn drain(&self) -> Vec<Stream> {
+        let mut s = lock(&self.streams);
+        s.ours.clear();
+        s.hello_sent.clear();
+        s.maps.clear();
+        s.theirs.drain().map(|(_, stream)| stream).collect()
+    }
+
+    /// A stream has blocks to send.
+    pub(crate) fn ready(&self, ours: u32) {
+        let mut ready = lock(&self.ready);
+        if !ready.contains(&ours) {
+            ready.push_back(ours);
+        }
+    }
+
+    /// The stream whose turn it is; call [`Self::ready`] again when it has more.
+    pub(crate) fn take_ready(&self) -> Option<Stream> {
+        loop {
+            let ours = lock(&self.ready).pop_front()?;
+            if let Some(stream) = lock(&self.streams).ours.get(&ours) {
+                return Some(stream.clone());
+            }
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! One task at this node: its engine, its place on disk, its neighbours.
+//!
+//! The engine sits in a mutex that is held for microseconds: no IO, no waiting under it. Everything
+//! that touches it goes through [`Task::drive`], which afterwards carries out what the engine wants:
+//! messages go to the connections' queues at once, the rest comes back as [`Effects`] for the node.
+//! Lock order: `state`, then a connection's queue; `verifier` and `meta` are never held with them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use dragonfly_proto::frame::Frame;
+use dragonfly_proto::geometry::Geometry;
+use dragonfly_proto::id::{ContentKey, NodeId};
+use dragonfly_proto::rpc;
+use dragonfly_proto::ticket::Ticket;
+use dragonfly_proto::trust::{EpochCert, RunSigner, SignedSize, TrustError, Verifier};
+use dragonfly_swarm::engine::{Action, Engine, NeighbourId, Violation, Wanted};
+use dragonfly_transport::{CloseReason, Conn};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::links::ConnState;
+use crate::wire;
+
+/// A neighbour in this task.
+#[derive(Debug, Clone)]
+pub(crate) struct Link {
+    pub(crate) conn: Arc<Conn>,
+    /// Our number for the task on that connection.
+    pub(crate) ours: u32,
+    /// Whether it is a seed, for the accounts.
+    pub(crate) seed: bool,
+}
+
+/// What the mutex guards.
+pub(crate) struct State {
+    pub(crate) engine: Engine,
+    pub(crate) geometry: Geometry,
+    pub(crate) links: HashMap<NeighbourId, Link>,
+    pub(crate) ticket: Option<Ticket>,
+    pub(crate) lease: Option<RunSigner>,
+    pub(crate) size: Option<SignedSize>,
+    pub(crate) failure: Option<rpc::Failure>,
+    /// What each user of the task (reader, download) wants: byte ranges.
+    pub(crate) wants: HashMap<u64, (u64, u64)>,
+    /// When somebody last needed the task.
+    pub(crate) used: Instant,
+    /// Members that are seeds, by the scheduler's word.
+    pub(crate) seeds: Vec<NodeId>,
+    pub(crate) joined: bool,
+}
+
+/// What the node has to do after the engine ran.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Effects {
+    pub(crate) need_neighbours: Option<usize>,
+    pub(crate) need_source: bool,
+    /// Nodes that broke the protocol.
+    pub(crate) banned: Vec<(NodeId, String)>,
+}
+
+/// Where a task's bytes came from, bytes.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// From the origin, by this node.
+    pub origin: AtomicU64,
+    /// From seeds.
+    pub seeds: AtomicU64,
+    /// From peers.
+    pub peers: AtomicU64,
+    /// Held when the node opened the task.
+    pub cache: AtomicU64,
+    /// Sent to other nodes.
+    pub uploaded: AtomicU64,
+}
+
+/// What is kept with a task over restarts, beside its blocks.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Meta {
+    /// Where it came from, secrets removed.
+    pub url: String,
+    /// As the origin said.
+    pub content_type: String,
+    /// As the origin said: the bytes are stored as they were sent.
+    pub content_encoding: String,
+    /// The origin's validator.
+    pub validator: String,
+    /// `sha256:<hex>` the content was asked for by; checked at the end.
+    pub digest: String,
+    /// Certificates of the epochs whose signatures the blocks carry, hexadecimal.
+    pub epochs: Vec<String>,
+    /// The signed size of content whose origin gave no length, hexadecimal (size, epoch, signature).
+    pub size: Option<(u64, u32, String)>,
+}
+
+/// A task this node takes part in.
+pub struct Task {
+    key: ContentKey,
+    pub(crate) store: dragonfly_storage::Task,
+    state: Mutex<State>,
+    verifier: Mutex<Verifier>,
+    meta: Mutex<Meta>,
+    pub(crate) changed: Notify,
+    /// For the accounts.
+    pub traffic: Traffic,
+    next_user: AtomicU64,
+    started: Instant,
+}
+
+impl std::fmt::Debug for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Task({})", self.key)
+    }
+}
+
+static NEXT_NEIGHBOUR: AtomicU32 = AtomicU32::new(1);
+
+/// A handle for one neighbour in one task, never used again in this process's plausible life.
+pub(crate) fn new_neighbour_id() -> NeighbourId {
+    NeighbourId(NEXT_NEIGHBOUR.fetch_add(1, Ordering::Relaxed))
+}
+
+pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Task {
+    pub(crate) fn new(
+        key: ContentKey,
+        store: dragonfly_storage::Task,
+        geometry: Geometry,
+        config: dragonfly_swarm::engine::Config,
+        verifier: Verifier,
+        meta: Meta,
+    ) -> Arc<Self> {
+        let mut engine = Engine::new(config, fastrand::u64(..), geometry.total_blocks());
+        let held = store.held();
+        engine.add_held(Duration::ZERO, held.ranges());
+        while engine.poll().is_some() {}
+        let state = State {
+            engine,
+            geometry,
+            links: HashMap::new(),
+            ticket: None,
+            lease: None,
+            size: None,
+            failure: None,
+            wants: HashMap::new(),
+            used: Instant::now(),
+            seeds: Vec::new(),
+            joined: false,
+        };
+        let task = Self {
+            key,
+            store,
+            state: Mutex::new(state),
+            verifier: Mutex::new(verifier),
+            meta: Mutex::new(meta),
+            changed: Notify::new(),
+            traffic: Traffic::default(),
+            next_user: AtomicU64::new(1),
+            started: Instant::now(),
+        };
+        let held = task.held_bytes();
+        task.traffic.cache.store(held, Ordering::Relaxed);
+        Arc::new(task)
+    }
+
+    /// The content's key.
+    #[must_use]
+    pub const fn key(&self) -> ContentKey {
+        self.key
+    }
+
+    /// Engine time: since this task was opened here.
+    pub(crate) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    pub(crate) fn verifier(&self) -> MutexGuard<'_, Verifier> {
+        lock(&self.verifier)
+    }
+
+    /// What is kept with the task.
+    #[must_use]
+    pub fn meta(&self) -> Meta {
+        lock(&self.meta).clone()
+    }
+
+    /// Changes what is kept with the task, on disk too.
+    pub(crate) fn update_meta(&self, change: impl FnOnce(&mut Meta)) {
+        let bytes = {
+            let mut meta = lock(&self.meta);
+            change(&mut meta);
+            serde_json::to_vec(&*meta)
+        };
+        let saved = bytes.map_err(|e| e.to_string()).and_then(|b| {
+            self.store.set_meta(&b).map_err(|e| e.to_string())
+        });
+        if let Err(error) = saved {
+            tracing::warn!(task = %self.key, error, "cannot keep the task's metadata");
+        }
+    }
+
+    /// How the content is cut; the length may be unknown yet.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.state().geometry
+    }
+
+    /// Bytes held of the content.
+    #[must_use]
+    pub fn held_bytes(&self) -> u64 {
+        let g = self.geometry();
+        let blocks = u64::from(self.store.held_count());
+        let full = blocks * u64::from(g.block_size());
+        // The last block is short: correct for it when it is held.
+        match g.total_blocks().and_then(|n| n.checked_sub(1)) {
+            Some(last) if self.store.is_held(last) => {
+                full - u64::from(g.block_size() - g.block_len(last).unwrap_or(0))
+            }
+            _ => full,
+        }
+    }
+
+    /// Whether every block is held.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.store.is_complete()
+    }
+
+    /// Neighbours now.
+    #[must_use]
+    pub fn neighbours(&self) -> usize {
+        self.state().links.len()
+    }
+
+    /// Runs `f` on the engine and carries out what the engine then wants.
+    pub(crate) fn drive<R>(&self, f: impl FnOnce(&mut State, Duration) -> R) -> (R, Effects) {
+        let now = self.now();
+        let mut effects = Effects::default();
+        let result = {
+            let mut state = self.state();
+            let result = f(&mut state, now);
+            carry_out(&mut state, &mut effects);
+            result
+        };
+        (result, effects)
+    }
+
+    /// Tells everybody who waits for the task that it went on.
+    pub(crate) fn notify(&self) {
+        self.changed.notify_waiters();
+    }
+
+    /// Ends the task for all who wait for it. The first reason counts.
+    pub(crate) fn fail(&self, failure: rpc::Failure) {
+        tracing::warn!(task = %self.key.short(), code = failure.code, "{}", failure.message);
+        self.state().failure.get_or_insert(failure);
+        self.notify();
+    }
+
+    /// Why the task failed.
+    #[must_use]
+    pub fn failure(&self) -> Option<rpc::Failure> {
+        self.state().failure.clone()
+    }
+
+    /// Somebody wants bytes `start..end`; the engine asks for what any user wants.
+    pub(crate) fn add_user(&self, start: u64, end: u64) -> (u64, Effects) {
+        let user = self.next_user.fetch_add(1, Ordering::Relaxed);
+        let ((), effects) = self.drive(|s, now| {
+            s.wants.insert(user, (start, end));
+            s.used = Instant::now();
+            let wanted = wanted(s);
+            s.engine.set_wanted(now, wanted);
+        });
+        (user, effects)
+    }
+
+    pub(crate) fn remove_user(&self, user: u64) -> Effects {
+        let ((), effects) = self.drive(|s, now| {
+            s.wants.remove(&user);
+            s.used = Instant::now();
+            let wanted = wanted(s);
+            if wanted != *s.engine.wanted() {
+                s.engine.set_wanted(now, wanted);
+            }
+        });
+        effects
+    }
+
+    /// A lease's certificate; true when it is new and the others should hear of it.
+    pub(crate) fn add_epoch(&self, cert: &EpochCert) -> Result<bool, TrustError> {
+        let new = self.verifier().add_epoch(cert)?;
+        if new {
+            let text: String = cert.encode().iter().map(|b| format!("{b:02x}")).collect();
+            self.update_meta(|m| m.epochs.push(text));
+        }
+        Ok(new)
+    }
+
+    /// The length of a content whose origin gave none, signed by a lease-holder.
+    pub(crate) fn set_size(&self, size: &SignedSize) -> Result<Effects, String> {
+        self.verifier().check_size(size).map_err(|e| e.to_string())?;
+        let known = self.geometry().total_len();
+        if known == Some(size.total_len) {
+            return Ok(Effects::default());
+        }
+        if known.is_some() {
+            return Err(TrustError::SizeConflict.to_string());
+        }
+        self.store.set_total_len(size.total_len).map_err(|e| e.to_string())?;
+        let (done, effects) = self.drive(|s, now| -> Result<(), String> {
+            s.geometry = s.geometry.with_total(size.total_len).map_err(|e| e.to_string())?;
+            s.size = Some(*size);
+            let blocks = s.geometry.total_blocks().unwrap_or(0);
+            s.engine.set_total(now, blocks).map_err(|e: Violation| e.to_string())?;
+            let wanted = wanted(s);
+            s.engine.set_wanted(now, wanted);
+            for link in s.links.values() {
+                link.conn.send(link.ours, &Frame::Size(*size));
+            }
+            Ok(())
+        });
+        done?;
+        let hex = size.signature.iter().map(|b| format!("{b:02x}")).collect();
+        self.update_meta(|m| m.size = Some((size.total_len, size.epoch, hex)));
+        self.notify();
+        Ok(effects)
+    }
+}
+
+/// The union of what the task's users want, in blocks.
+fn wanted(s: &State) -> Wanted {
+    if s.wants.is_empty() || s.failure.is_some() {
+        return Wanted::Nothing;
+    }
+    let total = s.geometry.total_len().unwrap_or(u64::MAX);
+    let mut set = dragonfly_swarm::bitmap::BlockSet::new();
+    for &(start, end) in s.wants.values() {
+        if start == 0 && end >= total {
+            return Wanted::Whole;
+        }
+        set.insert_range(s.geometry.blocks_of(start, end));
+    }
+    Wanted::Some(set)
+}
+
+fn carry_out(state: &mut State, effects: &mut Effects) {
+    while let Some(action) = state.engine.poll() {
+        match action {
+            Action::Send(to, control) => {
+                if let Some(link) = state.links.get(&to) {
+                    wire::frames(&control, |f| link.conn.send(link.ours, f));
+                }
+            }
+            Action::Wake(to) => {
+                if let Some(link) = state.links.get(&to)
+                    && let Some(conn) = link.conn.state::<ConnState>()
+                {
+                    conn.ready(link.ours);
+                    link.conn.wake();
+                }
+            }
+            Action::Ban(who, why) => {
+                if let Some(link) = state.links.remove(&who) {
+                    let why = dragonfly_transport::Violation(why.to_string());
+                    effects.banned.push((link.conn.peer(), why.0.clone()));
+                    link.conn.close(CloseReason::Violation(why));
+                }
+            }
+            Action::Drop(who) => {
+                if let Some(link) = state.links.remove(&who) {
+                    let idle = "owes blocks and sends none".to_owned();
+                    link.conn.close(CloseReason::Local(idle));
+                }
+            }
+            Action::NeedNeighbours { have, want } => {
+                effects.need_neighbours = Some(want.saturating_sub(have));
+            }
+            Action::NeedSource => effects.need_source = true,
+            // Whoever waits is told of every block, the last one too.
+            Action::Complete | Action::Passed => {}
+        }
+    }
+}
