@@ -96,7 +96,7 @@ impl Engine {
     }
 
     fn choose(&mut self, at: usize) -> Option<u32> {
-        let has = &self.neighbours[at].has;
+        let has = self.neighbours[at].offers();
         if self.neighbours[at].useful == 0 {
             return None;
         }

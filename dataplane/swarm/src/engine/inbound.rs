@@ -183,9 +183,10 @@ impl Engine {
         let mut index = self.neighbours[at].has.next_missing(range.start);
         while index < range.end {
             let neighbour = &mut self.neighbours[at];
-            neighbour.has.insert(index);
-            neighbour.useful += u32::from(self.need.contains(index));
-            self.holders[index as usize] += 1;
+            if neighbour.announced(index) {
+                neighbour.useful += u32::from(self.need.contains(index));
+                self.holders[index as usize] += 1;
+            }
             self.emission_acknowledged(at, index);
             index = self.neighbours[at].has.next_missing(index + 1);
         }

@@ -9,7 +9,7 @@
 //!   neighbour, or of two at the end or near a reader.
 //! - `useful` of a neighbour = blocks it announced that are in `need`, so a neighbour that has
 //!   nothing for us costs nothing.
-//! - `holders[b]` = number of neighbours that announced `b`.
+//! - `holders[b]` = number of neighbours that announced `b` and may be asked for it.
 //! - Blocks in `hidden` are held but announced to nobody: an emitter's, until it passes.
 //! - Every index from a neighbour is checked before use, so memory is two bits a block and
 //!   neighbour, a few bytes a block and bounded lists, whatever neighbours send.
@@ -233,7 +233,7 @@ impl Engine {
     pub fn leave(&mut self, now: Duration, id: NeighbourId) {
         let Some(at) = self.slot(id) else { return };
         let gone = self.neighbours.swap_remove(at);
-        for index in gone.has.iter() {
+        for index in gone.offers().iter() {
             self.holders[index as usize] -= 1;
         }
         for outstanding in &gone.outstanding {
@@ -333,6 +333,7 @@ impl Engine {
             .iter()
             .map(|n| {
                 set(&n.has)
+                    + set(&n.offers)
                     + want(&n.want)
                     + n.outstanding.capacity() * 24
                     + n.queue.capacity() * 4
@@ -412,9 +413,10 @@ impl Engine {
         self.need = need;
         self.need_from = 0;
         for n in &mut self.neighbours {
-            let words = n.has.words().min(self.need.words());
+            let offers = n.offers();
+            let words = offers.words().min(self.need.words());
             n.useful = (0..words)
-                .map(|at| (n.has.word(at) & self.need.word(at)).count_ones())
+                .map(|at| (offers.word(at) & self.need.word(at)).count_ones())
                 .sum();
         }
     }
@@ -423,7 +425,7 @@ impl Engine {
     fn unneed(&mut self, index: u32) {
         if self.need.remove(index) {
             for n in &mut self.neighbours {
-                n.useful -= u32::from(n.has.contains(index));
+                n.useful -= u32::from(n.offers().contains(index));
             }
         }
     }
@@ -437,7 +439,7 @@ impl Engine {
         if self.wanted.contains(index) && !self.held.contains(index) && self.need.insert(index) {
             self.need_from = self.need_from.min(index);
             for n in &mut self.neighbours {
-                n.useful += u32::from(n.has.contains(index));
+                n.useful += u32::from(n.offers().contains(index));
             }
         }
     }

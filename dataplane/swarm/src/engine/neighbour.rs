@@ -1,7 +1,7 @@
 //! What an engine remembers of one neighbour: two bitmaps and small lists, each with a bound that
 //! the neighbour cannot move.
 
-use super::types::{NeighbourId, NeighbourInfo, Wanted};
+use super::types::{NeighbourId, NeighbourInfo, Stripe, Wanted};
 use crate::bitmap::BlockSet;
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -21,8 +21,13 @@ pub(super) struct Neighbour {
     pub(super) passed: bool,
     pub(super) rtt: Duration,
 
+    /// What may be requested of it.
+    pub(super) may_ask: Option<Stripe>,
+
     /// Blocks it announced.
     pub(super) has: BlockSet,
+    /// Of those, the ones that may be requested; unused when that is all of them.
+    pub(super) offers: BlockSet,
     /// Of those, how many this node wants and has asked nobody for.
     pub(super) useful: u32,
     /// What it said it wants, and whether it ever said so.
@@ -61,7 +66,9 @@ impl Neighbour {
             emitter: info.emitter,
             passed: false,
             rtt: info.rtt,
+            may_ask: info.may_ask,
             has: BlockSet::new(),
+            offers: BlockSet::new(),
             useful: 0,
             want: Wanted::Nothing,
             outstanding: Vec::new(),
@@ -76,6 +83,25 @@ impl Neighbour {
             last_data: now,
             rate: 0.0,
             told_rate: None,
+        }
+    }
+
+    /// The blocks it announced that may be requested of it.
+    pub(super) fn offers(&self) -> &BlockSet {
+        if self.may_ask == Some(Stripe::WHOLE) {
+            &self.has
+        } else {
+            &self.offers
+        }
+    }
+
+    /// Takes note of a block it announced; whether it may be requested of it.
+    pub(super) fn announced(&mut self, block: u32) -> bool {
+        self.has.insert(block);
+        match self.may_ask {
+            Some(Stripe::WHOLE) => true,
+            Some(stripe) => stripe.contains(block) && self.offers.insert(block),
+            None => false,
         }
     }
 

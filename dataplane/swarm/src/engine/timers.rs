@@ -222,8 +222,9 @@ impl Engine {
         if now <= first.since + late {
             return;
         }
-        let idle =
-            |n: &Neighbour| n.has.contains(index) && n.outstanding.iter().all(|o| o.block != index);
+        let idle = |n: &Neighbour| {
+            n.offers().contains(index) && n.outstanding.iter().all(|o| o.block != index)
+        };
         let second = (0..self.neighbours.len())
             .filter(|at| idle(&self.neighbours[*at]))
             .min_by_key(|at| self.neighbours[*at].outstanding.len());

@@ -166,12 +166,25 @@ pub enum Action {
 }
 
 /// What a caller knows of a neighbour when it joins.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct NeighbourInfo {
     /// It holds a lease of the origin and pushes what it fetches.
     pub emitter: bool,
     /// The connection's smallest round-trip time; zero when not known.
     pub rtt: Duration,
+    /// The blocks that may be requested of it: those of one gateway when a zone has several;
+    /// `None`: none at all, it is a gateway of another zone that is only served.
+    pub may_ask: Option<Stripe>,
+}
+
+impl Default for NeighbourInfo {
+    fn default() -> Self {
+        Self {
+            emitter: false,
+            rtt: Duration::ZERO,
+            may_ask: Some(Stripe::WHOLE),
+        }
+    }
 }
 
 /// The blocks one emitter fetches and emits: those with `(index / run) % of == index_of_stripe`.
