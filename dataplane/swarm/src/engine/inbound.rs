@@ -1,0 +1,232 @@
+//! What neighbours say and send. Everything is checked here, before it touches any state.
+
+use super::{Control, Disposition, Engine, MAX_CREDIT, NeighbourId, Receipt, Violation, Wanted};
+use core::ops::Range;
+use core::time::Duration;
+
+impl Engine {
+    /// A message arrived.
+    ///
+    /// # Errors
+    /// When the message is against the protocol: the caller closes the connection, bans the node
+    /// and calls [`Engine::leave`]. State has not changed, or only by what was right in it.
+    pub fn handle(
+        &mut self,
+        now: Duration,
+        id: NeighbourId,
+        message: Control,
+    ) -> Result<(), Violation> {
+        let at = self.slot(id).ok_or(Violation::UnknownNeighbour)?;
+        self.neighbours[at].last_heard = now;
+        match message {
+            Control::Bitmap(set) => {
+                self.check_end(set.end())?;
+                self.learn_of(set.end());
+                for range in set.ranges() {
+                    self.note_held_by(at, range);
+                }
+                self.fill(now, at);
+            }
+            Control::Have(ranges) => {
+                self.check_ranges(&ranges)?;
+                for range in ranges {
+                    self.learn_of(range.end);
+                    self.note_held_by(at, range);
+                }
+                self.fill(now, at);
+            }
+            Control::Want(wanted) => {
+                if let Wanted::Some(set) = &wanted {
+                    self.check_end(set.end())?;
+                }
+                self.neighbours[at].want = wanted;
+                self.wake(at);
+            }
+            Control::Hurry(ranges) => {
+                self.check_ranges(&ranges)?;
+                self.hurry(&ranges);
+                self.wake(at);
+            }
+            Control::Credit(blocks) => {
+                let credit = &mut self.neighbours[at].credit;
+                *credit = credit.saturating_add(blocks).min(MAX_CREDIT);
+                self.wake(at);
+            }
+            Control::Request(index) => {
+                self.check_index(index)?;
+                self.enqueue(at, index)?;
+            }
+            Control::Cancel(index) => {
+                self.check_index(index)?;
+                self.neighbours[at].queue.retain(|queued| *queued != index);
+            }
+            Control::Pass => {
+                self.neighbours[at].passed = true;
+                self.fill(now, at);
+            }
+            Control::Rate(rate) => self.neighbours[at].told_rate = Some(rate),
+        }
+        Ok(())
+    }
+
+    /// What to do with DATA whose header just arrived. Ask before anything is allocated.
+    ///
+    /// # Errors
+    /// When the block was neither requested nor covered by credit, or does not exist.
+    pub fn accepts(&self, id: NeighbourId, index: u32) -> Result<Disposition, Violation> {
+        let at = self.slot(id).ok_or(Violation::UnknownNeighbour)?;
+        self.check_index(index)?;
+        let neighbour = &self.neighbours[at];
+        let asked = neighbour.outstanding.iter().any(|o| o.block == index);
+        if !asked && neighbour.credit_given == 0 && neighbour.stale == 0 {
+            return Err(Violation::Unrequested { index });
+        }
+        Ok(if self.held.contains(index) {
+            Disposition::Skip
+        } else {
+            Disposition::Store
+        })
+    }
+
+    /// DATA arrived whole, passed its check and is stored (or was skipped, as `accepts` said).
+    ///
+    /// # Errors
+    /// As for [`Engine::accepts`].
+    pub fn block_received(
+        &mut self,
+        now: Duration,
+        id: NeighbourId,
+        index: u32,
+    ) -> Result<Receipt, Violation> {
+        self.accepts(id, index)?;
+        let at = self.slot(id).ok_or(Violation::UnknownNeighbour)?;
+        let neighbour = &mut self.neighbours[at];
+        neighbour.last_heard = now;
+        let mut pushed = false;
+        if let Some(asked) = neighbour.forget(index) {
+            self.timers.block_took(now.saturating_sub(asked.since));
+        } else if neighbour.credit_given > 0 {
+            neighbour.credit_given -= 1;
+            pushed = true;
+        } else {
+            neighbour.stale -= 1;
+        }
+        neighbour.delivered(now);
+        let receipt = if self.held.contains(index) {
+            self.stats.duplicates += 1;
+            Receipt::Duplicate
+        } else {
+            self.stats.received += 1;
+            self.stats.pushed_to_us += u64::from(pushed);
+            self.store(now, index);
+            Receipt::New
+        };
+        if pushed {
+            self.give_credit(now, id);
+        }
+        self.fill(now, at);
+        self.check_complete();
+        Ok(receipt)
+    }
+
+    /// DATA failed its check: its sender is banned and its requests go to others.
+    pub fn block_rejected(&mut self, now: Duration, id: NeighbourId, index: u32) {
+        if self.slot(id).is_some() {
+            self.ban(now, id, Violation::BadBlock { index });
+        }
+    }
+
+    /// A block that was requested and arrived could not be stored (disk full, say): it is needed
+    /// again. The neighbour is not to blame.
+    pub fn block_lost(&mut self, now: Duration, id: NeighbourId, index: u32) {
+        let Some(at) = self.slot(id) else { return };
+        let neighbour = &mut self.neighbours[at];
+        neighbour.last_heard = now;
+        if neighbour.forget(index).is_none() {
+            if neighbour.credit_given > 0 {
+                neighbour.credit_given -= 1;
+            } else {
+                neighbour.stale = neighbour.stale.saturating_sub(1);
+            }
+        }
+        self.release(index);
+    }
+
+    fn check_index(&self, index: u32) -> Result<(), Violation> {
+        let limit = self.limit();
+        if index >= limit {
+            return Err(Violation::OutOfRange { index, limit });
+        }
+        Ok(())
+    }
+
+    fn check_end(&self, end: u32) -> Result<(), Violation> {
+        match end.checked_sub(1) {
+            Some(last) => self.check_index(last),
+            None => Ok(()),
+        }
+    }
+
+    fn check_ranges(&self, ranges: &[Range<u32>]) -> Result<(), Violation> {
+        for range in ranges {
+            let Range { start, end } = *range;
+            if start >= end {
+                return Err(Violation::EmptyRange { start, end });
+            }
+            self.check_end(end)?;
+        }
+        Ok(())
+    }
+
+    /// A neighbour announced a run of blocks.
+    fn note_held_by(&mut self, at: usize, range: Range<u32>) {
+        let mut index = self.neighbours[at].has.next_missing(range.start);
+        while index < range.end {
+            let neighbour = &mut self.neighbours[at];
+            if neighbour.announced(index) {
+                neighbour.useful += u32::from(self.need.contains(index));
+                self.holders[index as usize] += 1;
+            }
+            self.emission_acknowledged(at, index);
+            index = self.neighbours[at].has.next_missing(index + 1);
+        }
+        self.timers.heard_of_blocks = true;
+    }
+
+    /// Tells an emitter what is wanted and lets it push.
+    pub(super) fn greet_emitter(&mut self, now: Duration, id: NeighbourId) {
+        if !self.wanted.is_nothing() {
+            self.say(now, id, Control::Want(self.wanted.clone()));
+            self.give_credit(now, id);
+        }
+        if let Some(at) = self.slot(id) {
+            self.fill(now, at);
+        }
+    }
+
+    /// Tops up the credit of an emitter that still pushes. An emitter that pushes itself takes no
+    /// pushes: it would sit on them until its own pass is over.
+    pub(super) fn give_credit(&mut self, now: Duration, id: NeighbourId) {
+        let Some(at) = self.slot(id) else { return };
+        let busy_emitting = self.emission.as_ref().is_some_and(|e| !e.passed());
+        let nothing_wanted = self.remaining == 0 && self.total.is_some();
+        let single = self.total == Some(1);
+        if !self.neighbours[at].pushing()
+            || busy_emitting
+            || nothing_wanted
+            || single
+            || self.wanted.is_nothing()
+            || !self.config.seed_unique
+        {
+            return;
+        }
+        let window = self.config.credit.max(self.in_flight(at));
+        let window = window.min(self.config.window_max.min(MAX_CREDIT));
+        let neighbour = &mut self.neighbours[at];
+        if neighbour.credit_given < window {
+            let more = window - neighbour.credit_given;
+            neighbour.credit_given = window;
+            self.say(now, id, Control::Credit(more));
+        }
+    }
+}

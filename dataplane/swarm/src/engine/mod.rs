@@ -1,0 +1,478 @@
+//! One task at one node: what to request of whom, what to push, what to announce.
+//!
+//! Peer and seed are the same type; a seed that holds the origin's lease has called
+//! [`Engine::start_emitting`], that is all. The caller owns sockets, disk and clock and tells the
+//! engine what happened; after every call it takes what is to be done from [`Engine::poll`].
+//!
+//! Invariants:
+//! - `need` = wanted and neither held nor requested; a block in `requested` is in the list of one
+//!   neighbour, or of two at the end or near a reader.
+//! - `useful` of a neighbour = blocks it announced that are in `need`, so a neighbour that has
+//!   nothing for us costs nothing.
+//! - `holders[b]` = number of neighbours that announced `b` and may be asked for it.
+//! - Blocks in `hidden` are held but announced to nobody: an emitter's, until it passes.
+//! - Every index from a neighbour is checked before use, so memory is two bits a block and
+//!   neighbour, a few bytes a block and bounded lists, whatever neighbours send.
+//!
+//! Files: `choice` (what to request), `inbound` (what neighbours say and send), `outbound` (what
+//! we send), `emission` (the lease-holder's part), `timers`.
+
+mod choice;
+mod emission;
+mod inbound;
+mod neighbour;
+mod outbound;
+mod timers;
+mod types;
+
+pub use types::{
+    Action, Config, Control, Disposition, NeighbourId, NeighbourInfo, Objective, ReaderId, Receipt,
+    Stats, Stripe, Violation, Wanted,
+};
+
+use crate::bitmap::BlockSet;
+use core::ops::Range;
+use core::time::Duration;
+use emission::Emission;
+use neighbour::Neighbour;
+use std::collections::VecDeque;
+
+/// Requests of one neighbour that may wait here; an honest one's window is far smaller.
+const MAX_QUEUE: usize = 256;
+/// Credit one neighbour may give.
+const MAX_CREDIT: u32 = 64;
+/// Readers of one task at one node whose position is followed.
+const MAX_READERS: usize = 1024;
+
+/// One task at one node. See the module's header.
+#[derive(Debug)]
+pub struct Engine {
+    config: Config,
+    rng: fastrand::Rng,
+    total: Option<u32>,
+    /// Blocks below this are known to exist: `total`, or what was heard of so far.
+    known: u32,
+    held: BlockSet,
+    hidden: BlockSet,
+    wanted: Wanted,
+    need: BlockSet,
+    requested: BlockSet,
+    holders: Vec<u16>,
+    /// Wanted blocks not held, among the known ones.
+    remaining: u32,
+    /// No block below is in `need`.
+    need_from: u32,
+    neighbours: Vec<Neighbour>,
+    readers: Vec<(ReaderId, u32)>,
+    emission: Option<Emission>,
+    /// Blocks to announce, and when.
+    news: Vec<u32>,
+    news_due: Option<Duration>,
+    actions: VecDeque<Action>,
+    completed: bool,
+    stats: Stats,
+    timers: timers::Timers,
+}
+
+impl Engine {
+    /// An engine that holds nothing and wants nothing. `seed` makes its choices; `total_blocks` is
+    /// `None` while the content's length is not known.
+    #[must_use]
+    pub fn new(config: Config, seed: u64, total_blocks: Option<u32>) -> Self {
+        let mut engine = Self {
+            config,
+            rng: fastrand::Rng::with_seed(seed),
+            total: total_blocks,
+            known: 0,
+            held: BlockSet::new(),
+            hidden: BlockSet::new(),
+            wanted: Wanted::Nothing,
+            need: BlockSet::new(),
+            requested: BlockSet::new(),
+            holders: Vec::new(),
+            remaining: 0,
+            need_from: 0,
+            neighbours: Vec::new(),
+            readers: Vec::new(),
+            emission: None,
+            news: Vec::new(),
+            news_due: None,
+            actions: VecDeque::new(),
+            completed: false,
+            stats: Stats::default(),
+            timers: timers::Timers::default(),
+        };
+        engine.learn_of(total_blocks.unwrap_or(0));
+        engine
+    }
+
+    /// The next thing to do, or `None`. Call until `None` after every other call.
+    pub fn poll(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    // ---- own state -------------------------------------------------------------------------
+
+    /// Blocks that are on disk from earlier. Before the first neighbour joins; later they count as
+    /// blocks that just arrived from elsewhere and are announced.
+    pub fn add_held(&mut self, now: Duration, ranges: impl IntoIterator<Item = Range<u32>>) {
+        for range in ranges {
+            let end = range.end.min(self.limit());
+            self.learn_of(end);
+            for index in range.start..end {
+                if !self.held.contains(index) {
+                    self.store(now, index);
+                }
+            }
+        }
+        self.timers.held_at_start = self.timers.held_at_start.max(self.held.count());
+        self.check_complete();
+    }
+
+    /// The number of blocks became known. Neighbours that announced blocks after the end are
+    /// banned.
+    ///
+    /// # Errors
+    /// When another number is known, or blocks after the end are held; nothing changes then.
+    pub fn set_total(&mut self, now: Duration, total_blocks: u32) -> Result<(), Violation> {
+        let said = total_blocks;
+        if let Some(known) = self.total {
+            return if known == said {
+                Ok(())
+            } else {
+                Err(Violation::TotalContradicts { said, known })
+            };
+        }
+        if self.held.end() > said {
+            let known = self.held.end();
+            return Err(Violation::TotalContradicts { said, known });
+        }
+        self.total = Some(said);
+        let liars: Vec<NeighbourId> = self
+            .neighbours
+            .iter()
+            .filter(|n| n.has.end() > said)
+            .map(|n| n.id)
+            .collect();
+        for id in liars {
+            let limit = said;
+            self.ban(now, id, Violation::OutOfRange { index: said, limit });
+        }
+        self.known = self.known.min(said);
+        self.learn_of(said);
+        self.holders.truncate(said as usize);
+        self.recount_need();
+        self.check_complete();
+        self.wake_emission();
+        self.fill_all(now);
+        Ok(())
+    }
+
+    /// Which blocks this node's readers and downloads want: only these are requested.
+    pub fn set_wanted(&mut self, now: Duration, wanted: Wanted) {
+        if let Wanted::Some(set) = &wanted {
+            self.learn_of(set.end().min(self.limit()));
+        }
+        self.wanted = wanted;
+        self.completed = false;
+        self.timers.start_download(now);
+        self.recount_need();
+        let emitters: Vec<NeighbourId> = self
+            .neighbours
+            .iter()
+            .filter(|n| n.pushing())
+            .map(|n| n.id)
+            .collect();
+        for id in emitters {
+            self.say(now, id, Control::Want(self.wanted.clone()));
+            self.give_credit(now, id);
+        }
+        self.check_complete();
+        self.fill_all(now);
+    }
+
+    /// A reader streams from block `cursor` on. Readers beyond a bound are not followed.
+    pub fn add_reader(&mut self, reader: ReaderId, cursor: u32) {
+        if self.readers.len() < MAX_READERS {
+            self.readers.push((reader, cursor));
+        }
+    }
+
+    /// A reader went on to block `cursor`.
+    pub fn move_reader(&mut self, reader: ReaderId, cursor: u32) {
+        for (id, at) in &mut self.readers {
+            if *id == reader {
+                *at = cursor;
+            }
+        }
+    }
+
+    /// A reader is gone.
+    pub fn remove_reader(&mut self, reader: ReaderId) {
+        self.readers.retain(|(id, _)| *id != reader);
+    }
+
+    // ---- neighbours ------------------------------------------------------------------------
+
+    /// A connection is up. Whatever was known under this id is forgotten.
+    pub fn join(&mut self, now: Duration, id: NeighbourId, info: NeighbourInfo) {
+        self.leave(now, id);
+        self.neighbours.push(Neighbour::new(id, info, now));
+        let mut visible = self.held.clone();
+        visible.subtract(&self.hidden);
+        self.say(now, id, Control::Bitmap(visible));
+        if self.emission.as_ref().is_some_and(Emission::passed) {
+            self.say(now, id, Control::Pass);
+        }
+        if info.emitter {
+            self.greet_emitter(now, id);
+        }
+    }
+
+    /// A connection is down: its requests and what was emitted to it go to others.
+    pub fn leave(&mut self, now: Duration, id: NeighbourId) {
+        let Some(at) = self.slot(id) else { return };
+        let gone = self.neighbours.swap_remove(at);
+        for index in gone.offers().iter() {
+            self.holders[index as usize] -= 1;
+        }
+        for outstanding in &gone.outstanding {
+            self.release(outstanding.block);
+        }
+        self.emission_lost_owner(id);
+        self.timers.exhausted = false;
+        self.fill_all(now);
+    }
+
+    /// The scheduler told that this neighbour holds a lease now, or no longer does.
+    pub fn set_emitter(&mut self, now: Duration, id: NeighbourId, emitter: bool) {
+        let Some(at) = self.slot(id) else { return };
+        let neighbour = &mut self.neighbours[at];
+        if neighbour.emitter == emitter {
+            return;
+        }
+        neighbour.emitter = emitter;
+        neighbour.passed = false;
+        if emitter {
+            self.greet_emitter(now, id);
+        }
+    }
+
+    /// The connection's smallest round-trip time, measured anew.
+    pub fn set_rtt(&mut self, id: NeighbourId, rtt: Duration) {
+        if let Some(at) = self.slot(id) {
+            self.neighbours[at].rtt = rtt;
+        }
+    }
+
+    /// The scheduler has no more neighbours to give: none are asked for until one leaves.
+    pub fn neighbours_exhausted(&mut self) {
+        self.timers.exhausted = true;
+    }
+
+    // ---- questions -------------------------------------------------------------------------
+
+    /// Number of blocks of the content, when known.
+    #[must_use]
+    pub fn total(&self) -> Option<u32> {
+        self.total
+    }
+
+    /// The blocks held.
+    #[must_use]
+    pub fn held(&self) -> &BlockSet {
+        &self.held
+    }
+
+    /// What is wanted.
+    #[must_use]
+    pub fn wanted(&self) -> &Wanted {
+        &self.wanted
+    }
+
+    /// Wanted blocks that are missing, as far as known.
+    #[must_use]
+    pub fn remaining(&self) -> u32 {
+        self.remaining
+    }
+
+    /// Whether all that is wanted is held and the number of blocks is known.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.completed
+    }
+
+    /// The neighbours, in no order.
+    pub fn neighbours(&self) -> impl Iterator<Item = NeighbourId> + '_ {
+        self.neighbours.iter().map(|n| n.id)
+    }
+
+    /// Blocks a neighbour announced; zero for strangers.
+    #[must_use]
+    pub fn announced_by(&self, id: NeighbourId) -> u32 {
+        self.slot(id)
+            .map_or(0, |at| self.neighbours[at].has.count())
+    }
+
+    /// Counters since the engine was made.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Bytes in memory for maps and lists, for tests of the bound.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        let set = |set: &BlockSet| set.words() * 8;
+        let want = |wanted: &Wanted| match wanted {
+            Wanted::Some(blocks) => set(blocks),
+            _ => 0,
+        };
+        let neighbours: usize = self
+            .neighbours
+            .iter()
+            .map(|n| {
+                set(&n.has)
+                    + set(&n.offers)
+                    + want(&n.want)
+                    + n.outstanding.capacity() * 24
+                    + n.queue.capacity() * 4
+                    + size_of::<Neighbour>()
+            })
+            .sum();
+        neighbours
+            + set(&self.held)
+            + set(&self.hidden)
+            + set(&self.need)
+            + set(&self.requested)
+            + want(&self.wanted)
+            + self.holders.len() * 2
+            + self.news.capacity() * 4
+            + self.actions.capacity() * size_of::<Action>()
+            + self.emission.as_ref().map_or(0, Emission::memory)
+    }
+
+    // ---- shared helpers --------------------------------------------------------------------
+
+    fn slot(&self, id: NeighbourId) -> Option<usize> {
+        self.neighbours.iter().position(|n| n.id == id)
+    }
+
+    /// The first index that cannot be a block.
+    fn limit(&self) -> u32 {
+        self.total.unwrap_or(self.config.max_blocks)
+    }
+
+    fn say(&mut self, now: Duration, id: NeighbourId, message: Control) {
+        if let Some(at) = self.slot(id) {
+            self.neighbours[at].last_said = now;
+        }
+        self.actions.push_back(Action::Send(id, message));
+    }
+
+    fn ban(&mut self, now: Duration, id: NeighbourId, why: Violation) {
+        self.stats.bans += 1;
+        self.leave(now, id);
+        self.actions.push_back(Action::Ban(id, why));
+    }
+
+    /// Blocks below `end` exist.
+    fn learn_of(&mut self, end: u32) {
+        if end <= self.known {
+            return;
+        }
+        self.holders.resize(end as usize, 0);
+        let new = self.known..end;
+        self.known = end;
+        match &self.wanted {
+            Wanted::Nothing => {}
+            Wanted::Whole => {
+                let mut add: BlockSet = core::iter::once(new).collect();
+                add.subtract(&self.held);
+                self.remaining += add.count();
+                self.need.union(&add);
+            }
+            Wanted::Some(_) => self.recount_need(),
+        }
+    }
+
+    /// Makes `need`, `remaining` and every `useful` anew. O(blocks), for rare events only.
+    fn recount_need(&mut self) {
+        let mut need = match &self.wanted {
+            Wanted::Nothing => BlockSet::new(),
+            Wanted::Whole => BlockSet::full(self.known),
+            Wanted::Some(set) => {
+                let mut set = set.clone();
+                set.remove_range(self.known..u32::MAX);
+                set
+            }
+        };
+        need.subtract(&self.held);
+        self.remaining = need.count();
+        need.subtract(&self.requested);
+        self.need = need;
+        self.need_from = 0;
+        for n in &mut self.neighbours {
+            let offers = n.offers();
+            let words = offers.words().min(self.need.words());
+            n.useful = (0..words)
+                .map(|at| (offers.word(at) & self.need.word(at)).count_ones())
+                .sum();
+        }
+    }
+
+    /// A wanted block is asked for or held: no longer needed.
+    fn unneed(&mut self, index: u32) {
+        if self.need.remove(index) {
+            for n in &mut self.neighbours {
+                n.useful -= u32::from(n.offers().contains(index));
+            }
+        }
+    }
+
+    /// A request came to nothing: the block is needed again, unless another neighbour owes it.
+    fn release(&mut self, index: u32) {
+        let owed = |n: &Neighbour| n.outstanding.iter().any(|o| o.block == index);
+        if self.neighbours.iter().any(owed) || !self.requested.remove(index) {
+            return;
+        }
+        if self.wanted.contains(index) && !self.held.contains(index) && self.need.insert(index) {
+            self.need_from = self.need_from.min(index);
+            for n in &mut self.neighbours {
+                n.useful += u32::from(n.offers().contains(index));
+            }
+        }
+    }
+
+    /// A block is on disk now, from wherever.
+    fn store(&mut self, now: Duration, index: u32) {
+        self.learn_of(index + 1);
+        if !self.held.insert(index) {
+            return;
+        }
+        if self.wanted.contains(index) {
+            self.remaining -= 1;
+        }
+        self.unneed(index);
+        if self.requested.contains(index) {
+            self.cancel_everywhere(now, index);
+        }
+        if self.hides() {
+            self.hidden.insert(index);
+        } else {
+            self.announce(now, index);
+        }
+        self.timers.progress(now);
+    }
+
+    fn check_complete(&mut self) {
+        if !self.completed
+            && self.remaining == 0
+            && !self.wanted.is_nothing()
+            && (self.total.is_some() || matches!(self.wanted, Wanted::Some(_)))
+        {
+            self.completed = true;
+            self.actions.push_back(Action::Complete);
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What we send: DATA, one block bound at a time, and the announcements of what we hold.
+
+use super::{Action, Control, Engine, MAX_QUEUE, NeighbourId, Violation};
+use core::ops::Range;
+use core::time::Duration;
+
+impl Engine {
+    /// Binds the next block to send to this neighbour, when its socket is writable: the block is
+    /// the caller's then and no CANCEL takes it back. An emitter's first pass goes before second
+    /// copies. `None`: wait for the next `Wake`.
+    pub fn next_data(&mut self, now: Duration, id: NeighbourId) -> Option<u32> {
+        let at = self.slot(id)?;
+        let bound = self
+            .next_emission(now, at)
+            .or_else(|| self.next_requested(at));
+        if bound.is_none() {
+            self.neighbours[at].woken = false;
+        }
+        bound
+    }
+
+    /// Whether `next_data` would give a block.
+    #[must_use]
+    pub fn has_data_for(&self, id: NeighbourId) -> bool {
+        self.slot(id)
+            .is_some_and(|at| self.has_emission(at) || self.has_requested(at))
+    }
+
+    /// A bound block left for the socket whole.
+    pub fn data_sent(&mut self, now: Duration, id: NeighbourId, index: u32) {
+        self.stats.sent += 1;
+        if let Some(at) = self.slot(id) {
+            self.neighbours[at].last_said = now;
+        }
+        self.emission_sent(now, id, index);
+    }
+
+    fn has_requested(&self, at: usize) -> bool {
+        let held = |index: &u32| self.held.contains(*index);
+        self.neighbours[at].queue.iter().any(held)
+    }
+
+    fn next_requested(&mut self, at: usize) -> Option<u32> {
+        let queue = &mut self.neighbours[at].queue;
+        // Requests for what the origin has not delivered yet wait; there is at most one of them.
+        let first = queue.iter().position(|index| self.held.contains(*index))?;
+        queue.remove(first)
+    }
+
+    pub(super) fn enqueue(&mut self, at: usize, index: u32) -> Result<(), Violation> {
+        let awaited = self.total == Some(1) && self.emission.is_some();
+        if !self.held.contains(index) && !awaited {
+            return Err(Violation::NotAnnounced { index });
+        }
+        let queue = &mut self.neighbours[at].queue;
+        if queue.contains(&index) {
+            return Ok(());
+        }
+        if queue.len() >= MAX_QUEUE {
+            let limit = MAX_QUEUE;
+            return Err(Violation::TooManyRequests { limit });
+        }
+        queue.push_back(index);
+        self.wake(at);
+        Ok(())
+    }
+
+    /// Tells the caller, once, that there is something to send.
+    pub(super) fn wake(&mut self, at: usize) {
+        if !self.neighbours[at].woken && (self.has_emission(at) || self.has_requested(at)) {
+            self.neighbours[at].woken = true;
+            let id = self.neighbours[at].id;
+            self.actions.push_back(Action::Wake(id));
+        }
+    }
+
+    /// Remembers to announce a block.
+    pub(super) fn announce(&mut self, now: Duration, index: u32) {
+        if self.neighbours.is_empty() {
+            return;
+        }
+        self.news.push(index);
+        if self.news_due.is_none() {
+            self.news_due = Some(now + self.config.have_delay);
+        }
+        if self.config.have_delay.is_zero() {
+            self.flush_news(now);
+        }
+    }
+
+    /// Announces what is new to whoever has not announced it itself. Joins send the whole bitmap,
+    /// so some of it may be no news to a neighbour that just came; that is harmless.
+    pub(super) fn flush_news(&mut self, now: Duration) {
+        self.news_due = None;
+        let mut news = core::mem::take(&mut self.news);
+        if news.is_empty() {
+            return;
+        }
+        news.sort_unstable();
+        for neighbour in &mut self.neighbours {
+            let mut ranges: Vec<Range<u32>> = Vec::new();
+            for &index in news.iter().filter(|index| !neighbour.has.contains(**index)) {
+                match ranges.last_mut() {
+                    Some(last) if last.end == index => last.end += 1,
+                    _ => ranges.push(index..index + 1),
+                }
+            }
+            if !ranges.is_empty() {
+                neighbour.last_said = now;
+                let have = Control::Have(ranges);
+                self.actions.push_back(Action::Send(neighbour.id, have));
+            }
+        }
+        news.clear();
+        self.news = news;
+    }
+}

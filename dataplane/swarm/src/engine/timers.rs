@@ -1,0 +1,278 @@
+//! What happens because time passed: batched announcements, the endgame, late blocks of readers,
+//! silence, the rate rule, and calls for help.
+
+use super::neighbour::Neighbour;
+use super::{Action, Control, Engine, NeighbourId, Objective};
+use core::ops::Range;
+use core::time::Duration;
+
+/// Clocks and the little state that only timers need.
+#[derive(Debug, Default)]
+pub(super) struct Timers {
+    /// When the periodic work is due; zero before the first tick.
+    next: Duration,
+    /// When this node began to download, and what it held then.
+    started: Option<Duration>,
+    pub(super) held_at_start: u32,
+    last_progress: Duration,
+    last_refill: Option<Duration>,
+    last_source_call: Option<Duration>,
+    /// Mean time from request to DATA.
+    mean_block: Duration,
+    /// What the rate rule adds to every window.
+    pub(super) window_shift: i32,
+    /// The scheduler has no more neighbours.
+    pub(super) exhausted: bool,
+    pub(super) heard_of_blocks: bool,
+    pub(super) pass_due: bool,
+}
+
+impl Timers {
+    pub(super) fn start_download(&mut self, now: Duration) {
+        self.started.get_or_insert(now);
+        self.last_progress = now;
+    }
+
+    pub(super) fn progress(&mut self, now: Duration) {
+        self.last_progress = now;
+    }
+
+    pub(super) fn block_took(&mut self, took: Duration) {
+        self.mean_block = if self.mean_block.is_zero() {
+            took
+        } else {
+            (self.mean_block * 15 + took) / 16
+        };
+    }
+}
+
+impl Engine {
+    /// Does what is due. Call it at [`Engine::next_timeout`] or later; earlier calls do nothing.
+    pub fn tick(&mut self, now: Duration) {
+        if self.news_due.is_some_and(|due| now >= due) {
+            self.flush_news(now);
+        }
+        if now < self.timers.next {
+            return;
+        }
+        self.timers.next = now + self.config.tick;
+        self.drop_silent(now);
+        self.emission_tick(now);
+        self.tell_rates(now);
+        if self.remaining > 0 || self.total.is_none() {
+            self.help_readers(now);
+            self.endgame(now);
+            self.call_for_help(now);
+        }
+    }
+
+    /// When `tick` has something to do next; `None`: not before something else happens.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Duration> {
+        let owing = |n: &Neighbour| !n.queue.is_empty() || !n.outstanding.is_empty();
+        let resting = (self.completed || self.wanted.is_nothing())
+            && !self.is_emitting()
+            && !self.neighbours.iter().any(owing);
+        let periodic = (!resting).then_some(self.timers.next);
+        match (self.news_due, periodic) {
+            (Some(news), Some(periodic)) => Some(news.min(periodic)),
+            (news, periodic) => news.or(periodic),
+        }
+    }
+
+    /// Connections on which blocks are owed and nothing comes.
+    fn drop_silent(&mut self, now: Duration) {
+        let stall = self.config.stall.max(self.timers.mean_block * 16);
+        let dead = |n: &&Neighbour| {
+            !n.outstanding.is_empty()
+                && (now > n.last_heard + self.config.silence || now > n.last_data + stall)
+        };
+        let dead: Vec<NeighbourId> = self.neighbours.iter().filter(dead).map(|n| n.id).collect();
+        for id in dead {
+            self.leave(now, id);
+            self.actions.push_back(Action::Drop(id));
+        }
+    }
+
+    /// The rate rule, and a sign of life for those who wait for our blocks.
+    fn tell_rates(&mut self, now: Duration) {
+        let own = self.own_rate(now);
+        let even_out =
+            self.config.objective == Objective::Slowest && !self.completed && own.is_some();
+        if even_out && let Some(own) = own {
+            self.set_window_shift(now, own);
+        }
+        let alive = self.config.silence / 3;
+        for n in &mut self.neighbours {
+            let waits = !n.queue.is_empty() && now >= n.last_said + alive;
+            if even_out || waits {
+                n.last_said = now;
+                let rate = Control::Rate(own.unwrap_or(0));
+                self.actions.push_back(Action::Send(n.id, rate));
+            }
+        }
+    }
+
+    /// Blocks per 1000 s since the download began.
+    fn own_rate(&self, now: Duration) -> Option<u64> {
+        // The last block ends the download.
+        let end = if self.completed {
+            self.timers.last_progress
+        } else {
+            now
+        };
+        let took = end.saturating_sub(self.timers.started?).as_secs_f64();
+        let got = self.held.count().saturating_sub(self.timers.held_at_start);
+        (took > 0.0).then(|| (f64::from(got) * 1000.0 / took) as u64)
+    }
+
+    /// Nodes behind their neighbours ask for more at once, nodes ahead for less.
+    fn set_window_shift(&mut self, now: Duration, own: u64) {
+        let started = self.timers.started.unwrap_or(now);
+        if now < started + self.config.rate_from {
+            return;
+        }
+        // One neighbour's lie moves the mean by its share at most.
+        let told = self.neighbours.iter().filter_map(|n| n.told_rate);
+        let told = told.map(|rate| rate.min(own.saturating_mul(8)) as f64);
+        let (sum, count) = told.fold((own as f64, 1.0), |(sum, n), rate| (sum + rate, n + 1.0));
+        let mean = sum / count;
+        if mean <= 0.0 {
+            return;
+        }
+        let ahead = own as f64 / mean - 1.0;
+        self.timers.window_shift = match ahead {
+            r if r < -0.03 => 5,
+            r if r < -0.01 => 2,
+            r if r > 0.03 => -2,
+            r if r > 0.01 => -1,
+            _ => 0,
+        };
+        self.fill_all(now);
+    }
+
+    /// Late blocks just after a cursor get a second holder, unknown ones go to the emitter.
+    fn help_readers(&mut self, now: Duration) {
+        let late = self.config.late_after.max(self.timers.mean_block * 4);
+        let mut hurry: Vec<Range<u32>> = Vec::new();
+        let mut cursors: Vec<u32> = self.readers.iter().map(|(_, cursor)| *cursor).collect();
+        cursors.sort_unstable();
+        cursors.dedup();
+        // Readers far behind one another are few; the bound only meets abuse.
+        cursors.truncate(64);
+        for cursor in cursors {
+            let end = cursor.saturating_add(self.config.reader_span);
+            for index in cursor..end.min(self.limit()) {
+                if self.held.contains(index) || !self.wanted.contains(index) {
+                    continue;
+                }
+                if self.requested.contains(index) {
+                    self.ask_second(now, index, late);
+                } else if self.holders.get(index as usize).is_none_or(|n| *n == 0) {
+                    match hurry.last_mut() {
+                        Some(last) if last.end == index => last.end += 1,
+                        Some(last) if last.contains(&index) => {}
+                        _ => hurry.push(index..index + 1),
+                    }
+                }
+            }
+        }
+        if hurry.is_empty() {
+            return;
+        }
+        let emitters: Vec<NeighbourId> = self
+            .neighbours
+            .iter()
+            .filter(|n| n.pushing())
+            .map(|n| n.id)
+            .collect();
+        for id in emitters {
+            self.say(now, id, Control::Hurry(hurry.clone()));
+        }
+    }
+
+    /// All that is missing is requested: idle parents may be asked for what is late.
+    fn endgame(&mut self, now: Duration) {
+        if !self.need.is_empty() || self.requested.is_empty() {
+            return;
+        }
+        let mut late: Vec<(Duration, u32)> = self
+            .neighbours
+            .iter()
+            .flat_map(|n| &n.outstanding)
+            .filter(|o| now > o.since + self.config.endgame_after)
+            .map(|o| (o.since, o.block))
+            .collect();
+        late.sort_unstable();
+        for (_, index) in late {
+            self.ask_second(now, index, self.config.endgame_after);
+        }
+    }
+
+    /// Asks an idle holder for a block that its only debtor has owed for longer than `late`.
+    fn ask_second(&mut self, now: Duration, index: u32, late: Duration) {
+        let mut owed = self
+            .neighbours
+            .iter()
+            .flat_map(|n| &n.outstanding)
+            .filter(|o| o.block == index);
+        let (Some(first), None) = (owed.next(), owed.next()) else {
+            return;
+        };
+        if now <= first.since + late {
+            return;
+        }
+        let idle = |n: &Neighbour| {
+            n.offers().contains(index) && n.outstanding.iter().all(|o| o.block != index)
+        };
+        let second = (0..self.neighbours.len())
+            .filter(|at| idle(&self.neighbours[*at]))
+            .min_by_key(|at| self.neighbours[*at].outstanding.len());
+        if let Some(at) = second
+            && self.neighbours[at].outstanding.len() < self.window(at) as usize
+        {
+            self.request(now, at, index);
+        }
+    }
+
+    /// Too few neighbours, or blocks that nobody has.
+    fn call_for_help(&mut self, now: Duration) {
+        let due = |last: Option<Duration>, every| last.is_none_or(|last| now >= last + every);
+        let (have, want) = (self.neighbours.len(), self.config.degree);
+        let refill = self.config.refill_interval;
+        if have < want && !self.timers.exhausted && due(self.timers.last_refill, refill) {
+            self.timers.last_refill = Some(now);
+            let action = Action::NeedNeighbours { have, want };
+            self.actions.push_back(action);
+        }
+        let patience = self.config.orphan_after;
+        if core::mem::take(&mut self.timers.heard_of_blocks) && self.has_source() {
+            self.timers.last_progress = now;
+        }
+        if now > self.timers.last_progress + patience
+            && due(self.timers.last_source_call, patience)
+            && !self.has_source()
+        {
+            self.timers.last_source_call = Some(now);
+            self.actions.push_back(Action::NeedSource);
+        }
+    }
+
+    /// Whether every wanted block has a holder, or somebody (maybe this node) fetches for all.
+    fn has_source(&self) -> bool {
+        if self.is_emitting() || self.neighbours.iter().any(Neighbour::pushing) {
+            return true;
+        }
+        let Some(total) = self.total else {
+            return false;
+        };
+        let mut index = self.held.next_missing(0);
+        while index < total {
+            if self.wanted.contains(index) && self.holders[index as usize] == 0 {
+                return false;
+            }
+            index = self.held.next_missing(index + 1);
+        }
+        true
+    }
+}
