@@ -1,0 +1,629 @@
+//! A handle on one task: writing and reading its blocks.
+
+use std::fs::File;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use dragonfly_proto::id::ContentKey;
+
+use crate::bitmap::Held;
+use crate::entry::{Entry, Files};
+use crate::error::{ErrorKind, Result, StorageError};
+use crate::format::{self, MAX_DIGEST, MAX_META, MAX_PROOF, RECORD, Record};
+use crate::geometry::Geometry;
+use crate::lock;
+use crate::media::Ingested;
+use crate::names::Part;
+use crate::store::Shared;
+
+/// What became of a written block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// It was stored by this call.
+    New,
+    /// It was held already; nothing was written.
+    AlreadyHeld,
+}
+
+/// What is kept with a held block so that it can be relayed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proof {
+    /// BLAKE3 of the block.
+    pub hash: [u8; 32],
+    /// The opaque bytes given when it was written.
+    pub proof: Vec<u8>,
+}
+
+/// A counted handle: while any lives, the task is not evicted. Cheap to clone.
+#[derive(Debug)]
+pub struct Task {
+    store: Arc<Shared>,
+    entry: Arc<Entry>,
+    files: Arc<Files>,
+}
+
+impl Clone for Task {
+    fn clone(&self) -> Self {
+        self.entry.handles.fetch_add(1, Ordering::SeqCst);
+        Self {
+            store: Arc::clone(&self.store),
+            entry: Arc::clone(&self.entry),
+            files: Arc::clone(&self.files),
+        }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        if self.entry.handles.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.store.released(&self.entry);
+        }
+    }
+}
+
+impl Task {
+    /// Takes over one count that the caller already added to `entry.handles`.
+    pub(crate) fn counted(store: Arc<Shared>, entry: Arc<Entry>, files: Arc<Files>) -> Self {
+        Self {
+            store,
+            entry,
+            files,
+        }
+    }
+
+    /// Which content.
+    #[must_use]
+    pub fn key(&self) -> ContentKey {
+        self.entry.key
+    }
+
+    /// How it is cut; the length appears once it was set.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.entry.geometry()
+    }
+
+    /// The blocks held now.
+    #[must_use]
+    pub fn held(&self) -> Held {
+        self.entry.held.snapshot()
+    }
+
+    /// Whether a block is held now.
+    #[must_use]
+    pub fn is_held(&self, index: u32) -> bool {
+        self.entry.held.contains(index)
+    }
+
+    /// How many blocks are held now.
+    #[must_use]
+    pub fn held_count(&self) -> u32 {
+        self.entry.held.count()
+    }
+
+    /// Whether the length is known and every block is held.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.entry.is_complete()
+    }
+
+    /// Whether the task was deleted while this handle lives.
+    #[must_use]
+    pub fn is_deleted(&self) -> bool {
+        self.entry.deleted.load(Ordering::SeqCst)
+    }
+
+    /// Stores a block with its BLAKE3 (the caller computed it while receiving; it is not computed
+    /// again) and its proof. When it returns, the block is visible to readers and survives a kill
+    /// of the process. Of several writers of one block one stores it, the others wait for it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for an index, length or proof outside the bounds (while the length is
+    /// unknown only full blocks are taken: set the length, then write the short last block);
+    /// [`ErrorKind::QuotaExceeded`], [`ErrorKind::DiskFull`] when eviction made no room;
+    /// [`ErrorKind::Deleted`]; [`ErrorKind::Io`]. The task stays usable for what it holds.
+    pub fn write_block(
+        &self,
+        index: u32,
+        data: &[u8],
+        hash: [u8; 32],
+        proof: &[u8],
+    ) -> Result<Written> {
+        let expected = self.expected_len(index)?;
+        if data.len() != expected as usize {
+            return Err(self.fail(
+                ErrorKind::Invalid,
+                format!(
+                    "block {index} has {} bytes where {expected} belong",
+                    data.len()
+                ),
+            ));
+        }
+        self.put_block(index, expected, Some(data), &hash, proof)
+    }
+
+    fn put_block(
+        &self,
+        index: u32,
+        len: u32,
+        data: Option<&[u8]>,
+        hash: &[u8; 32],
+        proof: &[u8],
+    ) -> Result<Written> {
+        if proof.len() > MAX_PROOF {
+            return Err(self.fail(
+                ErrorKind::Invalid,
+                format!(
+                    "the proof of block {index} has {} bytes, over {MAX_PROOF}",
+                    proof.len()
+                ),
+            ));
+        }
+        let entry = &*self.entry;
+        entry.check_alive()?;
+        if entry.held.contains(index) {
+            return Ok(Written::AlreadyHeld);
+        }
+        let _alone = lock(self.files.stripe(index));
+        if entry.held.contains(index) {
+            return Ok(Written::AlreadyHeld);
+        }
+        let cost = if data.is_some() {
+            Entry::cost(len)
+        } else {
+            RECORD as u64
+        };
+        self.store.reserve(entry, cost)?;
+        let write = || self.write_once(index, len, data, hash, proof);
+        let result = write().or_else(|e| match e.kind() {
+            // The volume is fuller than its quota knows (others write there too): make room once.
+            ErrorKind::DiskFull if self.store.make_room(cost) => write(),
+            _ => Err(e),
+        });
+        if result.is_err() {
+            self.store.unreserve(entry, cost);
+        }
+        result.map(|()| Written::New)
+    }
+
+    fn write_once(
+        &self,
+        index: u32,
+        len: u32,
+        data: Option<&[u8]>,
+        hash: &[u8; 32],
+        proof: &[u8],
+    ) -> Result<()> {
+        let entry = &*self.entry;
+        let epoch = entry.epoch.read().unwrap_or_else(PoisonError::into_inner);
+        if entry.geometry().block_len(index) != Some(len) {
+            // The length was set after the caller's check; from here on it cannot change.
+            return Err(self.fail(
+                ErrorKind::Conflict,
+                format!("block {index} is not {len} bytes long"),
+            ));
+        }
+        if let Some(data) = data {
+            self.files
+                .data
+                .write_all_at(data, entry.geometry().offset(index))
+                .map_err(|e| self.io("write a block", e))?;
+        }
+        let record = Record::encode(&entry.key, index, len, *epoch, hash, proof);
+        self.files
+            .index
+            .write_all_at(&record, format::record_offset(index))
+            .map_err(|e| self.io("write the record of a block", e))?;
+        entry.dirty.store(true, Ordering::Release);
+        entry.held.insert(index);
+        self.store.used_now(entry);
+        Ok(())
+    }
+
+    /// Reads a held block into the front of `buf` and returns its length.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotHeld`]; [`ErrorKind::Invalid`] when `buf` is too short; [`ErrorKind::Io`],
+    /// [`ErrorKind::Corrupt`] of the medium.
+    pub fn read_block(&self, index: u32, buf: &mut [u8]) -> Result<usize> {
+        self.check_held(index)?;
+        let len = self.expected_len(index)? as usize;
+        let have = buf.len();
+        let buf = buf.get_mut(..len).ok_or_else(|| {
+            self.fail(
+                ErrorKind::Invalid,
+                format!("block {index} of {len} bytes into {have}"),
+            )
+        })?;
+        self.read_data(self.geometry().offset(index), buf)?;
+        Ok(len)
+    }
+
+    /// Fills `buf` from `offset` of the content; every block it touches must be held.
+    ///
+    /// # Errors
+    /// As [`Task::read_block`]; [`ErrorKind::Invalid`] beyond the end of the content.
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let geometry = self.geometry();
+        let end = offset.saturating_add(buf.len() as u64);
+        if geometry.total_len.is_some_and(|total| end > total) {
+            return Err(self.fail(
+                ErrorKind::Invalid,
+                format!("bytes {offset}..{end} are beyond its end"),
+            ));
+        }
+        let block = u64::from(geometry.block_size);
+        for index in offset / block..end.div_ceil(block) {
+            self.check_held(u32::try_from(index).unwrap_or(u32::MAX))?;
+        }
+        self.read_data(offset, buf)
+    }
+
+    fn read_data(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.files
+            .data
+            .read_exact_at(buf, offset)
+            .map_err(|e| self.io("read", e))?;
+        self.store.used_now(&self.entry);
+        Ok(())
+    }
+
+    /// Hash and proof of a block, read from the medium; `None` when it is not held.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when the record does not match its checksum any more (discard the
+    /// block then); [`ErrorKind::Io`].
+    pub fn proof(&self, index: u32) -> Result<Option<Proof>> {
+        if !self.is_held(index) {
+            return Ok(None);
+        }
+        let mut bytes = [0; RECORD];
+        self.files
+            .index
+            .read_exact_at(&mut bytes, format::record_offset(index))
+            .map_err(|e| self.io("read the record of a block", e))?;
+        let record =
+            Record::decode(&self.entry.key, self.geometry(), index, &bytes).ok_or_else(|| {
+                self.fail(
+                    ErrorKind::Corrupt,
+                    format!("the record of block {index} is damaged"),
+                )
+            })?;
+        Ok(Some(Proof {
+            hash: record.hash,
+            proof: record.proof,
+        }))
+    }
+
+    /// Reads a held block and compares it with its recorded BLAKE3: for scrubbing, and when a peer
+    /// says that a block from here was wrong.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotHeld`], [`ErrorKind::Corrupt`] (of the record), [`ErrorKind::Io`].
+    pub fn verify_block(&self, index: u32) -> Result<bool> {
+        self.check_held(index)?;
+        let mut data = vec![0; self.expected_len(index)? as usize];
+        self.read_block(index, &mut data)?;
+        let proof = self.proof(index)?;
+        Ok(proof.is_some_and(|p| p.hash == *blake3::hash(&data).as_bytes()))
+    }
+
+    /// Forgets a block that proved wrong, so that it can be written anew. The task is no longer
+    /// complete nor verified.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] once content in memory was sealed by [`Task::file`] (delete the task
+    /// instead); [`ErrorKind::Deleted`], [`ErrorKind::Io`].
+    pub fn discard_block(&self, index: u32) -> Result<()> {
+        let entry = &*self.entry;
+        entry.check_alive()?;
+        let _alone = lock(self.files.stripe(index));
+        if !entry.held.contains(index) {
+            return Ok(());
+        }
+        let len = self.expected_len(index)?;
+        // First of all here, so that no checkpoint declares the task complete meanwhile; then the
+        // flag, so that no start takes it for the record.
+        entry.held.remove(index);
+        entry.ingested.store(false, Ordering::Release);
+        self.store.unreserve(entry, Entry::cost(len));
+        entry.update_header(&self.files, |h| {
+            h.complete = false;
+            h.verified = None;
+        })?;
+        let zeros = [0; RECORD];
+        self.files
+            .index
+            .write_all_at(&zeros, format::record_offset(index))
+            .map_err(|e| self.io("clear the record of a block", e))?;
+        entry.dirty.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Sets the length once it is known. Setting the same length again is fine.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] with another length or with blocks already held;
+    /// [`ErrorKind::Invalid`] beyond the bounds; [`ErrorKind::Io`].
+    pub fn set_total_len(&self, len: u64) -> Result<()> {
+        let entry = &*self.entry;
+        entry.check_alive()?;
+        let wanted = Geometry {
+            total_len: Some(len),
+            ..self.geometry()
+        }
+        .validate()?;
+        // Writers take the length and mark their block under the read side of the epoch.
+        let _no_writer = entry.epoch.write().unwrap_or_else(PoisonError::into_inner);
+        match self.geometry().total_len {
+            Some(have) if have == len => return Ok(()),
+            Some(have) => {
+                return Err(self.fail(ErrorKind::Conflict, format!("has {have} bytes, not {len}")));
+            }
+            None => {}
+        }
+        if let Some(last) = self.held().iter().last()
+            && wanted.block_len(last) != Some(wanted.block_size)
+        {
+            return Err(self.fail(
+                ErrorKind::Conflict,
+                format!("holds block {last} in full, so it cannot have {len} bytes"),
+            ));
+        }
+        entry.dirty.store(true, Ordering::Release);
+        entry.update_header(&self.files, |h| h.geometry = wanted)
+    }
+
+    /// The node's metadata; empty when none was given (or a power loss took it before the first
+    /// checkpoint).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] (set it anew), [`ErrorKind::Deleted`], [`ErrorKind::Io`].
+    pub fn meta(&self) -> Result<Vec<u8>> {
+        let _unchanged = lock(&self.entry.header);
+        self.entry.check_alive()?;
+        let name = Part::Meta.name(&self.entry.key);
+        let limit = (MAX_META + format::META_HEAD) as u64;
+        let bytes = match crate::recover::read_file(&*self.store.media, &name, limit) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(self.io("read its metadata", e)),
+        };
+        match format::decode_meta(&self.entry.key, &bytes) {
+            Ok(meta) => Ok(meta),
+            Err(format::Fault::Empty) => Ok(Vec::new()),
+            Err(fault) => Err(self.fail(
+                ErrorKind::Corrupt,
+                format!("its metadata are unusable ({fault:?})"),
+            )),
+        }
+    }
+
+    /// Replaces the node's metadata (at most [`MAX_META`] bytes), atomically.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] when too long; [`ErrorKind::DiskFull`], [`ErrorKind::Deleted`],
+    /// [`ErrorKind::Io`]: the old metadata are then still there.
+    pub fn set_meta(&self, meta: &[u8]) -> Result<()> {
+        let encoded = encode_meta(&self.entry.key, meta)?;
+        self.entry.replace_meta(&*self.store.media, &encoded)
+    }
+
+    /// Remembers that the content matches `digest` (`algorithm:hex`), so that no restart hashes it
+    /// again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotHeld`] while incomplete; [`ErrorKind::Invalid`] for an empty digest or one
+    /// over [`MAX_DIGEST`] bytes; [`ErrorKind::Deleted`], [`ErrorKind::Io`].
+    pub fn set_verified(&self, digest: &str) -> Result<()> {
+        if digest.is_empty() || digest.len() > MAX_DIGEST {
+            return Err(self.fail(
+                ErrorKind::Invalid,
+                format!("a digest of {} bytes", digest.len()),
+            ));
+        }
+        self.entry.check_alive()?;
+        if !self.is_complete() {
+            return Err(self.fail(
+                ErrorKind::NotHeld,
+                "is not complete, so it cannot be verified",
+            ));
+        }
+        self.entry.dirty.store(true, Ordering::Release);
+        self.entry
+            .update_header(&self.files, |h| h.verified = Some(digest.to_owned()))
+    }
+
+    /// The digest that the content was verified against.
+    #[must_use]
+    pub fn verified(&self) -> Option<String> {
+        lock(&self.entry.header).verified.clone()
+    }
+
+    /// A read-only descriptor of the complete content, of its own (own offset), for handing to a
+    /// client. Content in memory is sealed first.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotHeld`] while incomplete; [`ErrorKind::Io`].
+    pub fn file(&self) -> Result<File> {
+        if !self.is_complete() {
+            return Err(self.fail(
+                ErrorKind::NotHeld,
+                "is not complete, so its file is not given away",
+            ));
+        }
+        self.store.used_now(&self.entry);
+        self.files
+            .data
+            .reader(true)
+            .map_err(|e| self.io("open a reader", e))
+    }
+
+    /// A shared read-only descriptor for `sendfile` of held blocks inside this process, complete or
+    /// not. Its offset is shared: always pass explicit ones. Never hand it to a client.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn sendfile_source(&self) -> Result<Arc<File>> {
+        self.store.used_now(&self.entry);
+        if let Some(file) = self.files.reader.get() {
+            return Ok(Arc::clone(file));
+        }
+        let file = Arc::new(
+            self.files
+                .data
+                .reader(false)
+                .map_err(|e| self.io("open a reader", e))?,
+        );
+        Ok(Arc::clone(self.files.reader.get_or_init(|| file)))
+    }
+
+    /// Copies a whole file into this empty task, by reflink where the file system can. No block is
+    /// held yet: read each with [`Task::read_ingested`], hash it, and [`Task::adopt_block`] it. A
+    /// crash in between leaves the task empty but for the adopted blocks.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] when the length is unknown or blocks are held already;
+    /// [`ErrorKind::Corrupt`] when the file is shorter than the content;
+    /// [`ErrorKind::QuotaExceeded`], [`ErrorKind::DiskFull`], [`ErrorKind::Deleted`], [`ErrorKind::Io`].
+    pub fn ingest(&self, from: &File) -> Result<Ingested> {
+        let entry = &*self.entry;
+        entry.check_alive()?;
+        // Shuts out every writer: they would be overwritten.
+        let _no_writer = entry.epoch.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(total) = self.geometry().total_len else {
+            return Err(self.fail(
+                ErrorKind::Conflict,
+                "has no length yet, so nothing can be copied in",
+            ));
+        };
+        if self.held_count() > 0 || entry.ingested.load(Ordering::Acquire) {
+            return Err(self.fail(
+                ErrorKind::Conflict,
+                "is not empty, so nothing can be copied in",
+            ));
+        }
+        self.store.reserve(entry, total)?;
+        match self.files.data.ingest(from, total) {
+            Ok(how) => {
+                entry.ingested.store(true, Ordering::Release);
+                Ok(how)
+            }
+            Err(e) => {
+                // What was copied so far would only take space.
+                let _ = self.files.data.set_len(0);
+                self.store.unreserve(entry, total);
+                Err(self.io("copy a file into it", e))
+            }
+        }
+    }
+
+    /// Reads a block of what [`Task::ingest`] copied, held or not, into the front of `buf` and
+    /// returns its length.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] when nothing was ingested; else as [`Task::read_block`].
+    pub fn read_ingested(&self, index: u32, buf: &mut [u8]) -> Result<usize> {
+        self.check_ingested()?;
+        let len = self.expected_len(index)? as usize;
+        let have = buf.len();
+        let buf = buf.get_mut(..len).ok_or_else(|| {
+            self.fail(
+                ErrorKind::Invalid,
+                format!("block {index} of {len} bytes into {have}"),
+            )
+        })?;
+        self.read_data(self.geometry().offset(index), buf)?;
+        Ok(len)
+    }
+
+    /// Declares an ingested block held, with its BLAKE3 and proof.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] when nothing was ingested; else as [`Task::write_block`].
+    pub fn adopt_block(&self, index: u32, hash: [u8; 32], proof: &[u8]) -> Result<Written> {
+        self.check_ingested()?;
+        self.put_block(index, self.expected_len(index)?, None, &hash, proof)
+    }
+
+    fn check_ingested(&self) -> Result<()> {
+        if self.entry.ingested.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        Err(self.fail(ErrorKind::Conflict, "has no file copied in"))
+    }
+
+    /// Says that the task was used at `now` (milliseconds since the epoch of Unix) by something
+    /// that this crate does not see, such as `sendfile` to a peer. Reads and writes through the
+    /// handle count by themselves, at the time last passed to the store.
+    pub fn touch(&self, now: u64) {
+        self.store.advance_clock(now);
+        self.store.used_now(&self.entry);
+    }
+
+    /// Makes what was written so far survive a power loss (see [`crate::Store::checkpoint`]).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Deleted`], [`ErrorKind::Io`]; a kill of the process is survived regardless.
+    pub fn checkpoint(&self) -> Result<()> {
+        self.entry
+            .checkpoint(&*self.store.media, &self.files, self.store.boot)
+    }
+
+    pub(crate) fn used(&self) {
+        self.store.used_now(&self.entry);
+    }
+
+    pub(crate) fn set_pinned(&self, pinned: bool) -> Result<()> {
+        self.entry.check_alive()?;
+        self.entry
+            .update_header(&self.files, |h| h.pinned = pinned)?;
+        self.entry.pinned.store(pinned, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn expected_len(&self, index: u32) -> Result<u32> {
+        self.geometry().block_len(index).ok_or_else(|| {
+            self.fail(
+                ErrorKind::Invalid,
+                format!("block {index} is beyond its end"),
+            )
+        })
+    }
+
+    fn check_held(&self, index: u32) -> Result<()> {
+        if self.is_held(index) {
+            return Ok(());
+        }
+        Err(self.fail(ErrorKind::NotHeld, format!("block {index} is not held")))
+    }
+
+    fn fail(&self, kind: ErrorKind, detail: impl Into<String>) -> StorageError {
+        StorageError::task(kind, &self.entry.key, detail)
+    }
+
+    fn io(&self, what: &str, e: std::io::Error) -> StorageError {
+        // A sealed file refuses writes this way; only a discarded block can lead there.
+        if e.kind() == std::io::ErrorKind::PermissionDenied {
+            return self.fail(
+                ErrorKind::Conflict,
+                "was sealed when its file was given away",
+            );
+        }
+        StorageError::task_io(&self.entry.key, what, e)
+    }
+}
+
+pub(crate) fn encode_meta(key: &ContentKey, meta: &[u8]) -> Result<Vec<u8>> {
+    if meta.len() > MAX_META {
+        return Err(StorageError::task(
+            ErrorKind::Invalid,
+            key,
+            format!("metadata of {} bytes, over {MAX_META}", meta.len()),
+        ));
+    }
+    Ok(format::encode_meta(key, meta))
+}

@@ -1,0 +1,297 @@
+//! Builders and a medium that counts, fails and forgets, shared by the tests.
+#![allow(dead_code, unreachable_pub, missing_docs)]
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+
+use dragonfly_proto::id::ContentKey;
+use dragonfly_storage::*;
+
+pub const KIB64: u32 = MIN_BLOCK_SIZE;
+pub const NOW: u64 = 1_790_000_000_000;
+
+pub fn key(n: u64) -> ContentKey {
+    ContentKey(*blake3::hash(&n.to_le_bytes()).as_bytes())
+}
+
+pub fn geometry(total: u64) -> Geometry {
+    Geometry {
+        block_size: KIB64,
+        total_len: Some(total),
+    }
+}
+
+/// Any content, different for each task.
+pub fn content(seed: u64, len: usize) -> Vec<u8> {
+    let mut out = vec![0; len];
+    blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut out);
+    out
+}
+
+pub fn block(content: &[u8], index: u32) -> &[u8] {
+    let at = index as usize * KIB64 as usize;
+    &content[at..content.len().min(at + KIB64 as usize)]
+}
+
+pub fn proof_of(index: u32) -> Vec<u8> {
+    (0..index % 257).map(|i| (i ^ index) as u8).collect()
+}
+
+pub fn hash(data: &[u8]) -> [u8; 32] {
+    *blake3::hash(data).as_bytes()
+}
+
+pub fn put(task: &Task, content: &[u8], index: u32) -> Result<Written> {
+    let data = block(content, index);
+    task.write_block(index, data, hash(data), &proof_of(index))
+}
+
+pub fn put_all(task: &Task, content: &[u8]) {
+    for index in 0..task.geometry().blocks().unwrap() {
+        put(task, content, index).unwrap();
+    }
+}
+
+/// Asserts that what is held reads back with its hash and proof.
+pub fn check_held(task: &Task, content: &[u8]) {
+    let mut buf = vec![0; KIB64 as usize];
+    for index in task.held().iter() {
+        let n = task.read_block(index, &mut buf).unwrap();
+        assert!(buf[..n] == *block(content, index), "block {index} differs");
+        let proof = task.proof(index).unwrap().unwrap();
+        assert_eq!(proof.hash, hash(block(content, index)));
+        assert_eq!(proof.proof, proof_of(index));
+    }
+}
+
+/// No reserve, so that tests do not depend on how full this machine is.
+pub fn options() -> Options {
+    Options {
+        reserve_free_percent: 0,
+        ..Options::default()
+    }
+}
+
+pub fn small(quota: u64) -> Options {
+    Options {
+        quota_bytes: quota,
+        ..options()
+    }
+}
+
+/// What a [`Faulty`] medium shall do and what it saw.
+#[derive(Debug)]
+pub struct Faults {
+    /// Mutating operations until everything fails, as if the process had been killed. Negative:
+    /// never.
+    pub crash_in: AtomicI64,
+    /// The write at which the crash comes is half done.
+    pub tear: AtomicBool,
+    pub writes_fail: AtomicU64,
+    pub reads_fail: AtomicBool,
+    pub data_reads: AtomicU64,
+    pub index_bytes_read: AtomicU64,
+    pub syncs: AtomicU64,
+    pub boot: AtomicU64,
+    /// Space left before writes fail with ENOSPC after writing what fits. Negative: endless.
+    pub space: AtomicI64,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self {
+            crash_in: AtomicI64::new(-1),
+            tear: AtomicBool::new(false),
+            writes_fail: AtomicU64::new(0),
+            reads_fail: AtomicBool::new(false),
+            data_reads: AtomicU64::new(0),
+            index_bytes_read: AtomicU64::new(0),
+            syncs: AtomicU64::new(0),
+            boot: AtomicU64::new(1),
+            space: AtomicI64::new(-1),
+        }
+    }
+}
+
+impl Faults {
+    pub fn crashed(&self) -> bool {
+        self.crash_in.load(Ordering::SeqCst) == 0
+    }
+
+    /// One mutating operation: `Ok(true)` do it, `Ok(false)` do half of it and fail.
+    fn mutate(&self) -> io::Result<bool> {
+        match self.crash_in.load(Ordering::SeqCst) {
+            0 => Err(io::Error::from_raw_os_error(5)),
+            n if n < 0 => Ok(true),
+            n => {
+                self.crash_in.store(n - 1, Ordering::SeqCst);
+                match n {
+                    1 if self.tear.load(Ordering::SeqCst) => Ok(false),
+                    1 => Err(io::Error::from_raw_os_error(5)),
+                    _ => Ok(true),
+                }
+            }
+        }
+    }
+
+    fn whole(&self) -> io::Result<()> {
+        if self.mutate()? {
+            Ok(())
+        } else {
+            Err(io::Error::from_raw_os_error(5))
+        }
+    }
+}
+
+/// Wraps a medium, injects faults and counts.
+#[derive(Debug, Clone)]
+pub struct Faulty<M> {
+    pub inner: M,
+    pub faults: Arc<Faults>,
+}
+
+impl<M> Faulty<M> {
+    pub fn new(inner: M) -> Self {
+        Self {
+            inner,
+            faults: Arc::default(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct FaultyFile {
+    inner: Arc<dyn MediaFile>,
+    faults: Arc<Faults>,
+    is_data: bool,
+}
+
+impl<M: Media> Faulty<M> {
+    fn wrap(&self, name: &str, inner: Arc<dyn MediaFile>) -> Arc<dyn MediaFile> {
+        let is_data = name.ends_with(".data");
+        Arc::new(FaultyFile {
+            inner,
+            faults: Arc::clone(&self.faults),
+            is_data,
+        })
+    }
+}
+
+impl<M: Media> Media for Faulty<M> {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+    fn lock(&self) -> Result<LockGuard> {
+        self.inner.lock()
+    }
+    fn boot_id(&self) -> [u8; 16] {
+        [self.faults.boot.load(Ordering::SeqCst) as u8; 16]
+    }
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.inner.list()
+    }
+    fn create(&self, name: &str) -> io::Result<Arc<dyn MediaFile>> {
+        self.faults.whole()?;
+        Ok(self.wrap(name, self.inner.create(name)?))
+    }
+    fn open(&self, name: &str) -> io::Result<Arc<dyn MediaFile>> {
+        Ok(self.wrap(name, self.inner.open(name)?))
+    }
+    fn replace(&self, name: &str, bytes: &[u8], durable: bool) -> io::Result<()> {
+        self.faults.whole()?;
+        if self.faults.space.load(Ordering::SeqCst) == 0 {
+            return Err(io::Error::from_raw_os_error(28));
+        }
+        self.inner.replace(name, bytes, durable)
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.faults.whole()?;
+        self.inner.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.faults.whole()?;
+        let len = self.inner.open(name)?.len()?;
+        self.inner.remove(name)?;
+        if self.faults.space.load(Ordering::SeqCst) >= 0 {
+            self.faults.space.fetch_add(len as i64, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+    fn sync_names(&self) -> io::Result<()> {
+        self.faults.whole()?;
+        self.inner.sync_names()
+    }
+    fn space(&self) -> io::Result<Option<Space>> {
+        self.inner.space()
+    }
+}
+
+impl MediaFile for FaultyFile {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        if self.faults.reads_fail.load(Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        if self.is_data {
+            self.faults.data_reads.fetch_add(1, Ordering::SeqCst);
+        } else {
+            self.faults
+                .index_bytes_read
+                .fetch_add(buf.len() as u64, Ordering::SeqCst);
+        }
+        self.inner.read_exact_at(buf, offset)
+    }
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        if !self.faults.mutate()? {
+            self.inner.write_all_at(&buf[..buf.len() / 2], offset)?;
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        if self.faults.writes_fail.load(Ordering::SeqCst) > 0 {
+            self.faults.writes_fail.fetch_sub(1, Ordering::SeqCst);
+            self.inner.write_all_at(&buf[..buf.len() / 3], offset)?;
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        let space = self.faults.space.load(Ordering::SeqCst);
+        if space >= 0 {
+            let fits = buf.len().min(space as usize);
+            self.faults.space.fetch_sub(fits as i64, Ordering::SeqCst);
+            self.inner.write_all_at(&buf[..fits], offset)?;
+            if fits < buf.len() {
+                return Err(io::Error::from_raw_os_error(28));
+            }
+            return Ok(());
+        }
+        self.inner.write_all_at(buf, offset)
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.faults.whole()?;
+        self.inner.set_len(len)
+    }
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.inner.next_data(offset)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.faults.whole()?;
+        self.faults.syncs.fetch_add(1, Ordering::SeqCst);
+        self.inner.sync()
+    }
+    fn reader(&self, seal: bool) -> io::Result<File> {
+        self.inner.reader(seal)
+    }
+    fn ingest(&self, from: &File, len: u64) -> io::Result<Ingested> {
+        self.faults.whole()?;
+        self.inner.ingest(from, len)
+    }
+}
+
+/// A directory that goes with the test.
+pub fn dir() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
