@@ -1,1 +1,31 @@
-//! dragonfly-source
+//! Where content comes from: origins behind one trait, and the engine that fetches from them.
+//!
+//! * [`source`]: the trait [`Source`] that each kind of origin implements, [`Request`], [`Body`].
+//! * [`fetch`]: parallel ranges, resume, retries, detection of change: what a seed runs.
+//! * [`plan`]: which bytes next; [`canonical`]: one spelling for each source (request keys).
+//! * [`metadata`], [`range`], [`error`], [`secret`]: the values that these exchange.
+//!
+//! What holds everywhere: bytes of two versions of a content are never mixed; a credential is never
+//! printed; redirects lead neither credentials to another origin nor the mesh to an address that
+//! policy refuses; TLS certificates are always verified.
+
+pub mod canonical;
+pub mod error;
+pub mod fetch;
+pub mod metadata;
+pub mod plan;
+pub mod range;
+pub mod retry;
+pub mod secret;
+pub mod source;
+
+pub use canonical::{Canonical, QueryFilter, canonical};
+pub use error::{Error, Fault, Kind, Result, Retry};
+pub use fetch::{Begun, Chunk, Fetch, FetchOptions, Fetcher, Mode};
+pub use metadata::{Freshness, Metadata, Validator};
+pub use plan::{Plan, Queue};
+pub use range::ByteRange;
+/// The URL type of the whole API.
+pub use reqwest::Url;
+pub use retry::RetryPolicy;
+pub use source::{Body, Opened, Request, Source, Sources};
