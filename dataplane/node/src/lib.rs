@@ -1,1 +1,28 @@
-//! dragonfly-node
+//! A node of the mesh: seed and peer alike.
+//!
+//! ```text
+//!  clients ──► download ──► task (engine + store) ◄── handler ◄── connections ◄── other nodes
+//!                 │              ▲        ▲
+//!              session        origin     tick
+//!                 │         (lease held)
+//!             schedulers
+//! ```
+//!
+//! * [`node`]: what a node is made of, its clockwork.
+//! * [`task`]: one content at this node. [`download`]: one client's interest in it.
+//! * `handler`, `links`, `wire`: between connections and engines.
+//! * [`session`], `membership`: what schedulers say and are told.
+//! * `origin`: looking at origins, reading and signing under a lease.
+//! * [`limits`], [`metrics`].
+
+pub mod download;
+mod handler;
+pub mod limits;
+mod links;
+mod membership;
+pub mod metrics;
+pub mod node;
+mod origin;
+pub mod session;
+pub mod task;
+mod wire;

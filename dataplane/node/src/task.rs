@@ -93,6 +93,25 @@ pub struct Meta {
     pub epochs: Vec<String>,
     /// The signed size of content whose origin gave no length, hexadecimal (size, epoch, signature).
     pub size: Option<(u64, u32, String)>,
+    /// Fetched without a lease while no scheduler could be asked: no other node could check the
+    /// blocks, so they serve this node's clients only.
+    #[serde(default)]
+    pub unproven: bool,
+}
+
+impl Meta {
+    /// The certificates, decoded.
+    #[must_use]
+    pub fn epoch_bytes(&self) -> Vec<Vec<u8>> {
+        self.epochs.iter().filter_map(|e| from_hex(e)).collect()
+    }
+}
+
+/// Bytes of a hexadecimal text.
+pub(crate) fn from_hex(s: &str) -> Option<Vec<u8>> {
+    let nibbles: Option<Vec<u8>> = s.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect();
+    let nibbles = nibbles.filter(|n| n.len().is_multiple_of(2))?;
+    Some(nibbles.chunks_exact(2).map(|p| p[0] << 4 | p[1]).collect())
 }
 
 /// A task this node takes part in.
@@ -103,6 +122,13 @@ pub struct Task {
     verifier: Mutex<Verifier>,
     meta: Mutex<Meta>,
     pub(crate) changed: Notify,
+    /// Wakes the holder of the lease: what is wanted may have changed.
+    pub(crate) emission: Notify,
+    /// As the client gave it, with its own headers, while the task is in use here: another seed may
+    /// need it to take over.
+    pub(crate) source: Mutex<Option<rpc::Source>>,
+    /// The outcome of comparing the whole content with its digest.
+    pub(crate) digest: tokio::sync::OnceCell<Result<String, rpc::Failure>>,
     /// For the accounts.
     pub traffic: Traffic,
     next_user: AtomicU64,
@@ -159,6 +185,9 @@ impl Task {
             verifier: Mutex::new(verifier),
             meta: Mutex::new(meta),
             changed: Notify::new(),
+            emission: Notify::new(),
+            source: Mutex::default(),
+            digest: tokio::sync::OnceCell::new(),
             traffic: Traffic::default(),
             next_user: AtomicU64::new(1),
             started: Instant::now(),
@@ -257,6 +286,11 @@ impl Task {
     /// Tells everybody who waits for the task that it went on.
     pub(crate) fn notify(&self) {
         self.changed.notify_waiters();
+    }
+
+    /// Tells the holder of the lease that what is wanted may have changed.
+    pub(crate) fn notify_emission(&self) {
+        self.emission.notify_one();
     }
 
     /// Ends the task for all who wait for it. The first reason counts.

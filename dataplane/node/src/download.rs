@@ -1,0 +1,482 @@
+//! A client's request from beginning to end: what is it, who has it, here it comes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dragonfly_proto::geometry::Geometry;
+use dragonfly_proto::id::{ContentKey, RequestKey};
+use dragonfly_proto::rpc::{self, failure::Code};
+use dragonfly_source::{QueryFilter, canonical};
+use dragonfly_swarm::engine::ReaderId;
+
+use crate::node::{Node, unix_now_ms};
+use crate::origin::{meta, request};
+use crate::task::Task;
+
+/// Content that changes while it is distributed is asked for anew this often.
+const RESTARTS: usize = 3;
+/// Headers that make a client's content its own.
+const CREDENTIALS: [&str; 3] = ["authorization", "cookie", "x-api-key"];
+
+static NEXT_READER: AtomicU64 = AtomicU64::new(1);
+
+/// Which bytes a client wants.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Wish {
+    /// All.
+    #[default]
+    Whole,
+    /// From `start` to before `end`; `None`: to the end.
+    Range(u64, Option<u64>),
+    /// The last so many.
+    Last(u64),
+}
+
+/// A download under way; dropping it ends this client's interest.
+pub struct Download {
+    node: Arc<Node>,
+    task: Arc<Task>,
+    user: u64,
+    reader: ReaderId,
+    start: u64,
+    /// Where it ends, when the wish or the content's length says so.
+    end: Option<u64>,
+    digest: String,
+    cursor: u64,
+}
+
+impl std::fmt::Debug for Download {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Download({:?}, {}..{:?})", self.task, self.start, self.end)
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        let effects = self.task.remove_user(self.user);
+        self.node.apply(&self.task, effects);
+        let ((), effects) = self.task.drive(|s, _| s.engine.remove_reader(self.reader));
+        self.node.apply(&self.task, effects);
+    }
+}
+
+impl Node {
+    /// Finds out what a source is and begins to get it.
+    pub async fn download(
+        self: &Arc<Self>,
+        source: rpc::Source,
+        wish: Wish,
+    ) -> Result<Download, rpc::Failure> {
+        let result = self.begin(source, wish).await;
+        if result.is_err() {
+            self.metrics.downloads_failed.inc();
+        }
+        result
+    }
+
+    async fn begin(
+        self: &Arc<Self>,
+        source: rpc::Source,
+        wish: Wish,
+    ) -> Result<Download, rpc::Failure> {
+        let (key, source) = self.identify(source)?;
+        let task = self.find_task(key, &source).await?;
+        self.follow(task, &source.digest, wish)
+    }
+
+    fn follow(
+        self: &Arc<Self>,
+        task: Arc<Task>,
+        digest: &str,
+        wish: Wish,
+    ) -> Result<Download, rpc::Failure> {
+        let total = task.geometry().total_len();
+        let (start, end) = span(wish, total)?;
+        let (user, effects) = task.add_user(start, end.unwrap_or(u64::MAX));
+        self.apply(&task, effects);
+        task.notify_emission();
+        let reader = ReaderId(NEXT_READER.fetch_add(1, Ordering::Relaxed));
+        Ok(Download {
+            node: self.clone(),
+            task,
+            user,
+            reader,
+            start,
+            end,
+            digest: digest.to_owned(),
+            cursor: start,
+        })
+    }
+
+    /// The request key of a source, and the source with its isolation domain.
+    pub(crate) fn identify(
+        &self,
+        mut source: rpc::Source,
+    ) -> Result<(RequestKey, rpc::Source), rpc::Failure> {
+        source.digest = source.digest.to_ascii_lowercase();
+        if !source.digest.is_empty() && !is_sha256(&source.digest) {
+            let text = format!("`{}` is not a digest: write sha256:<64 hex digits>", source.digest);
+            return Err(rpc::Failure::new(Code::Invalid, text));
+        }
+        let parsed = request(&source)?;
+        let mut filter: QueryFilter = self.settings().query;
+        filter.exclude.extend(source.filtered_query.iter().cloned());
+        let canonical =
+            canonical(parsed.url(), &filter).map_err(|e| crate::origin::source_failure(&e))?;
+        if source.domain.is_empty() {
+            // What one client may read by its credentials another may not: such content is shared
+            // only among those who show the same.
+            let mut secrets: Vec<_> =
+                parsed.headers().filter(|(n, _)| CREDENTIALS.contains(n)).collect();
+            secrets.sort_unstable();
+            if !secrets.is_empty() {
+                let mut h = blake3::Hasher::new_derive_key("dragonfly 2026-11 credential domain v1");
+                for (name, value) in secrets {
+                    h.update(&(value.len() as u64).to_le_bytes());
+                    h.update(name.as_bytes());
+                    h.update(value.as_bytes());
+                }
+                source.domain = format!("credential:{}", h.finalize().to_hex());
+            }
+        }
+        let key = RequestKey::derive(&source.domain, canonical.key(), &[]);
+        Ok((key, source))
+    }
+
+    async fn find_task(
+        self: &Arc<Self>,
+        key: RequestKey,
+        source: &rpc::Source,
+    ) -> Result<Arc<Task>, rpc::Failure> {
+        if let Some(task) = self.held_already(&key, source) {
+            return Ok(task);
+        }
+        if !self.sessions.any_configured() {
+            return self.fetch_alone(key, source).await;
+        }
+        let ask = rpc::Resolve {
+            id: 0,
+            request_key: key.0.to_vec(),
+            source: Some(source.clone()),
+        };
+        let resolved = match self.sessions.resolve(ask).await {
+            Ok(resolved) => resolved,
+            Err(no_scheduler) => return self.without_scheduler(key, source, no_scheduler).await,
+        };
+        if let Some(failure) = resolved.failure {
+            return Err(failure);
+        }
+        let broken = |e: String| rpc::Failure::new(Code::Internal, format!("scheduler: {e}"));
+        let content = ContentKey::from_slice(&resolved.content)
+            .ok_or_else(|| broken("no content key".to_owned()))?;
+        let geometry = resolved.geometry.as_ref().ok_or_else(|| broken("no geometry".to_owned()))?;
+        let geometry = Geometry::try_from(geometry).map_err(|e| broken(e.to_string()))?;
+        let origin = resolved.origin.unwrap_or_default();
+        if !origin.validator.is_empty() || !source.digest.is_empty() {
+            let _ = self.store.remember_request(key, content, unix_now_ms());
+        }
+        if self.find(&content).is_some_and(|t| t.failure().is_some()) {
+            // An earlier attempt failed for all; this one begins anew.
+            self.forget_task(&content);
+        }
+        let task = self.open(content, geometry, meta(source, &origin))?;
+        *crate::task::lock(&task.source) = Some(source.clone());
+        if task.is_complete() || task.state().joined {
+            return Ok(task);
+        }
+        match resolved.joined {
+            Some(joined) => self.on_joined(&joined),
+            None => {
+                let join = rpc::Join {
+                    wants: true,
+                    ..self.join_message(&task, Some(source.clone()))
+                };
+                match self.sessions.join(join).await {
+                    Ok(joined) => match joined.failure {
+                        Some(failure) => return Err(failure),
+                        None => self.on_joined(&joined),
+                    },
+                    Err(e) => return self.without_scheduler(key, source, e).await,
+                }
+            }
+        }
+        Ok(task)
+    }
+
+    /// What is on disk and known to be current.
+    fn held_already(&self, key: &RequestKey, source: &rpc::Source) -> Option<Arc<Task>> {
+        let content = if source.digest.is_empty() {
+            let (content, at) = self.store.lookup_request(key)?;
+            let fresh = self.settings().freshness.as_millis() as u64;
+            (unix_now_ms().saturating_sub(at) < fresh).then_some(content)?
+        } else {
+            ContentKey::from_digest(&source.domain, &source.digest)
+        };
+        let complete = self.store.stat(&content)?.complete;
+        let task = self.find_or_revive(&content).filter(|_| complete)?;
+        let size = task.geometry().total_len().unwrap_or(0);
+        self.metrics.from_cache.inc_by(size);
+        Some(task)
+    }
+
+    async fn without_scheduler(
+        self: &Arc<Self>,
+        key: RequestKey,
+        source: &rpc::Source,
+        why: rpc::Failure,
+    ) -> Result<Arc<Task>, rpc::Failure> {
+        if why.code() != Code::NoSource {
+            return Err(why);
+        }
+        if !self.settings().back_to_source {
+            let text = format!("{}; policy does not let this node go to the origin", why.message);
+            return Err(rpc::Failure::new(Code::NoSource, text));
+        }
+        tracing::warn!(reason = why.message, "going to the origin without a scheduler");
+        self.fetch_alone(key, source).await
+    }
+}
+
+/// The bytes a wish means in a content of this length.
+fn span(wish: Wish, total: Option<u64>) -> Result<(u64, Option<u64>), rpc::Failure> {
+    let past = |start: u64, total: u64| {
+        let text = format!("the range begins at byte {start}, the content has {total}");
+        rpc::Failure::new(Code::Invalid, text)
+    };
+    match (wish, total) {
+        (Wish::Whole, total) => Ok((0, total)),
+        (Wish::Range(start, end), Some(total)) => {
+            if start >= total && (start, total) != (0, 0) {
+                return Err(past(start, total));
+            }
+            Ok((start, Some(end.map_or(total, |e| e.min(total)))))
+        }
+        (Wish::Range(start, end), None) => Ok((start, end)),
+        (Wish::Last(n), Some(total)) => Ok((total.saturating_sub(n), Some(total))),
+        (Wish::Last(_), None) => Err(rpc::Failure::new(
+            Code::Invalid,
+            "the content's length is not known, so its last bytes are not either",
+        )),
+    }
+}
+
+/// Whether a text is `sha256:` and 64 lower-case hexadecimal digits.
+pub(crate) fn is_sha256(digest: &str) -> bool {
+    digest.strip_prefix("sha256:").is_some_and(|hex| {
+        hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    })
+}
+
+impl Download {
+    /// The task.
+    #[must_use]
+    pub const fn task(&self) -> &Arc<Task> {
+        &self.task
+    }
+
+    /// The bytes asked for; the end is unknown while the content's length is.
+    #[must_use]
+    pub fn range(&self) -> (u64, Option<u64>) {
+        let total = self.task.geometry().total_len();
+        let end = match (self.end, total) {
+            (Some(end), Some(total)) => Some(end.min(total)),
+            (None, total) => total,
+            (end, None) => end,
+        };
+        (self.start, end)
+    }
+
+    /// How far it is.
+    #[must_use]
+    pub fn progress(&self) -> rpc::Progress {
+        let (start, end) = self.range();
+        let t = &self.task.traffic;
+        let whole = start == 0 && end == self.task.geometry().total_len();
+        let have = if whole { self.task.held_bytes() } else { self.have_of(start, end) };
+        rpc::Progress {
+            have,
+            total: end.map(|e| e - start),
+            from_cache: t.cache.load(Ordering::Relaxed),
+            from_origin: t.origin.load(Ordering::Relaxed),
+            from_seeds: t.seeds.load(Ordering::Relaxed),
+            from_peers: t.peers.load(Ordering::Relaxed),
+            neighbours: self.task.neighbours() as u32,
+        }
+    }
+
+    fn have_of(&self, start: u64, end: Option<u64>) -> u64 {
+        let g = self.task.geometry();
+        let end = end.unwrap_or(u64::MAX);
+        let blocks = g.blocks_of(start, end);
+        let held = blocks.filter(|b| self.task.store.is_held(*b));
+        let bytes = held.map(|b| {
+            let from = g.offset(b).max(start);
+            let to = (g.offset(b) + u64::from(g.block_len(b).unwrap_or(0))).min(end);
+            to.saturating_sub(from)
+        });
+        bytes.sum()
+    }
+
+    /// Whether every byte asked for is held.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        let (start, end) = self.range();
+        match end {
+            Some(_) if self.task.is_complete() => true,
+            Some(end) => {
+                let mut blocks = self.task.geometry().blocks_of(start, end);
+                blocks.all(|b| self.task.store.is_held(b))
+            }
+            None => false,
+        }
+    }
+
+    /// Waits until something changed, at most `limit`.
+    pub async fn changed(&self, limit: Duration) {
+        let _ = tokio::time::timeout(limit, self.task.changed.notified()).await;
+    }
+
+    /// Waits until every byte asked for is held, and right where a digest says what is right.
+    pub async fn finish(&self) -> Result<(), rpc::Failure> {
+        let outcome = self.wait_done().await;
+        match &outcome {
+            Ok(()) => self.node.metrics.downloads_done.inc(),
+            Err(_) => self.node.metrics.downloads_failed.inc(),
+        }
+        outcome
+    }
+
+    async fn wait_done(&self) -> Result<(), rpc::Failure> {
+        let whole = self.start == 0 && self.end.is_none_or(|e| Some(e) == self.range().1);
+        let check = async {
+            if whole && !self.digest.is_empty() { self.check_digest().await } else { Ok(()) }
+        };
+        let held = async {
+            loop {
+                let changed = self.task.changed.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                if self.is_done() {
+                    return Ok(());
+                }
+                if let Some(failure) = self.task.failure() {
+                    return Err(failure);
+                }
+                let _ = tokio::time::timeout(Duration::from_secs(1), changed).await;
+            }
+        };
+        tokio::try_join!(held, check).map(|_| ())
+    }
+
+    /// Compares the whole content with the digest it was asked for by, while it comes in; once for
+    /// all who ask.
+    async fn check_digest(&self) -> Result<(), rpc::Failure> {
+        if self.task.store.verified().as_deref() == Some(&*self.digest) {
+            return Ok(());
+        }
+        let check = self.task.digest.get_or_init(|| async {
+            let mut sha = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+            let mut at = 0;
+            while let Some(bytes) = read_from(&self.task, at, None).await? {
+                at += bytes.len() as u64;
+                sha.update(&bytes);
+            }
+            let sum = sha.finish();
+            let hex: String = sum.as_ref().iter().map(|b| format!("{b:02x}")).collect();
+            Ok(format!("sha256:{hex}"))
+        });
+        match check.await {
+            Ok(sum) if *sum == self.digest => {
+                if let Err(error) = self.task.store.set_verified(sum) {
+                    tracing::warn!(%error, "cannot keep that the content was checked");
+                }
+                Ok(())
+            }
+            Ok(sum) => {
+                let text = format!(
+                    "{} hashes to {sum}, not to {}: the origin holds something else, or lied",
+                    self.task.meta().url,
+                    self.digest
+                );
+                let failure = rpc::Failure::new(Code::Digest, text);
+                self.task.fail(failure.clone());
+                self.node.forget_task(&self.task.key());
+                let _ = self.node.store.delete(&self.task.key());
+                self.node.forget(&self.task.key());
+                Err(failure)
+            }
+            Err(failure) => Err(failure.clone()),
+        }
+    }
+
+    /// The next bytes in order, at most a block; `None` at the end.
+    pub async fn next_chunk(&mut self) -> Result<Option<Bytes>, rpc::Failure> {
+        let g = self.task.geometry();
+        let block = (self.cursor / u64::from(g.block_size())) as u32;
+        let ((), effects) = self.task.drive(|s, _| {
+            if self.cursor == self.start {
+                s.engine.add_reader(self.reader, block);
+            } else {
+                s.engine.move_reader(self.reader, block);
+            }
+        });
+        self.node.apply(&self.task, effects);
+        let bytes = read_from(&self.task, self.cursor, self.end).await?;
+        self.cursor += bytes.as_ref().map_or(0, |b| b.len() as u64);
+        Ok(bytes)
+    }
+}
+
+/// Waits for the block at a byte and reads from there to its end; `None` at the end of the content
+/// or at `end`.
+async fn read_from(
+    task: &Arc<Task>,
+    at: u64,
+    end: Option<u64>,
+) -> Result<Option<Bytes>, rpc::Failure> {
+    loop {
+        let changed = task.changed.notified();
+        tokio::pin!(changed);
+        changed.as_mut().enable();
+        let g = task.geometry();
+        let end = end.unwrap_or(u64::MAX).min(g.total_len().unwrap_or(u64::MAX));
+        if at >= end {
+            return Ok(None);
+        }
+        let block = (at / u64::from(g.block_size())) as u32;
+        if task.store.is_held(block) {
+            let len = u64::from(g.block_len(block).unwrap_or(0));
+            let to = (g.offset(block) + len).min(end);
+            let mut buf = vec![0; (to - at) as usize];
+            task.store.read_at(at, &mut buf).map_err(|e| crate::node::storage_failure(&e))?;
+            return Ok(Some(buf.into()));
+        }
+        if let Some(failure) = task.failure() {
+            return Err(failure);
+        }
+        let _ = tokio::time::timeout(Duration::from_secs(1), changed).await;
+    }
+}
+
+/// Downloads again what changed under way.
+impl Node {
+    /// Like [`Node::download`] and [`Download::finish`]; begins anew when the content changes at the
+    /// origin meanwhile.
+    pub async fn fetch(
+        self: &Arc<Self>,
+        source: &rpc::Source,
+        wish: Wish,
+    ) -> Result<Download, rpc::Failure> {
+        let mut tries = 0;
+        loop {
+            let download = self.download(source.clone(), wish).await?;
+            match download.finish().await {
+                Ok(()) => return Ok(download),
+                Err(f) if f.code() == Code::Changed && tries < RESTARTS => tries += 1,
+                Err(f) => return Err(f),
+            }
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! The streams to the scheduler replicas: one each, kept up for as long as the node lives.
+//!
+//! A task's scheduler is the first connected replica in the rendezvous order of its key, so a dead
+//! replica's tasks move to the next and come back when it does. A node that loses a replica loses no
+//! download: it asks the next, and tells a replica that returns what it holds.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use dragonfly_proto::rpc::scheduler_client::SchedulerClient;
+use dragonfly_proto::rpc::{self, FromNode, failure::Code, from_node, to_node};
+use dragonfly_swarm::membership::rendezvous;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+
+use crate::node::Node;
+use crate::task::lock;
+
+/// Messages that may wait for a replica that reads slowly.
+const QUEUE: usize = 4096;
+/// How long a request waits for a replica to be there at all.
+const FIND: Duration = Duration::from_secs(3);
+const RECONNECT_MIN: Duration = Duration::from_millis(100);
+const RECONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// PEM for calls to schedulers.
+#[derive(Debug, Clone)]
+pub struct GrpcTls {
+    /// Trusted roots.
+    pub ca: String,
+    /// This node's chain.
+    pub cert: String,
+    /// Its key.
+    pub key: String,
+    /// The name in the schedulers' certificates.
+    pub server_name: String,
+}
+
+/// What a node knows of schedulers before it spoke to one.
+#[derive(Debug, Clone, Default)]
+pub struct Bootstrap {
+    /// `host:port` of replicas; one is enough, it tells of the others.
+    pub addresses: Vec<String>,
+    /// Mutual TLS, unless policy says plaintext.
+    pub tls: Option<GrpcTls>,
+}
+
+#[derive(Debug)]
+struct Replica {
+    /// Its name once it said so; its address until then.
+    name: String,
+    address: String,
+    out: Option<mpsc::Sender<FromNode>>,
+}
+
+enum Reply {
+    Resolved(Box<rpc::Resolved>),
+    Joined(Box<rpc::Joined>),
+}
+
+struct Waiting {
+    replica: String,
+    answer: oneshot::Sender<Reply>,
+}
+
+/// All sessions of a node.
+pub(crate) struct Sessions {
+    tls: Option<GrpcTls>,
+    replicas: Mutex<Vec<Replica>>,
+    waiting: Mutex<HashMap<u64, Waiting>>,
+    next_id: AtomicU64,
+    inbox: mpsc::UnboundedSender<to_node::Message>,
+    connected: watch::Sender<usize>,
+}
+
+impl Sessions {
+    pub(crate) fn new(
+        bootstrap: Bootstrap,
+        inbox: mpsc::UnboundedSender<to_node::Message>,
+    ) -> Self {
+        let replica = |address: String| Replica { name: address.clone(), address, out: None };
+        Self {
+            tls: bootstrap.tls,
+            replicas: Mutex::new(bootstrap.addresses.into_iter().map(replica).collect()),
+            waiting: Mutex::default(),
+            next_id: AtomicU64::new(1),
+            inbox,
+            connected: watch::Sender::new(0),
+        }
+    }
+
+    pub(crate) fn start(&self, node: &Arc<Node>) {
+        let addresses: Vec<_> = lock(&self.replicas).iter().map(|r| r.address.clone()).collect();
+        for address in addresses {
+            spawn_keep(node, address);
+        }
+    }
+
+    /// Whether there is any scheduler to have.
+    pub(crate) fn any_configured(&self) -> bool {
+        !lock(&self.replicas).is_empty()
+    }
+
+    /// Names of the replicas with a session.
+    pub(crate) fn connected(&self) -> Vec<String> {
+        let replicas = lock(&self.replicas);
+        replicas.iter().filter(|r| r.out.is_some()).map(|r| r.name.clone()).collect()
+    }
+
+    /// The replica that is responsible for a key now.
+    pub(crate) fn owner(&self, key: &[u8; 32]) -> Option<String> {
+        self.pick(key).map(|(name, _)| name)
+    }
+
+    fn pick(&self, key: &[u8; 32]) -> Option<(String, mpsc::Sender<FromNode>)> {
+        let replicas = lock(&self.replicas);
+        let names = replicas.iter().filter(|r| r.out.is_some()).map(|r| r.name.as_str());
+        let order = rendezvous(key, names);
+        let first = order.first()?;
+        let r = replicas.iter().find(|r| r.name == *first && r.out.is_some())?;
+        Some((r.name.clone(), r.out.clone()?))
+    }
+
+    /// Says something about a key to its scheduler; false when there is none to say it to.
+    pub(crate) fn tell(
+        &self,
+        key: &dragonfly_proto::id::ContentKey,
+        message: from_node::Message,
+    ) -> bool {
+        let Some((_, out)) = self.pick(&key.0) else { return false };
+        out.try_send(FromNode { message: Some(message) }).is_ok()
+    }
+
+    pub(crate) fn broadcast(&self, message: from_node::Message) {
+        for r in lock(&self.replicas).iter() {
+            if let Some(out) = &r.out {
+                // A replica that is far behind misses a report, not a request.
+                let _ = out.try_send(FromNode { message: Some(message.clone()) });
+            }
+        }
+    }
+
+    pub(crate) async fn resolve(&self, ask: rpc::Resolve) -> Result<rpc::Resolved, rpc::Failure> {
+        let key = key_of(&ask.request_key)?;
+        let make = |id| from_node::Message::Resolve(rpc::Resolve { id, ..ask.clone() });
+        match self.ask(&key, make).await? {
+            Reply::Resolved(r) => Ok(*r),
+            Reply::Joined(_) => Err(unexpected()),
+        }
+    }
+
+    pub(crate) async fn join(&self, ask: rpc::Join) -> Result<rpc::Joined, rpc::Failure> {
+        let key = key_of(&ask.content)?;
+        let make = |id| from_node::Message::Join(rpc::Join { id, ..ask.clone() });
+        match self.ask(&key, make).await? {
+            Reply::Joined(r) => Ok(*r),
+            Reply::Resolved(_) => Err(unexpected()),
+        }
+    }
+
+    /// Asks the responsible replica, and the next when it goes away before it answers.
+    async fn ask(
+        &self,
+        key: &[u8; 32],
+        make: impl Fn(u64) -> from_node::Message,
+    ) -> Result<Reply, rpc::Failure> {
+        loop {
+            let (replica, out) = self.find(key).await?;
+            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+            let (answer, reply) = oneshot::channel();
+            lock(&self.waiting).insert(id, Waiting { replica, answer });
+            let _forget = Forget { sessions: self, id };
+            if out.send(FromNode { message: Some(make(id)) }).await.is_err() {
+                continue;
+            }
+            if let Ok(reply) = reply.await {
+                return Ok(reply);
+            }
+        }
+    }
+
+    async fn find(
+        &self,
+        key: &[u8; 32],
+    ) -> Result<(String, mpsc::Sender<FromNode>), rpc::Failure> {
+        let mut connected = self.connected.subscribe();
+        let found = async {
+            loop {
+                if let Some(found) = self.pick(key) {
+                    return Some(found);
+                }
+                connected.changed().await.ok()?;
+            }
+        };
+        let found = tokio::time::timeout(FIND, found).await.ok().flatten();
+        found.ok_or_else(|| {
+            let all: Vec<_> = lock(&self.replicas).iter().map(|r| r.address.clone()).collect();
+            let text = format!("no scheduler answers (tried {})", all.join(", "));
+            rpc::Failure::new(Code::NoSource, text)
+        })
+    }
+
+    /// Hands an answer to who waits for it; gives back what nobody waits for.
+    pub(crate) fn answer(&self, message: to_node::Message) -> Option<to_node::Message> {
+        let id = match &message {
+            to_node::Message::Resolved(r) => r.id,
+            to_node::Message::Joined(j) => j.id,
+            _ => return Some(message),
+        };
+        let Some(waiting) = lock(&self.waiting).remove(&id) else { return Some(message) };
+        let reply = match message {
+            to_node::Message::Resolved(r) => Reply::Resolved(Box::new(r)),
+            to_node::Message::Joined(j) => Reply::Joined(Box::new(j)),
+            other => return Some(other),
+        };
+        // Who asked may have given up.
+        let _ = waiting.answer.send(reply);
+        None
+    }
+
+    fn up(&self, address: &str, name: &str, out: mpsc::Sender<FromNode>) {
+        for r in lock(&self.replicas).iter_mut().filter(|r| r.address == address) {
+            name.clone_into(&mut r.name);
+            r.out = Some(out.clone());
+        }
+        self.connected.send_modify(|n| *n += 1);
+    }
+
+    fn down(&self, address: &str) {
+        let mut gone = None;
+        for r in lock(&self.replicas).iter_mut().filter(|r| r.address == address) {
+            r.out = None;
+            gone = Some(r.name.clone());
+        }
+        if let Some(name) = gone {
+            // Dropping the senders wakes those who wait: they ask the next replica.
+            lock(&self.waiting).retain(|_, w| w.replica != name);
+        }
+    }
+
+    /// Replicas that one of them told of; the addresses that were not known yet.
+    fn learn(&self, told: &[rpc::Replica]) -> Vec<String> {
+        let mut replicas = lock(&self.replicas);
+        let mut new = vec![];
+        for t in told.iter().take(64) {
+            let known = replicas.iter().any(|r| r.address == t.address || r.name == t.name);
+            if !known && !t.address.is_empty() {
+                let (name, address) = (t.name.clone(), t.address.clone());
+                new.push(address.clone());
+                replicas.push(Replica { name, address, out: None });
+            }
+        }
+        new
+    }
+
+    fn endpoint(&self, address: &str) -> Result<Endpoint, tonic::transport::Error> {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))?
+            .connect_timeout(Duration::from_secs(3))
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(5))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .keep_alive_while_idle(true);
+        let Some(tls) = &self.tls else { return Ok(endpoint) };
+        endpoint.tls_config(
+            ClientTlsConfig::new()
+                .ca_certificate(Certificate::from_pem(&tls.ca))
+                .identity(Identity::from_pem(&tls.cert, &tls.key))
+                .domain_name(tls.server_name.clone()),
+        )
+    }
+}
+
+struct Forget<'a> {
+    sessions: &'a Sessions,
+    id: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        lock(&self.sessions.waiting).remove(&self.id);
+    }
+}
+
+fn key_of(bytes: &[u8]) -> Result<[u8; 32], rpc::Failure> {
+    bytes.try_into().map_err(|_| rpc::Failure::new(Code::Internal, "a key that is not 32 bytes"))
+}
+
+fn unexpected() -> rpc::Failure {
+    rpc::Failure::new(Code::Internal, "the scheduler answered another question")
+}
+
+/// Boxed, since a session starts those to the replicas that it hears of.
+fn spawn_keep(node: &Arc<Node>, address: String) {
+    let kept: futures::future::BoxFuture<'static, ()> = Box::pin(keep(Arc::downgrade(node), address));
+    tokio::spawn(kept);
+}
+
+/// Keeps the session to one replica until the node is gone.
+async fn keep(node: Weak<Node>, address: String) {
+    let mut pause = RECONNECT_MIN;
+    let mut complained = false;
+    loop {
+        let Some(strong) = node.upgrade() else { return };
+        let stop = strong.stop.clone();
+        let outcome = tokio::select! {
+            outcome = session(&strong, &address) => outcome,
+            () = stop.cancelled() => return,
+        };
+        strong.sessions.down(&address);
+        match outcome {
+            Ok(()) => {
+                tracing::info!(%address, "scheduler ended the session; connecting again");
+                (pause, complained) = (RECONNECT_MIN, false);
+            }
+            Err(error) if !complained => {
+                tracing::warn!(%address, %error, "no session with the scheduler; trying on");
+                complained = true;
+            }
+            Err(error) => tracing::debug!(%address, %error, "still no session"),
+        }
+        drop(strong);
+        // Jitter, so that a returning scheduler is not met by all nodes at once.
+        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+        pause = (pause * 2).min(RECONNECT_MAX);
+    }
+}
+
+async fn session(node: &Arc<Node>, address: &str) -> Result<(), String> {
+    let channel = node.sessions.endpoint(address).map_err(|e| e.to_string())?;
+    let channel = channel.connect().await.map_err(|e| chain(&e))?;
+    let mut client =
+        SchedulerClient::new(channel).max_decoding_message_size(rpc::MAX_MESSAGE);
+    let (out, messages) = mpsc::channel(QUEUE);
+    let hello = from_node::Message::Hello(node.hello());
+    out.send(FromNode { message: Some(hello) }).await.map_err(|e| e.to_string())?;
+    let answer = client.session(ReceiverStream::new(messages)).await.map_err(|e| e.to_string())?;
+    let mut stream = answer.into_inner();
+    let first = stream.message().await.map_err(|e| e.to_string())?;
+    let Some(to_node::Message::Welcome(welcome)) = first.and_then(|m| m.message) else {
+        return Err("the scheduler did not say welcome".to_owned());
+    };
+    node.add_authorities(welcome.authorities.iter().filter_map(|k| k.as_slice().try_into().ok()));
+    node.sessions.up(address, &welcome.scheduler, out.clone());
+    for address in node.sessions.learn(&welcome.replicas) {
+        spawn_keep(node, address);
+    }
+    tracing::info!(%address, scheduler = welcome.scheduler, "session with the scheduler is up");
+    let rejoin = tokio::spawn(node.clone().rejoin(welcome.scheduler, out));
+    let ended = loop {
+        match stream.message().await {
+            Ok(Some(m)) => {
+                if let Some(m) = m.message.and_then(|m| node.sessions.answer(m)) {
+                    // The inbox lives as long as the node does.
+                    let _ = node.sessions.inbox.send(m);
+                }
+            }
+            Ok(None) => break Ok(()),
+            Err(status) => break Err(status.message().to_owned()),
+        }
+    };
+    rejoin.abort();
+    // A session that worked begins anew at once, whatever ended it.
+    if let Err(reason) = ended {
+        tracing::debug!(%address, reason, "session broke");
+    }
+    Ok(())
+}
+
+fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(e) = source {
+        text = format!("{text}: {e}");
+        source = e.source();
+    }
+    text
+}
