@@ -99,10 +99,13 @@ impl Fetcher {
             None => ByteRange::new(0, self.options.range_len.max(1)),
         };
         let mut range = first;
+        let mut refuses_ranges = false;
         let mut tries = Tries::new(self.options.retry);
         loop {
             match self.source.open(&request, range, None).await {
-                Ok(opened) => {
+                Ok(mut opened) => {
+                    // It may claim ranges and refuse them all the same.
+                    opened.metadata.accepts_ranges &= !refuses_ranges;
                     let whole = opened.start == 0
                         && (opened.end.is_none() || opened.end == opened.metadata.total_len);
                     let mode = mode(&request, &opened.metadata);
@@ -127,6 +130,7 @@ impl Fetcher {
                         && matches!(error.status(), Some(400 | 416 | 501)) =>
                 {
                     range = None;
+                    refuses_ranges = true;
                 }
                 Err(error) => tries.pause(error, 0).await?,
             }
@@ -415,6 +419,14 @@ impl Job {
                 tries.pause(error, pos - before).await?;
                 before = pos;
             }
+        }
+        // Reading up to the end shows an origin that sends more than it announced, and lets the
+        // connection be used again. A cut at this point does no harm any more.
+        if let Some(mut finished) = stream.take_if(|stream| stream.end == Some(stream.pos))
+            && let Err(error) = finished.body.next_chunk().await
+            && error.kind() == Kind::LengthMismatch
+        {
+            return Err(error);
         }
         Ok(())
     }

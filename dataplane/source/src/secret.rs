@@ -7,8 +7,8 @@
 use reqwest::Url;
 use std::fmt;
 
-/// Exact names (lower case) of query parameters whose value must not be shown, beside those of
-/// [`SIGNATURES`] and those that contain a word of [`SECRET_WORDS`].
+/// Exact names (lower case) of query parameters whose value must not be shown, beside the marks and
+/// prefixes of [`SIGNATURES`] and those that contain a word of [`SECRET_WORDS`].
 const SECRET_NAMES: &[&str] = &[
     "auth",
     "authorization",
@@ -129,7 +129,15 @@ const OPAQUE_LEN: usize = 48;
 pub fn is_secret_param(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     SECRET_NAMES.contains(&name.as_str())
-        || SIGNATURES.iter().any(|family| family.covers(&name))
+        || SIGNATURES.iter().any(|family| {
+            // The other names of a family (`se`, `expires`) are common words and prove nothing
+            // without the mark.
+            family.mark == name
+                || family
+                    .prefixes
+                    .iter()
+                    .any(|prefix| name.starts_with(prefix))
+        })
         || SECRET_WORDS.iter().any(|word| name.contains(word))
 }
 

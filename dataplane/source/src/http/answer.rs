@@ -68,9 +68,12 @@ pub(crate) fn read(status: StatusCode, map: &HeaderMap, question: Question<'_>) 
 fn whole(map: &HeaderMap, asked: Option<ByteRange>) -> Answer {
     let total = headers::text(map, &CONTENT_LENGTH).and_then(number);
     let claimed = claims_ranges(map);
-    // A 200 to a range means that ranges are ignored, unless everything was asked for anyway.
+    // A 200 to a range means that ranges are ignored, unless everything was asked for anyway. For a
+    // body without a length the claim stands: a resume may try it and loses nothing.
     let accepts = claimed
-        && asked.is_none_or(|r| r.start() == 0 && total.is_some_and(|total| total <= r.end()));
+        && asked
+            .zip(total)
+            .is_none_or(|(asked, total)| asked.start() == 0 && total <= asked.end());
     Answer {
         metadata: metadata(map, total, accepts),
         start: 0,

@@ -309,7 +309,8 @@ mod tests {
     #[test]
     fn freshness_prefers_the_shared_age_and_subtracts_what_has_passed() {
         let now = SystemTime::now();
-        let rows: [(&[(&str, &str)], Option<u64>); 7] = [
+        type Row<'a> = (&'a [(&'a str, &'a str)], Option<u64>);
+        let rows: [Row<'_>; 7] = [
             (
                 &[("cache-control", "public, max-age=60, s-maxage=100")],
                 Some(100),
