@@ -1,5 +1,12 @@
 //! One spelling for each source, and no secret in it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails loudly"
+)]
+
 use dragonfly_source::{QueryFilter, Url, canonical};
 use proptest::prelude::*;
 

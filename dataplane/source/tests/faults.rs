@@ -1,5 +1,12 @@
 //! What origins do wrong, one named row each: the content comes whole or a clear error does.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails loudly"
+)]
+
 mod common;
 
 use common::{Honest, Reply, Seen, Server, download, fetcher};
