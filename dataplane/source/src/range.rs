@@ -59,6 +59,9 @@ impl ByteRange {
 
 impl fmt::Display for ByteRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.end == Self::OPEN {
+            return write!(f, "{}-", self.start);
+        }
         write!(f, "{}-{}", self.start, self.end - 1)
     }
 }

@@ -245,3 +245,54 @@ impl fmt::Display for SecretUrl {
         f.write_str(&redact(&self.0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_is_shown_of_a_url_holds_no_secret() {
+        let long = "x".repeat(OPAQUE_LEN + 1);
+        let rows = [
+            (
+                "https://u:p@h.example/a#f".to_owned(),
+                "https://h.example/a".to_owned(),
+            ),
+            (
+                "https://h.example:8443/a?b=1".into(),
+                "https://h.example:8443/a?b=1".into(),
+            ),
+            (
+                "https://h.example/?sig=s&sv=1".into(),
+                "https://h.example/?sig=***&sv=1".into(),
+            ),
+            (
+                "https://h.example/?X-Amz-Credential=k&a=1".into(),
+                "https://h.example/?X-Amz-Credential=***&a=1".into(),
+            ),
+            (
+                "https://h.example/?to%6Ben=s".into(),
+                "https://h.example/?to%6Ben=***".into(),
+            ),
+            (
+                format!("https://h.example/?opaque={long}"),
+                "https://h.example/?opaque=***".into(),
+            ),
+            (
+                format!("https://h.example/?{long}"),
+                "https://h.example/?***".into(),
+            ),
+        ];
+        for (url, wanted) in rows {
+            assert_eq!(redact(&Url::parse(&url).unwrap()), wanted);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_decoded(text in ".{0,40}") {
+            let _ = (decode(&text), decode_strict(&text));
+        }
+    }
+}

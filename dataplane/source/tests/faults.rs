@@ -10,7 +10,7 @@
 mod common;
 
 use common::{Honest, Reply, Seen, Server, download, fetcher};
-use dragonfly_source::{Fault, Kind};
+use dragonfly_source::{Fault, FetchOptions, Fetcher, Kind, RetryPolicy};
 
 const LEN: usize = 200_000;
 
@@ -521,4 +521,46 @@ async fn content_that_changes_under_way_is_never_mixed() {
         ),
     ])
     .await;
+}
+
+#[tokio::test]
+async fn any_mixture_of_transient_faults_ends_in_the_right_bytes() {
+    for seed in 0..40_u64 {
+        let honest = Honest::new(LEN);
+        let tagged = seed % 3 != 0;
+        let honest = if tagged { honest } else { plain(&honest) };
+        let body = honest.body.clone();
+        let server = Server::start(move |seen| {
+            let mut random = fastrand::Rng::with_seed(seed * 1000 + seen.nth as u64);
+            let reply = honest.reply(seen);
+            match random.u8(..12) {
+                0 => Reply::default().close(),
+                1 => Reply::status("503 Service Unavailable"),
+                2 => reply.cut_body(0),
+                3..=5 => reply.cut_body(random.usize(..LEN)),
+                6 if tagged => Honest {
+                    ranges: false,
+                    ..honest.clone()
+                }
+                .reply(seen),
+                7 if tagged => Reply::chunked(&[("etag", "\"v1\"")], &honest.body, true),
+                8 => Reply::sized("429 Too Many Requests", &[("retry-after", "0")], b""),
+                _ => reply,
+            }
+        })
+        .await;
+        let retry = RetryPolicy {
+            attempts: 40,
+            ..common::quick_fetch().retry
+        };
+        let options = FetchOptions {
+            retry,
+            ..common::quick_fetch()
+        };
+        let fetcher = Fetcher::new(common::http(common::quick()), options);
+        match download(&fetcher, server.request()).await {
+            Ok(bytes) => assert!(bytes == *body, "seed {seed}: other bytes than the origin's"),
+            Err(error) => panic!("seed {seed}: {error}"),
+        }
+    }
 }
