@@ -1,7 +1,7 @@
 //! Which addresses an origin may have (contract 6), judged on what a name *resolves to*.
 //!
-//! Invariant: every connection goes to an address that [`AddressPolicy::allows`] has seen: names pass
-//! through [`PolicyResolver`] at connect time (so a name that changes its mind between check and use
+//! Invariant: every connection goes to an address that [`AddressPolicy`] allows: names pass
+//! through `PolicyResolver` at connect time (so a name that changes its mind between check and use
 //! gains nothing), literal addresses are checked before each request and each redirect. The one
 //! exception is the configured proxy: the operator chose it, and the names behind it are resolved by
 //! the proxy, which has to judge them itself.

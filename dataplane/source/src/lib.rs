@@ -3,7 +3,7 @@
 //! * [`source`]: the trait [`Source`] that each kind of origin implements, [`Request`], [`Body`].
 //! * [`mod@http`]: HTTP and HTTPS; [`limits`] and [`address`]: what it keeps to.
 //! * [`fetch`]: parallel ranges, resume, retries, detection of change: what a seed runs.
-//! * [`plan`]: which bytes next; [`canonical`]: one spelling for each source (request keys).
+//! * [`plan`]: which bytes next; [`mod@canonical`]: one spelling for each source (request keys).
 //! * [`metadata`], [`range`], [`error`], [`secret`]: the values that these exchange.
 //!
 //! What holds everywhere: bytes of two versions of a content are never mixed; a credential is never

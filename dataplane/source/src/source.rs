@@ -135,7 +135,7 @@ impl Request {
     }
 
     /// The URL, without userinfo and fragment. May hold a signature: show it with
-    /// [`redact`](crate::secret::redact).
+    /// [`redact`].
     pub fn url(&self) -> &Url {
         &self.url
     }
