@@ -153,3 +153,102 @@ impl Metadata {
         self.accepts_ranges && self.total_len.is_some() && !self.validator.is_none()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strong(tag: &str) -> Metadata {
+        Metadata {
+            validator: Validator::Strong(tag.into()),
+            ..Metadata::default()
+        }
+    }
+
+    fn weak(etag: Option<&str>, modified: Option<&str>) -> Metadata {
+        Metadata {
+            validator: Validator::Weak {
+                etag: etag.map(Into::into),
+                last_modified: modified.map(Into::into),
+                date_is_strong: false,
+            },
+            ..Metadata::default()
+        }
+    }
+
+    #[test]
+    fn answers_are_of_one_content_unless_something_speaks_against_it() {
+        let long = Metadata {
+            total_len: Some(10),
+            ..strong("\"a\"")
+        };
+        let rows = [
+            ("equal tags", strong("\"a\""), strong("\"a\""), true),
+            ("other tags", strong("\"a\""), strong("\"b\""), false),
+            ("length left out", long.clone(), strong("\"a\""), true),
+            (
+                "other length",
+                long,
+                Metadata {
+                    total_len: Some(11),
+                    ..strong("\"a\"")
+                },
+                false,
+            ),
+            (
+                "weakened by a proxy",
+                strong("\"a\""),
+                weak(Some("W/\"a\""), None),
+                true,
+            ),
+            (
+                "weakened, other",
+                strong("\"a\""),
+                weak(Some("W/\"b\""), None),
+                false,
+            ),
+            (
+                "other date",
+                weak(None, Some("x")),
+                weak(None, Some("y")),
+                false,
+            ),
+            (
+                "encoded",
+                strong("\"a\""),
+                Metadata {
+                    content_encoding: Some("gzip".into()),
+                    ..strong("\"a\"")
+                },
+                false,
+            ),
+        ];
+        for (name, first, later, same) in rows {
+            assert_eq!(first.same_content(&later), same, "{name}");
+            assert_eq!(
+                later.same_content(&first),
+                same,
+                "{name}, the other way round"
+            );
+        }
+    }
+
+    #[test]
+    fn versions_differ_where_contents_may() {
+        let zipped = Metadata {
+            content_encoding: Some("gzip".into()),
+            ..strong("\"a\"")
+        };
+        let versions = [
+            strong("\"a\""),
+            strong("\"b\""),
+            zipped,
+            weak(Some("\"a\""), None),
+        ]
+        .map(|metadata| metadata.version().unwrap());
+        for (n, version) in versions.iter().enumerate() {
+            assert!(!versions[..n].contains(version), "{version}");
+        }
+        assert_eq!(Metadata::default().version(), None);
+    }
+}

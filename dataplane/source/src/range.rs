@@ -59,6 +59,9 @@ impl ByteRange {
 
 impl fmt::Display for ByteRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.end == Self::OPEN {
+            return write!(f, "{}-", self.start);
+        }
         write!(f, "{}-{}", self.start, self.end - 1)
     }
 }
@@ -116,4 +119,77 @@ pub(crate) fn number(text: &str) -> Option<u64> {
         return None;
     }
     text.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn part(start: u64, end: u64, total: Option<u64>) -> Option<ContentRange> {
+        Some(ContentRange::Part {
+            range: ByteRange::new(start, end)?,
+            total,
+        })
+    }
+
+    #[test]
+    fn content_ranges_are_read_or_refused() {
+        let rows = [
+            ("bytes 0-9/100", part(0, 10, Some(100))),
+            ("Bytes 0-9/*", part(0, 10, None)),
+            ("bytes=0-9/10", part(0, 10, Some(10))),
+            (
+                "bytes */100",
+                Some(ContentRange::Unsatisfied { total: 100 }),
+            ),
+            ("bytes 5-4/100", None),
+            ("bytes 0-100/100", None),
+            ("bytes */*", None),
+            ("bytes -9/100", None),
+            ("bytes 0-/100", None),
+            ("bytes +0-9/100", None),
+            ("bytes 0-18446744073709551615/*", None),
+            ("items 0-9/100", None),
+            ("bytes0-9/100", None),
+            ("", None),
+        ];
+        for (value, wanted) in rows {
+            assert_eq!(ContentRange::parse(value), wanted, "{value}");
+        }
+    }
+
+    #[test]
+    fn headers_name_the_last_byte() {
+        assert_eq!(ByteRange::new(0, 10).unwrap().header(), "bytes=0-9");
+        assert_eq!(
+            ByteRange::new(5, ByteRange::OPEN).unwrap().header(),
+            "bytes=5-"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_content_range_is_answered(value in ".{0,40}") {
+            let _ = ContentRange::parse(&value);
+        }
+
+        #[test]
+        fn near_misses_are_answered_and_never_contradict_themselves(
+            value in "bytes[ =][0-9*]{0,21}-?[0-9]{0,21}/?[0-9*]{0,21}"
+        ) {
+            if let Some(ContentRange::Part { range, total }) = ContentRange::parse(&value) {
+                prop_assert!(range.start() < range.end());
+                prop_assert!(total.is_none_or(|total| range.end() <= total));
+            }
+        }
+
+        #[test]
+        fn splitting_loses_nothing(start in 0_u64..1000, len in 1_u64..1000, at in 0_u64..3000) {
+            let range = ByteRange::at(start, len).unwrap();
+            let (head, tail) = range.split(at);
+            let sum: u64 = head.iter().chain(&tail).map(|part| part.len()).sum();
+            prop_assert_eq!(sum, len);
+        }
+    }
 }

@@ -89,10 +89,7 @@ impl Tries {
             .unwrap_or_default()
             .min(self.policy.max_retry_after);
         // All fetches that were told the same moment would come back together: spread them.
-        own.max(
-            wish.saturating_add(own.mul_f64(0.1))
-                .min(own.max(wish.mul_f64(1.1))),
-        )
+        own.max(wish.saturating_add(own.mul_f64(0.1)))
     }
 }
 

@@ -97,14 +97,14 @@ impl Request {
     /// [`Kind::InvalidRequest`] for a name or value that HTTP does not allow.
     pub fn with_header(mut self, name: &str, value: &str) -> Result<Self> {
         let name = name.trim().to_ascii_lowercase();
-        if http::HeaderName::try_from(name.as_str()).is_err() {
+        if ::http::HeaderName::try_from(name.as_str()).is_err() {
             return Err(Error::permanent(
                 Kind::InvalidRequest,
                 Fault::Caller,
                 format!("`{}` is not a header name", name.escape_debug()),
             ));
         }
-        if http::HeaderValue::try_from(value).is_err() {
+        if ::http::HeaderValue::try_from(value).is_err() {
             return Err(Error::permanent(
                 Kind::InvalidRequest,
                 Fault::Caller,
@@ -135,7 +135,7 @@ impl Request {
     }
 
     /// The URL, without userinfo and fragment. May hold a signature: show it with
-    /// [`redact`](crate::secret::redact).
+    /// [`redact`].
     pub fn url(&self) -> &Url {
         &self.url
     }

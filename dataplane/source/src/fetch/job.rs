@@ -1,306 +1,48 @@
-//! Getting the bytes of a content from its origin: what a seed runs.
+//! The connections of one fetch: what each does with the ranges it is given, and what after a cut.
 //!
-//! # Two modes
-//! * **Ranges**: the origin does ranges, the length is known, and a validator (or a digest that the
-//!   caller checks at the end) guards against a change. Several connections ask the [`Plan`] for
-//!   what is wanted next.
-//! * **Sequential**: anything else. One GET from the first byte to the last; every byte is
-//!   delivered in order and the plan is not asked. The length may be known only at the end.
-//!
-//! # After a cut
-//! With ranges, from the byte where it stopped, under `If-Range`. Without, again from the first byte,
-//! skipping what was delivered: where the validator is not strong, the skipped bytes are hashed and
-//! must equal those delivered before, else it is another content.
-//!
-//! # Invariants
-//! Chunks of one range come in order; each byte is delivered once; bytes of two versions are never
-//! mixed (the fetch ends with [`Kind::ContentChanged`] and the caller begins again under a new
-//! content key). All tasks end when the [`Fetch`] is dropped. At most [`FetchOptions::buffered`]
-//! chunks wait for the consumer: a slow one slows the origin down.
+//! Invariant: a byte is handed to the consumer only after the answer it came in was found to be of the
+//! version that the fetch began with.
 
+use super::{Chunk, FetchOptions};
 use crate::error::{Error, Fault, Kind, Result};
 use crate::metadata::Metadata;
 use crate::plan::Plan;
 use crate::range::ByteRange;
-use crate::retry::{RetryPolicy, Tries};
+use crate::retry::Tries;
 use crate::source::{Body, Opened, Request, Source};
 use bytes::Bytes;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{Mutex, mpsc};
-use tokio::task::JoinSet;
-
-/// How to fetch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FetchOptions {
-    /// Range requests at once for one content; the limit of the origin holds as well.
-    pub parallel: usize,
-    /// Longest range of one request in bytes; also what the first request asks for.
-    pub range_len: u64,
-    /// An open body is read on over a gap of at most this many unwanted bytes rather than a new
-    /// request made.
-    pub skip_len: u64,
-    /// Chunks that wait for the consumer.
-    pub buffered: usize,
-    /// When to try again.
-    pub retry: RetryPolicy,
-}
-
-impl Default for FetchOptions {
-    fn default() -> Self {
-        Self {
-            parallel: 4,
-            range_len: 16 << 20,
-            skip_len: 256 << 10,
-            buffered: 32,
-            retry: RetryPolicy::default(),
-        }
-    }
-}
-
-/// Bytes and where they belong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chunk {
-    /// Offset in the content.
-    pub offset: u64,
-    /// Never empty.
-    pub data: Bytes,
-}
-
-/// How a fetch goes about it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// The plan decides which bytes come and in which order.
-    Ranges,
-    /// All bytes come from the first to the last.
-    Sequential,
-}
-
-/// Fetches from one source.
-#[derive(Clone)]
-pub struct Fetcher {
-    source: Arc<dyn Source>,
-    options: FetchOptions,
-}
-
-impl Fetcher {
-    /// A fetcher; cheap to clone.
-    pub fn new(source: Arc<dyn Source>, options: FetchOptions) -> Self {
-        Self { source, options }
-    }
-
-    /// Asks the origin what the content is and for its first bytes, in one request. `first` is what
-    /// will be wanted first (default: the start); the answer's body is kept open for the plan.
-    ///
-    /// # Errors
-    /// Permanent ones at once, temporary ones when the attempts are used up.
-    pub async fn begin(&self, request: Request, first: Option<ByteRange>) -> Result<Begun> {
-        let first = match first {
-            Some(first) => first.split(self.options.range_len).0,
-            None => ByteRange::new(0, self.options.range_len.max(1)),
-        };
-        let mut range = first;
-        let mut tries = Tries::new(self.options.retry);
-        loop {
-            match self.source.open(&request, range, None).await {
-                Ok(opened) => {
-                    let whole = opened.start == 0
-                        && (opened.end.is_none() || opened.end == opened.metadata.total_len);
-                    let mode = mode(&request, &opened.metadata);
-                    if mode == Mode::Sequential && !whole && range.is_some() {
-                        // A part that cannot be joined safely with the rest: ask for everything.
-                        range = None;
-                        continue;
-                    }
-                    let metadata = opened.metadata.clone();
-                    let fetcher = self.clone();
-                    return Ok(Begun {
-                        fetcher,
-                        request,
-                        metadata,
-                        mode,
-                        opened: Some(opened),
-                    });
-                }
-                // Some origins refuse any range, or one of a content that they make up as they go.
-                Err(error)
-                    if range.is_some_and(|range| range.start() == 0)
-                        && matches!(error.status(), Some(400 | 416 | 501)) =>
-                {
-                    range = None;
-                }
-                Err(error) => tries.pause(error, 0).await?,
-            }
-        }
-    }
-
-    /// Goes on with a content that is known already: no request is made until the plan wants bytes.
-    /// An origin that has another version by now ends the fetch with [`Kind::ContentChanged`].
-    pub fn resume(&self, request: Request, metadata: Metadata) -> Begun {
-        let mode = mode(&request, &metadata);
-        Begun {
-            fetcher: self.clone(),
-            request,
-            metadata,
-            mode,
-            opened: None,
-        }
-    }
-}
-
-fn mode(request: &Request, metadata: &Metadata) -> Mode {
-    let known = metadata.accepts_ranges && metadata.total_len.is_some();
-    if metadata.can_split() || (known && request.is_checked_at_end()) {
-        Mode::Ranges
-    } else {
-        Mode::Sequential
-    }
-}
-
-/// A content whose metadata are known; no byte has been delivered yet.
-pub struct Begun {
-    fetcher: Fetcher,
-    request: Request,
-    metadata: Metadata,
-    mode: Mode,
-    opened: Option<Opened>,
-}
-
-impl Begun {
-    /// What the origin said.
-    pub fn metadata(&self) -> &Metadata {
-        &self.metadata
-    }
-
-    /// Whether the plan will be asked.
-    pub fn mode(&self) -> Mode {
-        self.mode
-    }
-
-    /// Starts the connections. In [`Mode::Sequential`] the plan is dropped unasked.
-    pub fn run(self, plan: impl Plan + 'static) -> Fetch {
-        let options = self.fetcher.options;
-        let (chunks, receiver) = mpsc::channel(options.buffered.max(1));
-        let mut tasks = JoinSet::new();
-        let job = Arc::new(Job {
-            source: self.fetcher.source,
-            options,
-            request: self.request,
-            metadata: self.metadata,
-            chunks,
-        });
-        match self.mode {
-            Mode::Sequential => {
-                let stream = self.opened.map(Stream::new);
-                tasks.spawn(async move {
-                    if let Err(error) = job.sequential(stream).await {
-                        job.fail(error).await;
-                    }
-                });
-            }
-            Mode::Ranges => {
-                let total = job.metadata.total_len.unwrap_or(u64::MAX);
-                let useful = total.div_ceil(options.range_len.max(1)).max(1);
-                let parallel = options
-                    .parallel
-                    .max(1)
-                    .min(usize::try_from(useful).unwrap_or(usize::MAX));
-                let plan: Arc<Mutex<Box<dyn Plan>>> = Arc::new(Mutex::new(Box::new(plan)));
-                let mut stream = self.opened.map(Stream::new);
-                for _ in 0..parallel {
-                    let (job, plan, stream) = (job.clone(), plan.clone(), stream.take());
-                    tasks.spawn(async move {
-                        if let Err(error) = job.ranges(&plan, stream).await {
-                            job.fail(error).await;
-                        }
-                    });
-                }
-            }
-        }
-        Fetch {
-            chunks: receiver,
-            tasks,
-            delivered_end: 0,
-            done: false,
-        }
-    }
-}
-
-/// A running fetch; dropping it stops it.
-pub struct Fetch {
-    chunks: mpsc::Receiver<Result<Chunk>>,
-    tasks: JoinSet<()>,
-    delivered_end: u64,
-    done: bool,
-}
-
-impl Fetch {
-    /// The next bytes; `None` when all that was wanted has come. After an error only `None` comes.
-    /// Safe to cancel.
-    ///
-    /// # Errors
-    /// [`Kind::ContentChanged`]: throw away what came and begin again. Others are final: temporary
-    /// ones have been tried again already.
-    pub async fn next(&mut self) -> Option<Result<Chunk>> {
-        if self.done {
-            return None;
-        }
-        match self.chunks.recv().await {
-            Some(Ok(chunk)) => {
-                let end = chunk.offset + u64::try_from(chunk.data.len()).unwrap_or(0);
-                self.delivered_end = self.delivered_end.max(end);
-                Some(Ok(chunk))
-            }
-            Some(Err(error)) => {
-                self.done = true;
-                self.tasks.abort_all();
-                Some(Err(error))
-            }
-            None => {
-                self.done = true;
-                // All senders are gone: either every task ended well or one died unheard.
-                while let Some(ended) = self.tasks.join_next().await {
-                    if ended.is_err() {
-                        return Some(Err(Error::temporary(
-                            Kind::Cancelled,
-                            Fault::Here,
-                            "a task of the fetch died: try again",
-                        )));
-                    }
-                }
-                None
-            }
-        }
-    }
-
-    /// One past the last byte delivered so far: in [`Mode::Sequential`], once [`Fetch::next`] gave
-    /// `None`, the length of the content.
-    pub fn delivered_end(&self) -> u64 {
-        self.delivered_end
-    }
-}
 
 /// An open body and where it stands.
-struct Stream {
+pub(super) struct Stream {
     body: Body,
     pos: u64,
     end: Option<u64>,
+    /// The origin ignored the range and sends everything: reading on is never dearer than asking
+    /// again, since that would begin at the first byte too.
+    ignored_range: bool,
     /// Read but beyond the range that was being filled.
     rest: Option<Bytes>,
 }
 
 impl Stream {
-    fn new(opened: Opened) -> Self {
+    pub(super) fn new(opened: Opened) -> Self {
         Self {
             body: opened.body,
             pos: opened.start,
             end: opened.end,
+            ignored_range: false,
             rest: None,
         }
     }
 
     /// True when `pos` can be reached by reading on over at most `skip` bytes.
     fn reaches(&self, pos: u64, skip: u64) -> bool {
-        self.pos <= pos && pos - self.pos <= skip && self.end.is_none_or(|end| pos < end)
+        self.pos <= pos
+            && (self.ignored_range || pos - self.pos <= skip)
+            && self.end.is_none_or(|end| pos < end)
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>> {
@@ -333,16 +75,40 @@ fn split(chunk: &mut Bytes, at: u64) -> Bytes {
 }
 
 /// What the tasks of one fetch share.
-struct Job {
+pub(super) struct Job {
     source: Arc<dyn Source>,
     options: FetchOptions,
     request: Request,
     metadata: Metadata,
     chunks: mpsc::Sender<Result<Chunk>>,
+    /// Set once an answer ignored a range in [`super::Mode::Ranges`]: from then on the connection
+    /// that saw it first reads on alone, or each would read all that comes before its own range.
+    alone: AtomicBool,
 }
 
 impl Job {
-    async fn fail(&self, error: Error) {
+    pub(super) fn new(
+        source: Arc<dyn Source>,
+        options: FetchOptions,
+        request: Request,
+        metadata: Metadata,
+        chunks: mpsc::Sender<Result<Chunk>>,
+    ) -> Self {
+        Self {
+            source,
+            options,
+            request,
+            metadata,
+            chunks,
+            alone: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn total_len(&self) -> Option<u64> {
+        self.metadata.total_len
+    }
+
+    pub(super) async fn fail(&self, error: Error) {
         let _ = self.chunks.send(Err(error)).await;
     }
 
@@ -379,11 +145,19 @@ impl Job {
         Ok(Stream::new(opened))
     }
 
-    /// One connection of [`Mode::Ranges`].
-    async fn ranges(&self, plan: &Mutex<Box<dyn Plan>>, mut stream: Option<Stream>) -> Result<()> {
+    /// One connection of [`super::Mode::Ranges`].
+    pub(super) async fn ranges(
+        &self,
+        plan: &Mutex<Box<dyn Plan>>,
+        mut stream: Option<Stream>,
+    ) -> Result<()> {
+        let mut stays = false;
         loop {
             // A body at its end is dropped before the wait: its place at the origin is for others.
             stream = stream.filter(|stream| stream.end.is_none_or(|end| stream.pos < end));
+            if self.alone.load(Ordering::Relaxed) && !stays {
+                return Ok(());
+            }
             let next = plan.lock().await.next(self.options.range_len.max(1)).await;
             let Some(range) = next else {
                 return Ok(());
@@ -401,6 +175,9 @@ impl Job {
                 ));
             }
             self.fill(range, &mut stream).await?;
+            if stream.as_ref().is_some_and(|stream| stream.ignored_range) {
+                stays = stays || !self.alone.swap(true, Ordering::Relaxed);
+            }
         }
     }
 
@@ -415,6 +192,14 @@ impl Job {
                 tries.pause(error, pos - before).await?;
                 before = pos;
             }
+        }
+        // Reading up to the end shows an origin that sends more than it announced, and lets the
+        // connection be used again. A cut at this point does no harm any more.
+        if let Some(mut finished) = stream.take_if(|stream| stream.end == Some(stream.pos))
+            && let Err(error) = finished.body.next_chunk().await
+            && error.kind() == Kind::LengthMismatch
+        {
+            return Err(error);
         }
         Ok(())
     }
@@ -432,7 +217,7 @@ impl Job {
         {
             Some(open) => stream.insert(open),
             None => {
-                let opened = self.open(ByteRange::new(*pos, range.end())).await?;
+                let mut opened = self.open(ByteRange::new(*pos, range.end())).await?;
                 if opened.pos > *pos || opened.end.is_some_and(|end| end <= *pos) {
                     return Err(Error::permanent(
                         Kind::Protocol,
@@ -443,6 +228,7 @@ impl Job {
                         ),
                     ));
                 }
+                opened.ignored_range = opened.pos < *pos;
                 stream.insert(opened)
             }
         };
@@ -477,8 +263,8 @@ impl Job {
         )
     }
 
-    /// [`Mode::Sequential`].
-    async fn sequential(&self, mut stream: Option<Stream>) -> Result<()> {
+    /// All of [`super::Mode::Sequential`].
+    pub(super) async fn sequential(&self, mut stream: Option<Stream>) -> Result<()> {
         let mut tries = Tries::new(self.options.retry);
         // Without a strong validator only the bytes themselves tell whether a second answer is
         // the same content, so those delivered are hashed.
