@@ -1,5 +1,5 @@
 //! The bytes on disk: pinned, and decoders that stand any input.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use dragonfly_proto::id::{ContentKey, RequestKey};
 use dragonfly_storage::Geometry;

@@ -1,5 +1,5 @@
 //! A real process, killed at random moments: what it had acknowledged is there.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Random sequences of operations against a model that cannot be wrong.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 

@@ -13,7 +13,8 @@ fuzz_target!(|edits: Vec<(u8, u16, u8)>| {
     let Ok(store) = Store::open(media.clone(), Options::default(), 1) else { return };
     let geometry = Geometry { block_size: 65536, total_len: Some(2 * 65536) };
     let Ok(task) = store.create_or_open(key, geometry, b"meta") else { return };
-    let _ = task.write_block(0, &block, *blake3_of(&block), b"proof");
+    // The hash is only compared after a power loss, which does not happen here.
+    let _ = task.write_block(0, &block, [0; 32], b"proof");
     drop((task, store));
     for (file, at, byte) in edits {
         let name = match file % 3 {
@@ -35,8 +36,3 @@ fuzz_target!(|edits: Vec<(u8, u16, u8)>| {
         }
     }
 });
-
-fn blake3_of(_: &[u8]) -> &'static [u8; 32] {
-    // Only compared after a power loss, which does not happen here.
-    &[0; 32]
-}
