@@ -13,7 +13,7 @@ impl Task {
     /// says that a block from here was wrong.
     ///
     /// # Errors
-    /// [`ErrorKind::NotHeld`], [`ErrorKind::Corrupt`] (of the record), [`ErrorKind::Io`].
+    /// [`NotHeld`](crate::ErrorKind::NotHeld), [`Corrupt`](crate::ErrorKind::Corrupt) (of the record), [`Io`](crate::ErrorKind::Io).
     pub fn verify_block(&self, index: u32) -> Result<bool> {
         self.check_held(index)?;
         let mut data = vec![0; self.expected_len(index)? as usize];
@@ -26,8 +26,8 @@ impl Task {
     /// complete nor verified.
     ///
     /// # Errors
-    /// [`ErrorKind::Conflict`] once content in memory was sealed by [`Task::file`] (delete the task
-    /// instead); [`ErrorKind::Deleted`], [`ErrorKind::Io`].
+    /// [`Conflict`](crate::ErrorKind::Conflict) once content in memory was sealed by [`Task::file`] (delete the task
+    /// instead); [`Deleted`](crate::ErrorKind::Deleted), [`Io`](crate::ErrorKind::Io).
     pub fn discard_block(&self, index: u32) -> Result<()> {
         let entry = &*self.entry;
         entry.check_alive()?;
