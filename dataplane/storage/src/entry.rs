@@ -21,6 +21,8 @@ use crate::names::Part;
 
 /// Two writers of one block meet on one of these; two of different blocks rarely do.
 const STRIPES: usize = 64;
+/// How exactly the last use is recorded, milliseconds.
+const AGE_PRECISION_MS: u64 = 60_000;
 const UNKNOWN: u64 = u64::MAX;
 
 #[derive(Debug)]
@@ -178,6 +180,19 @@ impl Entry {
         media
             .replace(&Part::Meta.name(&self.key), encoded, durable)
             .map_err(|e| StorageError::task_io(&self.key, "write its metadata", e))
+    }
+
+    /// Whether the recorded last use lags so far behind that a restart would misjudge its age.
+    pub(crate) fn age_is_stale(&self) -> bool {
+        let recorded = lock(&self.header).last_used;
+        self.last_used.load(Ordering::Relaxed).abs_diff(recorded) >= AGE_PRECISION_MS
+    }
+
+    /// Records the last use; worth no synchronisation.
+    pub(crate) fn record_age(&self, files: &Files) -> Result<()> {
+        self.update_header(files, |h| {
+            h.last_used = self.last_used.load(Ordering::Relaxed)
+        })
     }
 
     /// Makes everything written so far survive a power loss. Readers and writers go on meanwhile.

@@ -329,14 +329,16 @@ fn load_requests(
     if !present {
         return Requests::create(media);
     }
-    let bytes = read_file(media, names::REQUESTS, MAX_REQUESTS_LOG)?;
-    match format::decode_requests(&bytes) {
-        Ok(records) => Requests::resume(media, &records, bytes.len()),
-        Err(Fault::Empty) => Requests::create(media),
-        Err(fault) => {
-            tracing::warn!(store = %media.describe(), ?fault, "setting the log of requests aside");
-            aside.extend(set_aside(media, names::REQUESTS));
-            Requests::create(media)
-        }
-    }
+    let why = match read_file(media, names::REQUESTS, MAX_REQUESTS_LOG) {
+        Ok(bytes) => match format::decode_requests(&bytes) {
+            Ok(records) => return Requests::resume(media, &records, bytes.len()),
+            Err(Fault::Empty) => return Requests::create(media),
+            Err(fault) => format!("{fault:?}"),
+        },
+        Err(e) => e.to_string(),
+    };
+    // Without it sources are asked once more; without the store nothing works.
+    tracing::warn!(store = %media.describe(), why, "setting the log of requests aside");
+    aside.extend(set_aside(media, names::REQUESTS));
+    Requests::create(media)
 }

@@ -295,13 +295,20 @@ impl Store {
         let shared = &*self.shared;
         let mut first = Ok(());
         for entry in shared.entries() {
-            if !entry.dirty.load(Ordering::Acquire) {
+            let dirty = entry.dirty.load(Ordering::Acquire);
+            if !dirty && !entry.age_is_stale() {
                 continue;
             }
             let Some(task) = self.open_unused(&entry.key).transpose() else {
                 continue;
             };
-            let result = task.and_then(|t| t.checkpoint());
+            let result = task.and_then(|t| {
+                if dirty {
+                    t.checkpoint()
+                } else {
+                    t.record_age()
+                }
+            });
             match result {
                 Err(e) if e.kind() != ErrorKind::Deleted && first.is_ok() => first = Err(e),
                 _ => {}

@@ -1,4 +1,4 @@
-//! A handle on one task: writing and reading its blocks.
+//! A handle on one task: writing and reading its blocks. What is rarer is in `ingest` and `repair`.
 
 use std::fs::File;
 use std::sync::atomic::Ordering;
@@ -12,7 +12,6 @@ use crate::error::{ErrorKind, Result, StorageError};
 use crate::format::{self, MAX_DIGEST, MAX_META, MAX_PROOF, RECORD, Record};
 use crate::geometry::Geometry;
 use crate::lock;
-use crate::media::Ingested;
 use crate::names::Part;
 use crate::store::Shared;
 
@@ -37,9 +36,9 @@ pub struct Proof {
 /// A counted handle: while any lives, the task is not evicted. Cheap to clone.
 #[derive(Debug)]
 pub struct Task {
-    store: Arc<Shared>,
-    entry: Arc<Entry>,
-    files: Arc<Files>,
+    pub(crate) store: Arc<Shared>,
+    pub(crate) entry: Arc<Entry>,
+    pub(crate) files: Arc<Files>,
 }
 
 impl Clone for Task {
@@ -142,7 +141,7 @@ impl Task {
         self.put_block(index, expected, Some(data), &hash, proof)
     }
 
-    fn put_block(
+    pub(crate) fn put_block(
         &self,
         index: u32,
         len: u32,
@@ -262,7 +261,7 @@ impl Task {
         self.read_data(offset, buf)
     }
 
-    fn read_data(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    pub(crate) fn read_data(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.files
             .data
             .read_exact_at(buf, offset)
@@ -296,51 +295,6 @@ impl Task {
             hash: record.hash,
             proof: record.proof,
         }))
-    }
-
-    /// Reads a held block and compares it with its recorded BLAKE3: for scrubbing, and when a peer
-    /// says that a block from here was wrong.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotHeld`], [`ErrorKind::Corrupt`] (of the record), [`ErrorKind::Io`].
-    pub fn verify_block(&self, index: u32) -> Result<bool> {
-        self.check_held(index)?;
-        let mut data = vec![0; self.expected_len(index)? as usize];
-        self.read_block(index, &mut data)?;
-        let proof = self.proof(index)?;
-        Ok(proof.is_some_and(|p| p.hash == *blake3::hash(&data).as_bytes()))
-    }
-
-    /// Forgets a block that proved wrong, so that it can be written anew. The task is no longer
-    /// complete nor verified.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Conflict`] once content in memory was sealed by [`Task::file`] (delete the task
-    /// instead); [`ErrorKind::Deleted`], [`ErrorKind::Io`].
-    pub fn discard_block(&self, index: u32) -> Result<()> {
-        let entry = &*self.entry;
-        entry.check_alive()?;
-        let _alone = lock(self.files.stripe(index));
-        if !entry.held.contains(index) {
-            return Ok(());
-        }
-        let len = self.expected_len(index)?;
-        // First of all here, so that no checkpoint declares the task complete meanwhile; then the
-        // flag, so that no start takes it for the record.
-        entry.held.remove(index);
-        entry.ingested.store(false, Ordering::Release);
-        self.store.unreserve(entry, Entry::cost(len));
-        entry.update_header(&self.files, |h| {
-            h.complete = false;
-            h.verified = None;
-        })?;
-        let zeros = [0; RECORD];
-        self.files
-            .index
-            .write_all_at(&zeros, format::record_offset(index))
-            .map_err(|e| self.io("clear the record of a block", e))?;
-        entry.dirty.store(true, Ordering::Release);
-        Ok(())
     }
 
     /// Sets the length once it is known. Setting the same length again is fine.
@@ -481,81 +435,6 @@ impl Task {
         Ok(Arc::clone(self.files.reader.get_or_init(|| file)))
     }
 
-    /// Copies a whole file into this empty task, by reflink where the file system can. No block is
-    /// held yet: read each with [`Task::read_ingested`], hash it, and [`Task::adopt_block`] it. A
-    /// crash in between leaves the task empty but for the adopted blocks.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Conflict`] when the length is unknown or blocks are held already;
-    /// [`ErrorKind::Corrupt`] when the file is shorter than the content;
-    /// [`ErrorKind::QuotaExceeded`], [`ErrorKind::DiskFull`], [`ErrorKind::Deleted`], [`ErrorKind::Io`].
-    pub fn ingest(&self, from: &File) -> Result<Ingested> {
-        let entry = &*self.entry;
-        entry.check_alive()?;
-        // Shuts out every writer: they would be overwritten.
-        let _no_writer = entry.epoch.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(total) = self.geometry().total_len else {
-            return Err(self.fail(
-                ErrorKind::Conflict,
-                "has no length yet, so nothing can be copied in",
-            ));
-        };
-        if self.held_count() > 0 || entry.ingested.load(Ordering::Acquire) {
-            return Err(self.fail(
-                ErrorKind::Conflict,
-                "is not empty, so nothing can be copied in",
-            ));
-        }
-        self.store.reserve(entry, total)?;
-        match self.files.data.ingest(from, total) {
-            Ok(how) => {
-                entry.ingested.store(true, Ordering::Release);
-                Ok(how)
-            }
-            Err(e) => {
-                // What was copied so far would only take space.
-                let _ = self.files.data.set_len(0);
-                self.store.unreserve(entry, total);
-                Err(self.io("copy a file into it", e))
-            }
-        }
-    }
-
-    /// Reads a block of what [`Task::ingest`] copied, held or not, into the front of `buf` and
-    /// returns its length.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Conflict`] when nothing was ingested; else as [`Task::read_block`].
-    pub fn read_ingested(&self, index: u32, buf: &mut [u8]) -> Result<usize> {
-        self.check_ingested()?;
-        let len = self.expected_len(index)? as usize;
-        let have = buf.len();
-        let buf = buf.get_mut(..len).ok_or_else(|| {
-            self.fail(
-                ErrorKind::Invalid,
-                format!("block {index} of {len} bytes into {have}"),
-            )
-        })?;
-        self.read_data(self.geometry().offset(index), buf)?;
-        Ok(len)
-    }
-
-    /// Declares an ingested block held, with its BLAKE3 and proof.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Conflict`] when nothing was ingested; else as [`Task::write_block`].
-    pub fn adopt_block(&self, index: u32, hash: [u8; 32], proof: &[u8]) -> Result<Written> {
-        self.check_ingested()?;
-        self.put_block(index, self.expected_len(index)?, None, &hash, proof)
-    }
-
-    fn check_ingested(&self) -> Result<()> {
-        if self.entry.ingested.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        Err(self.fail(ErrorKind::Conflict, "has no file copied in"))
-    }
-
     /// Says that the task was used at `now` (milliseconds since the epoch of Unix) by something
     /// that this crate does not see, such as `sendfile` to a peer. Reads and writes through the
     /// handle count by themselves, at the time last passed to the store.
@@ -577,6 +456,10 @@ impl Task {
         self.store.used_now(&self.entry);
     }
 
+    pub(crate) fn record_age(&self) -> Result<()> {
+        self.entry.record_age(&self.files)
+    }
+
     pub(crate) fn set_pinned(&self, pinned: bool) -> Result<()> {
         self.entry.check_alive()?;
         self.entry
@@ -585,7 +468,7 @@ impl Task {
         Ok(())
     }
 
-    fn expected_len(&self, index: u32) -> Result<u32> {
+    pub(crate) fn expected_len(&self, index: u32) -> Result<u32> {
         self.geometry().block_len(index).ok_or_else(|| {
             self.fail(
                 ErrorKind::Invalid,
@@ -594,18 +477,18 @@ impl Task {
         })
     }
 
-    fn check_held(&self, index: u32) -> Result<()> {
+    pub(crate) fn check_held(&self, index: u32) -> Result<()> {
         if self.is_held(index) {
             return Ok(());
         }
         Err(self.fail(ErrorKind::NotHeld, format!("block {index} is not held")))
     }
 
-    fn fail(&self, kind: ErrorKind, detail: impl Into<String>) -> StorageError {
+    pub(crate) fn fail(&self, kind: ErrorKind, detail: impl Into<String>) -> StorageError {
         StorageError::task(kind, &self.entry.key, detail)
     }
 
-    fn io(&self, what: &str, e: std::io::Error) -> StorageError {
+    pub(crate) fn io(&self, what: &str, e: std::io::Error) -> StorageError {
         // A sealed file refuses writes this way; only a discarded block can lead there.
         if e.kind() == std::io::ErrorKind::PermissionDenied {
             return self.fail(

@@ -1,5 +1,7 @@
 //! One suite of behaviour that every medium must show.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+// A list of ranges of which there is one.
+#![allow(clippy::single_range_in_vec_init)]
 
 mod common;
 
@@ -52,6 +54,7 @@ suite!(
     the_quota_evicts_the_least_recently_used,
     pinned_and_open_tasks_stay,
     age_evicts_and_use_refreshes,
+    the_order_of_use_survives_a_restart,
     a_jump_of_the_clock_evicts_nothing,
     a_lower_quota_is_obeyed_live,
     a_second_store_is_refused,
@@ -638,6 +641,25 @@ fn age_evicts_and_use_refreshes(open: Open<'_>) {
         vec![1, 3],
         "the released one is as old as its last use"
     );
+}
+
+fn the_order_of_use_survives_a_restart(open: Open<'_>) {
+    let store = open(options()).unwrap();
+    for n in 0..3 {
+        drop(fill(&store, n).unwrap());
+    }
+    store.checkpoint().unwrap();
+    store
+        .open_task(&key(0))
+        .unwrap()
+        .unwrap()
+        .touch(NOW + 200_000);
+    store.checkpoint().unwrap();
+    drop(store);
+    let store = open(small(2 * TASK)).unwrap();
+    assert_eq!(store.stat(&key(1)).unwrap().idle.as_secs(), 200);
+    store.collect_garbage(NOW);
+    assert_eq!(tasks(&store), vec![0]);
 }
 
 fn a_jump_of_the_clock_evicts_nothing(open: Open<'_>) {

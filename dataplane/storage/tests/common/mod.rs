@@ -1,10 +1,11 @@
 //! Builders and a medium that counts, fails and forgets, shared by the tests.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use dragonfly_proto::id::ContentKey;
 use dragonfly_storage::*;
@@ -100,7 +101,19 @@ pub struct Faults {
     pub boot: AtomicU64,
     /// Space left before writes fail with ENOSPC after writing what fits. Negative: endless.
     pub space: AtomicI64,
+    /// Remember what unsynchronised writes overwrote, for [`Faults::lose_power`].
+    pub journal: AtomicBool,
+    overwritten: Mutex<HashMap<(u64, u64), Overwritten>>,
 }
+
+/// A sector of a file and what it held before each write since the last synchronisation.
+#[derive(Debug)]
+struct Overwritten {
+    file: Arc<dyn MediaFile>,
+    versions: Vec<Vec<u8>>,
+}
+
+const SECTOR: u64 = 512;
 
 impl Default for Faults {
     fn default() -> Self {
@@ -114,11 +127,26 @@ impl Default for Faults {
             syncs: AtomicU64::new(0),
             boot: AtomicU64::new(1),
             space: AtomicI64::new(-1),
+            journal: AtomicBool::new(false),
+            overwritten: Mutex::default(),
         }
     }
 }
 
 impl Faults {
+    /// Every sector written since its file was synchronised comes out in any of its versions, and
+    /// the machine starts anew.
+    pub fn lose_power(&self, rng: &mut fastrand::Rng) {
+        for (&(_, sector), lost) in self.overwritten.lock().unwrap().iter() {
+            let survives = rng.usize(..=lost.versions.len());
+            if let Some(old) = lost.versions.get(survives) {
+                lost.file.write_all_at(old, sector * SECTOR).unwrap();
+            }
+        }
+        self.overwritten.lock().unwrap().clear();
+        self.boot.fetch_add(1, Ordering::SeqCst);
+    }
+
     pub fn crashed(&self) -> bool {
         self.crash_in.load(Ordering::SeqCst) == 0
     }
@@ -169,15 +197,48 @@ struct FaultyFile {
     inner: Arc<dyn MediaFile>,
     faults: Arc<Faults>,
     is_data: bool,
+    id: u64,
+}
+
+impl FaultyFile {
+    fn remember(&self, len: usize, offset: u64) {
+        if !self.faults.journal.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut overwritten = self.faults.overwritten.lock().unwrap();
+        for sector in offset / SECTOR..(offset + len as u64).div_ceil(SECTOR) {
+            let mut old = vec![0; SECTOR as usize];
+            let have = self
+                .inner
+                .len()
+                .unwrap()
+                .saturating_sub(sector * SECTOR)
+                .min(SECTOR);
+            self.inner
+                .read_exact_at(&mut old[..have as usize], sector * SECTOR)
+                .unwrap();
+            overwritten
+                .entry((self.id, sector))
+                .or_insert_with(|| Overwritten {
+                    file: Arc::clone(&self.inner),
+                    versions: vec![],
+                })
+                .versions
+                .push(old);
+        }
+    }
 }
 
 impl<M: Media> Faulty<M> {
     fn wrap(&self, name: &str, inner: Arc<dyn MediaFile>) -> Arc<dyn MediaFile> {
         let is_data = name.ends_with(".data");
+        // The file in memory is one object however often it is opened.
+        let id = Arc::as_ptr(&inner).cast::<()>() as u64;
         Arc::new(FaultyFile {
             inner,
             faults: Arc::clone(&self.faults),
             is_data,
+            id,
         })
     }
 }
@@ -246,6 +307,7 @@ impl MediaFile for FaultyFile {
         self.inner.read_exact_at(buf, offset)
     }
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.remember(buf.len(), offset);
         if !self.faults.mutate()? {
             self.inner.write_all_at(&buf[..buf.len() / 2], offset)?;
             return Err(io::Error::from_raw_os_error(5));
@@ -280,6 +342,11 @@ impl MediaFile for FaultyFile {
     fn sync(&self) -> io::Result<()> {
         self.faults.whole()?;
         self.faults.syncs.fetch_add(1, Ordering::SeqCst);
+        self.faults
+            .overwritten
+            .lock()
+            .unwrap()
+            .retain(|(id, _), _| *id != self.id);
         self.inner.sync()
     }
     fn reader(&self, seal: bool) -> io::Result<File> {
