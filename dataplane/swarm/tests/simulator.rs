@@ -43,3 +43,50 @@ fn table() {
         }
     }
 }
+
+#[test]
+#[ignore = "tuning"]
+fn tune() {
+    use std::time::Duration;
+    let peers = 1000;
+    let mut base = Scenario::new(peers, Regime::Equal);
+    base.settings.degree = 12;
+    base.config.have_delay = Duration::ZERO;
+    base.config.window = 1;
+    let show = |name: &str, f: &dyn Fn(&mut Scenario)| {
+        let mut s = base.clone();
+        f(&mut s);
+        let o = simulate(&s);
+        println!(
+            "{peers} {name}: {:.3}/{:.3} s{:.2} first {:.2} dup {:.4} ctl {:.0}",
+            o.slowest,
+            o.p50,
+            o.seed,
+            o.first.as_secs_f64(),
+            o.duplicates,
+            o.control
+        );
+    };
+    let ms = Duration::from_millis(1);
+    show("refill 1ms", &|s| {
+        s.config.refill_interval = ms;
+        s.settings.refill_interval = ms
+    });
+    show("d8 f4 s4", &|s| {
+        s.settings.degree = 8;
+        s.settings.first = 4;
+        s.settings.slack = 4
+    });
+    show("d8 f4 s4 refill 1ms", &|s| {
+        s.settings.degree = 8;
+        s.settings.first = 4;
+        s.settings.slack = 4;
+        s.config.refill_interval = ms;
+        s.settings.refill_interval = ms
+    });
+    show("d12 f6 s1 order .25 sample all", &|s| {
+        s.config.sample = 1000;
+        s.config.in_order_probability = 0.25;
+        s.settings.slack = 1
+    });
+}
