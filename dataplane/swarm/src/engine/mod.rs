@@ -62,6 +62,8 @@ pub struct Engine {
     remaining: u32,
     /// No block below is in `need`.
     need_from: u32,
+    /// Ids of `neighbours`, beside them because a search should not walk the large structs.
+    ids: Vec<NeighbourId>,
     neighbours: Vec<Neighbour>,
     readers: Vec<(ReaderId, u32)>,
     emission: Option<Emission>,
@@ -92,6 +94,7 @@ impl Engine {
             holders: Vec::new(),
             remaining: 0,
             need_from: 0,
+            ids: Vec::new(),
             neighbours: Vec::new(),
             readers: Vec::new(),
             emission: None,
@@ -217,6 +220,7 @@ impl Engine {
     /// A connection is up. Whatever was known under this id is forgotten.
     pub fn join(&mut self, now: Duration, id: NeighbourId, info: NeighbourInfo) {
         self.leave(now, id);
+        self.ids.push(id);
         self.neighbours.push(Neighbour::new(id, info, now));
         let mut visible = self.held.clone();
         visible.subtract(&self.hidden);
@@ -232,6 +236,7 @@ impl Engine {
     /// A connection is down: its requests and what was emitted to it go to others.
     pub fn leave(&mut self, now: Duration, id: NeighbourId) {
         let Some(at) = self.slot(id) else { return };
+        self.ids.swap_remove(at);
         let gone = self.neighbours.swap_remove(at);
         for index in gone.offers().iter() {
             self.holders[index as usize] -= 1;
@@ -304,7 +309,7 @@ impl Engine {
 
     /// The neighbours, in no order.
     pub fn neighbours(&self) -> impl Iterator<Item = NeighbourId> + '_ {
-        self.neighbours.iter().map(|n| n.id)
+        self.ids.iter().copied()
     }
 
     /// Blocks a neighbour announced; zero for strangers.
@@ -355,7 +360,7 @@ impl Engine {
     // ---- shared helpers --------------------------------------------------------------------
 
     fn slot(&self, id: NeighbourId) -> Option<usize> {
-        self.neighbours.iter().position(|n| n.id == id)
+        self.ids.iter().position(|known| *known == id)
     }
 
     /// The first index that cannot be a block.

@@ -278,9 +278,14 @@ impl<K: NodeKey> Swarm<K> {
         }
         let zone = self.members[&node].info.zone;
         let mesh = self.zones[&zone].members.len() <= self.settings.degree + 1;
-        let degree = self.settings.degree.max(given.len());
+        let degree = if mesh {
+            self.settings.degree
+        } else {
+            self.settings.first
+        };
+        let degree = degree.max(given.len());
         while given.len() < degree {
-            let few = mesh || given.len() < self.settings.degree / 2;
+            let few = true;
             let Some(other) = self.pick(node, few) else {
                 break;
             };
@@ -316,12 +321,13 @@ impl<K: NodeKey> Swarm<K> {
 
     fn pick_with(&self, rng: &mut fastrand::Rng, node: K, crowd: bool) -> Option<K> {
         let zone = self.zones.get(&self.members.get(&node)?.info.zone)?;
-        let open = self.best_of(rng, &zone.open, node, self.settings.degree);
-        if open.is_some() || !crowd {
-            return open;
-        }
         let most = self.settings.degree + self.settings.slack;
-        self.best_of(rng, &zone.members, node, most)
+        let any = self.best_of(rng, &zone.members, node, most);
+        if any.is_some() {
+            return any;
+        }
+        let _ = crowd;
+        self.best_of(rng, &zone.open, node, self.settings.degree)
     }
 
     fn best_of(&self, rng: &mut fastrand::Rng, from: &[K], node: K, most: usize) -> Option<K> {

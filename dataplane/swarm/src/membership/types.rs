@@ -65,6 +65,8 @@ pub struct Settings {
     pub degree: usize,
     /// Neighbours a member may have above that when a joiner finds nobody else.
     pub slack: usize,
+    /// Neighbours a joiner is given at once.
+    pub first: usize,
     /// Random candidates looked at for each slot.
     pub candidates: usize,
     /// Neighbours of an emitter in its zone.
@@ -95,7 +97,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             degree: 12,
-            slack: 4,
+            slack: 12,
+            first: 6,
             candidates: 8,
             first_level: 32,
             emitters: 1,

@@ -1,1 +1,20 @@
-//! stub
+//! The swarm on virtual time: the very [`Engine`](crate::engine::Engine) and
+//! [`Swarm`](crate::membership::Swarm) that run in production, joined by modelled links.
+//!
+//! The model. An uplink sends one block at a time, neighbours that want something in turn; a block
+//! is whole at the receiver after the latency, or when the receiver's downlink (and the link into
+//! its zone) has taken all that came before it. Control messages take the latency alone and cost no
+//! bandwidth; where a scenario says so they also wait for the block that their uplink is sending.
+//! There is no TCP, no loss, no CPU: results are optimistic, so take the ranking and not the third
+//! digit. Measured on real sockets, N = 6 was 1.5 % and N = 20 was 6 % slower than simulated.
+//!
+//! What is reported. *limit*: no scheme can be faster, max(F / seeds' uplinks, F / downlink,
+//! N F / all uplinks, F / zone link), for every node from its own join. *slowest*, *p50*, *p99*:
+//! times over the limit. *seed*: what seeds sent. *origin*: what the origin sent. *cross*: what
+//! crossed between zones. All in F, the content's size.
+
+mod scenario;
+mod world;
+
+pub use scenario::{Outcome, Regime, Scenario, UnknownRegime};
+pub use world::simulate;
