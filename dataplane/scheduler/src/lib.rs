@@ -1,1 +1,12 @@
-//! dragonfly-scheduler
+//! The scheduler: who is in which swarm, who is whose neighbour, who may go to the origin.
+//!
+//! No byte of content passes here. State is in memory only: after a restart nodes say again what
+//! they hold and take part in, and downloads go on meanwhile.
+//!
+//! * [`core`]: the decisions, without IO or clock.
+//! * [`service`]: gRPC around them.
+
+pub mod core;
+mod lookups;
+pub mod service;
+mod swarms;

@@ -112,6 +112,12 @@ impl<K: NodeKey> Swarm<K> {
         self.members.is_empty()
     }
 
+    /// Whether a node is in.
+    #[must_use]
+    pub fn contains(&self, node: K) -> bool {
+        self.members.contains_key(&node)
+    }
+
     /// The valid leases.
     #[must_use]
     pub fn leases(&self) -> &[Lease<K>] {

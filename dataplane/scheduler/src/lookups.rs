@@ -1,0 +1,189 @@
+//! What does a source hold? Each request key is looked up at the origin once in its freshness
+//! window, by its home seed, for all who ask meanwhile.
+
+use std::time::Duration;
+
+use dragonfly_proto::geometry::Geometry;
+use dragonfly_proto::id::{ContentKey, NodeId, RequestKey};
+use dragonfly_proto::rpc::{self, failure::Code, to_node};
+use dragonfly_swarm::membership::rendezvous;
+
+use crate::core::Core;
+
+/// A seed that has not answered for this long is given up; its own retries end before.
+const ANSWER: Duration = Duration::from_secs(90);
+/// Lookups remembered.
+const MAX_LOOKUPS: usize = 200_000;
+
+/// One request key.
+#[derive(Debug)]
+pub(crate) enum Lookup {
+    /// Somebody looks.
+    Asked {
+        at: NodeId,
+        ask: u64,
+        since: Duration,
+        source: rpc::Source,
+        waiting: Vec<(NodeId, u64)>,
+        tried: Vec<NodeId>,
+    },
+    /// The answer and until when it holds.
+    Known { content: ContentKey, origin: rpc::OriginInfo, until: Duration },
+}
+
+impl Core {
+    pub(crate) fn on_resolve(&mut self, from: NodeId, m: rpc::Resolve) {
+        let Some(key) = RequestKey::from_slice(&m.request_key) else {
+            return self.fail(from, m.id, rpc::Failure::new(Code::Invalid, "no request key"));
+        };
+        let source = m.source.unwrap_or_default();
+        if !source.digest.is_empty() {
+            // Known by its digest: no origin has to be asked what it is.
+            let content = ContentKey::from_digest(&source.domain, &source.digest);
+            if self.tasks.get(&content).is_some_and(|t| t.geometry.is_some()) {
+                return self.resolved(from, m.id, content, rpc::OriginInfo::default(), &source);
+            }
+        }
+        match self.lookups.get_mut(&key) {
+            Some(Lookup::Known { content, origin, until })
+                if *until > self.now && self.tasks.contains_key(content) =>
+            {
+                let (content, origin) = (*content, origin.clone());
+                self.resolved(from, m.id, content, origin, &source);
+            }
+            Some(Lookup::Asked { waiting, .. }) => waiting.push((from, m.id)),
+            _ => self.ask(key, source, vec![(from, m.id)], vec![]),
+        }
+    }
+
+    /// Asks the key's home seed, or the next when that one failed; with no seed, a node that waits.
+    fn ask(
+        &mut self,
+        key: RequestKey,
+        source: rpc::Source,
+        waiting: Vec<(NodeId, u64)>,
+        mut tried: Vec<NodeId>,
+    ) {
+        let seeds: Vec<(&str, NodeId)> = self
+            .nodes
+            .iter()
+            .filter(|(id, e)| e.is_seed() && e.gone.is_none() && !tried.contains(id))
+            .map(|(id, e)| (e.hello.name.as_str(), *id))
+            .collect();
+        let order = rendezvous(&key.0, seeds.iter().map(|(name, _)| *name));
+        let home = order.first().and_then(|n| seeds.iter().find(|(name, _)| name == n));
+        let may_fetch = self.settings.swarm.peers_may_fetch;
+        let peer = waiting.iter().map(|w| w.0).find(|n| {
+            may_fetch && !tried.contains(n) && self.nodes.get(n).is_some_and(|e| e.gone.is_none())
+        });
+        let Some(at) = home.map(|(_, id)| *id).or(peer) else {
+            let why = if may_fetch {
+                "no seed is there and nobody who asks is left to look at the origin"
+            } else {
+                "no seed is there, and policy keeps peers from the origin (spec.backToSource)"
+            };
+            for (node, id) in waiting {
+                self.fail(node, id, rpc::Failure::new(Code::NoSource, why));
+            }
+            self.lookups.remove(&key);
+            return;
+        };
+        let ask = self.next_ask;
+        self.next_ask += 1;
+        tried.push(at);
+        let message = rpc::ResolveAt {
+            id: ask,
+            request_key: key.0.to_vec(),
+            source: Some(source.clone()),
+        };
+        self.send(at, to_node::Message::ResolveAt(message));
+        self.asked.insert(ask, key);
+        if self.lookups.len() >= MAX_LOOKUPS {
+            let now = self.now;
+            self.lookups.retain(|_, l| !matches!(l, Lookup::Known { until, .. } if *until < now));
+        }
+        let since = self.now;
+        self.lookups.insert(key, Lookup::Asked { at, ask, since, source, waiting, tried });
+    }
+
+    pub(crate) fn on_resolve_result(&mut self, from: NodeId, m: rpc::ResolveResult) {
+        let Some(key) = self.asked.remove(&m.id) else { return };
+        let Some(Lookup::Asked { ask, .. }) = self.lookups.get(&key) else { return };
+        if *ask != m.id {
+            return;
+        }
+        let Some(Lookup::Asked { source, waiting, tried, .. }) = self.lookups.remove(&key) else {
+            return;
+        };
+        if let Some(failure) = m.failure {
+            // This seed cannot reach it; another may. What the origin itself refused is final.
+            let elsewhere = matches!(failure.code(), Code::Internal | Code::NoSpace);
+            if elsewhere && self.others_left(&tried) {
+                return self.ask(key, source, waiting, tried);
+            }
+            for (node, id) in waiting {
+                self.fail(node, id, failure.clone());
+            }
+            return;
+        }
+        let content = ContentKey::from_slice(&m.content);
+        let geometry = m.geometry.as_ref().and_then(|g| Geometry::try_from(g).ok());
+        let (Some(content), Some(geometry)) = (content, geometry) else {
+            let failure = rpc::Failure::new(Code::Internal, "a seed gave an answer without content");
+            return waiting.into_iter().for_each(|(node, id)| self.fail(node, id, failure.clone()));
+        };
+        let origin = m.origin.unwrap_or_default();
+        let until = self.now + Duration::from_millis(origin.fresh_ms);
+        if !origin.validator.is_empty() || !source.digest.is_empty() {
+            let known = Lookup::Known { content, origin: origin.clone(), until };
+            self.lookups.insert(key, known);
+        }
+        self.found(content, geometry, &origin, &source, from);
+        for (node, id) in waiting {
+            self.resolved(node, id, content, origin.clone(), &source);
+        }
+    }
+
+    fn others_left(&self, tried: &[NodeId]) -> bool {
+        self.nodes.iter().any(|(id, e)| e.is_seed() && e.gone.is_none() && !tried.contains(id))
+    }
+
+    /// Questions that wait for a node that went away go to the next.
+    pub(crate) fn ask_others_for(&mut self, node: NodeId) {
+        let orphaned: Vec<_> = self
+            .lookups
+            .iter()
+            .filter(|(_, l)| matches!(l, Lookup::Asked { at, .. } if *at == node))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in orphaned {
+            if let Some(Lookup::Asked { ask, source, waiting, tried, .. }) = self.lookups.remove(&key) {
+                self.asked.remove(&ask);
+                self.ask(key, source, waiting, tried);
+            }
+        }
+    }
+
+    pub(crate) fn renew_lookups(&mut self) {
+        let now = self.now;
+        let late: Vec<_> = self
+            .lookups
+            .values()
+            .filter_map(|l| match l {
+                Lookup::Asked { at, since, .. } if now.saturating_sub(*since) > ANSWER => Some(*at),
+                _ => None,
+            })
+            .collect();
+        late.into_iter().for_each(|at| self.ask_others_for(at));
+    }
+
+    pub(crate) fn fail(&mut self, node: NodeId, id: u64, failure: rpc::Failure) {
+        let resolved = rpc::Resolved { id, failure: Some(failure), ..rpc::Resolved::default() };
+        self.send(node, to_node::Message::Resolved(resolved));
+    }
+
+    /// The content turned out not to be what was said: ask again next time.
+    pub(crate) fn forget_lookups_of(&mut self, content: &ContentKey) {
+        self.lookups.retain(|_, l| !matches!(l, Lookup::Known { content: c, .. } if c == content));
+    }
+}
