@@ -37,7 +37,7 @@ macro_rules! duration_pattern {
     status = "DistributionStatus",
     derive = "PartialEq",
     doc = "One mesh that distributes images and files among nodes: its seeds and peers, where content comes from, and how much of each node it may use.",
-    validation = Rule::new("size(self.metadata.name) <= 45").message("must be at most 45 characters: names of other objects are made from it").field_path(".metadata.name"),
+    validation = Rule::new("size(self.metadata.name) <= 45").message("metadata.name must be at most 45 characters: names of other objects are made from it"),
     printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#, description = "Whether the mesh does what its spec says."),
     printcolumn(name = "Profile", type_ = "string", json_path = ".spec.profile", description = "The preset of defaults."),
     printcolumn(name = "Policy", type_ = "integer", json_path = ".status.policy.revision", description = "Revision of the policy in force."),
@@ -139,7 +139,10 @@ pub enum Media {
 #[schemars(inline)]
 pub struct LocalRef {
     /// Name of the object.
-    #[schemars(length(min = 1, max = 45), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(
+        length(min = 1, max = 45),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
     pub name: String,
 }
 
@@ -170,7 +173,10 @@ pub struct Seeds {
 
 impl Default for Seeds {
     fn default() -> Self {
-        Self { replicas: None, emitters: 1 }
+        Self {
+            replicas: None,
+            emitters: 1,
+        }
     }
 }
 
@@ -265,7 +271,15 @@ pub struct HttpSource {
     pub query: Query,
     /// Hosts that may be contacted, redirects included: host, host:port or *.domain. Any when
     /// empty.
-    #[schemars(length(max = 256), inner(length(min = 1, max = 259), regex(pattern = r"^([*][.])?([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?$")))]
+    #[schemars(
+        length(max = 256),
+        inner(
+            length(min = 1, max = 259),
+            regex(
+                pattern = r"^([*][.])?([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?$"
+            )
+        )
+    )]
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub allowed_hosts: Vec<String>,
     /// PEM certificates of further authorities that origins' certificates may come from.
@@ -274,11 +288,17 @@ pub struct HttpSource {
     pub ca_bundle: Option<String>,
     /// Proxy that origins are reached through, such as http://proxy.example:3128. The environment
     /// is never asked. Without user and password.
-    #[schemars(length(min = 1, max = 512), regex(pattern = r"^https?://([-A-Za-z0-9_.]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?$"))]
+    #[schemars(
+        length(min = 1, max = 512),
+        regex(pattern = r"^https?://([-A-Za-z0-9_.]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?$")
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<String>,
     /// Hosts, domains (.example) and networks (10.0.0.0/8) reached without the proxy.
-    #[schemars(length(max = 128), inner(length(min = 1, max = 253), regex(pattern = r"^[^\s,]+$")))]
+    #[schemars(
+        length(max = 128),
+        inner(length(min = 1, max = 253), regex(pattern = r"^[^\s,]+$"))
+    )]
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub no_proxy: Vec<String>,
     /// Which addresses an origin may have, judged on what its name resolves to.
@@ -357,7 +377,11 @@ pub struct Addresses {
 
 impl Default for Addresses {
     fn default() -> Self {
-        Self { private: Permission::Allowed, loopback: None, link_local: Permission::Never }
+        Self {
+            private: Permission::Allowed,
+            loopback: None,
+            link_local: Permission::Never,
+        }
     }
 }
 
@@ -385,7 +409,6 @@ pub struct DistributionStatus {
 fn policy_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({
         "type": "object",
-        "nullable": true,
         "x-kubernetes-map-type": "atomic",
         "x-kubernetes-preserve-unknown-fields": true,
     })

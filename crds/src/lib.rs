@@ -16,13 +16,13 @@ pub mod crdgen;
 pub mod distribution;
 pub mod duration;
 pub mod field;
-// pub mod manifest;
+pub mod manifest;
 pub mod policy;
 pub mod profile;
 pub mod quantity;
 pub mod resolve;
 pub mod scheduler_pool;
-// pub mod schema;
+pub mod schema;
 
 pub use distribution::{Distribution, DistributionSpec, DistributionStatus};
 pub use field::{Invalid, Reason};

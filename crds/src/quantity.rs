@@ -7,7 +7,9 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QuantityError {
     /// Not `number[suffix]`.
-    #[error("must be a number of bytes with one of the suffixes k, M, G, T, P, Ki, Mi, Gi, Ti, Pi or none, such as 100Mi")]
+    #[error(
+        "must be a number of bytes with one of the suffixes k, M, G, T, P, Ki, Mi, Gi, Ti, Pi or none, such as 100Mi"
+    )]
     Syntax,
     /// Not a whole number of bytes.
     #[error("must be a whole number of bytes")]
@@ -47,7 +49,9 @@ pub fn parse(text: &str) -> Result<u64, QuantityError> {
     }
     // At most 27 digits and a unit below 2^50: no overflow of 128 bits.
     let scale = 10u128.pow(fraction.len() as u32);
-    let number = format!("{whole}{fraction}").parse::<u128>().map_err(|_| QuantityError::Syntax)?;
+    let number = format!("{whole}{fraction}")
+        .parse::<u128>()
+        .map_err(|_| QuantityError::Syntax)?;
     let scaled = number * u128::from(unit);
     if scaled % scale != 0 {
         return Err(QuantityError::Fraction);

@@ -52,16 +52,25 @@ pub fn resolve(
     if let Some(reference) = &spec.scheduler_pool_ref {
         let found = pool.and_then(|pool| pool.metadata.name.as_deref());
         if found != Some(reference.name.as_str()) {
-            let namespace = distribution.metadata.namespace.as_deref().unwrap_or_default();
-            let message =
-                format!("{}: no such SchedulerPool in namespace {namespace}", quoted(&reference.name));
+            let namespace = distribution
+                .metadata
+                .namespace
+                .as_deref()
+                .unwrap_or_default();
+            let message = format!(
+                "{}: no such SchedulerPool in namespace {namespace}",
+                quoted(&reference.name)
+            );
             mesh.fail("spec.schedulerPoolRef.name", Reason::NotFound, message);
         }
     }
     let default_spec = SchedulerPoolSpec::default();
     let (mut pool_check, pool_spec) = match pool {
         Some(pool) => (Check::of("SchedulerPool", &pool.metadata), &pool.spec),
-        None => (Check::of("SchedulerPool", &distribution.metadata), &default_spec),
+        None => (
+            Check::of("SchedulerPool", &distribution.metadata),
+            &default_spec,
+        ),
     };
     let strategy = &pool_spec.strategy;
     let scheduler = SchedulerPolicy {
@@ -76,9 +85,19 @@ pub fn resolve(
 
     let uid = distribution.metadata.uid.clone().unwrap_or_default();
     if uid.is_empty() {
-        mesh.fail("metadata.uid", Reason::Required, "an object without identity".to_owned());
+        mesh.fail(
+            "metadata.uid",
+            Reason::Required,
+            "an object without identity".to_owned(),
+        );
     }
-    let mut policy = Policy { uid, node, source_http, scheduler, ..Policy::default() };
+    let mut policy = Policy {
+        uid,
+        node,
+        source_http,
+        scheduler,
+        ..Policy::default()
+    };
     let sealed = policy.seal().and_then(|()| {
         let before = previous.filter(|before| before.uid == policy.uid);
         policy.revision = match before {
@@ -93,7 +112,11 @@ pub fn resolve(
     }
 
     mesh.errors.append(&mut pool_check.errors);
-    if mesh.errors.is_empty() { Ok(policy) } else { Err(mesh.errors) }
+    if mesh.errors.is_empty() {
+        Ok(policy)
+    } else {
+        Err(mesh.errors)
+    }
 }
 
 fn storage(check: &mut Check, spec: &Storage, preset: &Preset) -> StoragePolicy {
@@ -101,20 +124,49 @@ fn storage(check: &mut Check, spec: &Storage, preset: &Preset) -> StoragePolicy 
         Some(text) => check.bytes("spec.storage.quota", text),
         None => {
             let quota = check.bytes("spec.storage.quota", preset.quota);
-            if spec.media == Media::Memory { quota / MEMORY_SHARE } else { quota }
+            if spec.media == Media::Memory {
+                quota / MEMORY_SHARE
+            } else {
+                quota
+            }
         }
     };
-    if quota < MIN_QUOTA && check.errors.iter().all(|error| error.field != "spec.storage.quota") {
+    if quota < MIN_QUOTA
+        && check
+            .errors
+            .iter()
+            .all(|error| error.field != "spec.storage.quota")
+    {
         let shown = quoted(spec.quota.as_deref().unwrap_or_default());
-        check.fail("spec.storage.quota", Reason::InvalidValue, format!("{shown}: must be at least 64Mi"));
+        check.fail(
+            "spec.storage.quota",
+            Reason::InvalidValue,
+            format!("{shown}: must be at least 64Mi"),
+        );
     }
-    let high = check.integer("spec.storage.highWatermarkPercent", spec.high_watermark_percent, 1, 100);
-    let low = check.integer("spec.storage.lowWatermarkPercent", spec.low_watermark_percent, 0, 99);
+    let high = check.integer(
+        "spec.storage.highWatermarkPercent",
+        spec.high_watermark_percent,
+        1,
+        100,
+    );
+    let low = check.integer(
+        "spec.storage.lowWatermarkPercent",
+        spec.low_watermark_percent,
+        0,
+        99,
+    );
     if low >= high {
         let message = format!("{low}: must be less than highWatermarkPercent ({high})");
-        check.fail("spec.storage.lowWatermarkPercent", Reason::InvalidValue, message);
+        check.fail(
+            "spec.storage.lowWatermarkPercent",
+            Reason::InvalidValue,
+            message,
+        );
     }
-    let reserve = spec.reserve_free_percent.unwrap_or(preset.reserve_free_percent);
+    let reserve = spec
+        .reserve_free_percent
+        .unwrap_or(preset.reserve_free_percent);
     let max_age = spec.max_age.as_deref().unwrap_or(preset.max_age);
     let max_age_ms = check.millis("spec.storage.maxAge", max_age, 0, u64::MAX);
     if (1..60_000).contains(&max_age_ms) {
@@ -127,7 +179,8 @@ fn storage(check: &mut Check, spec: &Storage, preset: &Preset) -> StoragePolicy 
         high_watermark_percent: high as u8,
         low_watermark_percent: low as u8,
         max_age_ms,
-        reserve_free_percent: check.integer("spec.storage.reserveFreePercent", reserve, 0, 90) as u8,
+        reserve_free_percent: check.integer("spec.storage.reserveFreePercent", reserve, 0, 90)
+            as u8,
     }
 }
 
@@ -148,17 +201,29 @@ fn http(check: &mut Check, spec: &HttpSource, preset: &Preset) -> HttpPolicy {
         check.fail(&at("proxy"), Reason::InvalidValue, message);
     }
     if !spec.no_proxy.is_empty() && spec.proxy.is_none() {
-        check.fail(&at("noProxy"), Reason::InvalidValue, "has no effect without proxy".to_owned());
+        check.fail(
+            &at("noProxy"),
+            Reason::InvalidValue,
+            "has no effect without proxy".to_owned(),
+        );
     }
     for (index, host) in spec.allowed_hosts.iter().enumerate() {
-        let port = host.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.contains(']'));
+        let port = host
+            .rsplit_once(':')
+            .map(|(_, port)| port)
+            .filter(|port| !port.contains(']'));
         if port.is_some_and(|port| !matches!(port.parse::<u16>(), Ok(1..))) {
             let message = format!("{}: must have a port from 1 to 65535", quoted(host));
-            check.fail(&at(&format!("allowedHosts[{index}]")), Reason::InvalidValue, message);
+            check.fail(
+                &at(&format!("allowedHosts[{index}]")),
+                Reason::InvalidValue,
+                message,
+            );
         }
     }
-    let requests =
-        spec.max_concurrent_requests_per_origin.unwrap_or(preset.requests_per_origin);
+    let requests = spec
+        .max_concurrent_requests_per_origin
+        .unwrap_or(preset.requests_per_origin);
     let ranges = spec.parallel_ranges.unwrap_or(preset.parallel_ranges);
     let loopback = spec.addresses.loopback.unwrap_or(preset.loopback);
     let rate = spec.max_bytes_per_second_per_origin.as_deref();
@@ -173,12 +238,21 @@ fn http(check: &mut Check, spec: &HttpSource, preset: &Preset) -> HttpPolicy {
         allow_private: spec.addresses.private == Permission::Allowed,
         allow_loopback: loopback == Permission::Allowed,
         allow_link_local: spec.addresses.link_local == Permission::Allowed,
-        max_requests_per_origin: check
-            .integer(&at("maxConcurrentRequestsPerOrigin"), requests, 1, 1024),
+        max_requests_per_origin: check.integer(
+            &at("maxConcurrentRequestsPerOrigin"),
+            requests,
+            1,
+            1024,
+        ),
         max_bytes_per_second_per_origin: check.rate(&at("maxBytesPerSecondPerOrigin"), rate),
         parallel_ranges: check.integer(&at("parallelRanges"), ranges, 1, 64),
         stall_timeout_ms: check.millis(&at("stallTimeout"), &spec.stall_timeout, 1_000, 3_600_000),
-        connect_timeout_ms: check.millis(&at("connectTimeout"), &spec.connect_timeout, 100, 600_000),
+        connect_timeout_ms: check.millis(
+            &at("connectTimeout"),
+            &spec.connect_timeout,
+            100,
+            600_000,
+        ),
     }
 }
 
@@ -196,7 +270,11 @@ fn is_pem(text: &str) -> bool {
             // Text between blocks is a usual comment, but not the mark of another type: a private
             // key here would go to every node.
             (false, other) if !other.starts_with("-----") => {}
-            (true, base64) if base64.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b)) => {
+            (true, base64)
+                if base64
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b)) =>
+            {
                 body += base64.len();
             }
             _ => return false,
@@ -215,12 +293,20 @@ impl Check {
     fn of(kind: &str, metadata: &ObjectMeta) -> Self {
         let namespace = metadata.namespace.as_deref().unwrap_or_default();
         let name = metadata.name.as_deref().unwrap_or_default();
-        Self { object: format!("{kind} {namespace}/{name}"), errors: Vec::new() }
+        Self {
+            object: format!("{kind} {namespace}/{name}"),
+            errors: Vec::new(),
+        }
     }
 
     fn fail(&mut self, field: &str, reason: Reason, message: String) {
         let object = self.object.clone();
-        self.errors.push(Invalid { object, field: field.to_owned(), reason, message });
+        self.errors.push(Invalid {
+            object,
+            field: field.to_owned(),
+            reason,
+            message,
+        });
     }
 
     /// The schema says the same; an object of an older schema may say something else.
@@ -234,7 +320,11 @@ impl Check {
 
     fn bytes(&mut self, field: &str, text: &str) -> u64 {
         quantity::parse(text).unwrap_or_else(|error| {
-            self.fail(field, Reason::InvalidValue, format!("{}: {error}", quoted(text)));
+            self.fail(
+                field,
+                Reason::InvalidValue,
+                format!("{}: {error}", quoted(text)),
+            );
             0
         })
     }
@@ -258,7 +348,11 @@ impl Check {
             }
             Err(error) => error.to_string(),
         };
-        self.fail(field, Reason::InvalidValue, format!("{}: {wrong}", quoted(text)));
+        self.fail(
+            field,
+            Reason::InvalidValue,
+            format!("{}: {wrong}", quoted(text)),
+        );
         min
     }
 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
     status = "SchedulerPoolStatus",
     derive = "PartialEq",
     doc = "Schedulers that serve one or more meshes, and how they choose which nodes exchange content.",
-    validation = Rule::new("size(self.metadata.name) <= 45").message("must be at most 45 characters: names of other objects are made from it").field_path(".metadata.name"),
+    validation = Rule::new("size(self.metadata.name) <= 45").message("metadata.name must be at most 45 characters: names of other objects are made from it"),
     printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#, description = "Whether the schedulers do what the spec says."),
     printcolumn(name = "Replicas", type_ = "integer", json_path = ".spec.replicas", description = "Schedulers wanted."),
     printcolumn(name = "Strategy", type_ = "string", json_path = ".spec.strategy.type", description = "How neighbours are chosen."),
@@ -41,7 +41,11 @@ pub struct SchedulerPoolSpec {
 
 impl Default for SchedulerPoolSpec {
     fn default() -> Self {
-        Self { replicas: 1, strategy: Strategy::default(), gateways: 1 }
+        Self {
+            replicas: 1,
+            strategy: Strategy::default(),
+            gateways: 1,
+        }
     }
 }
 
@@ -64,7 +68,11 @@ pub struct Strategy {
 
 impl Default for Strategy {
     fn default() -> Self {
-        Self { type_: StrategyType::LeastConnected, degree: 12, candidates: 8 }
+        Self {
+            type_: StrategyType::LeastConnected,
+            degree: 12,
+            candidates: 8,
+        }
     }
 }
 

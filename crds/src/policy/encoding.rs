@@ -8,7 +8,9 @@ use super::{KNOWN_FEATURES, MAX_ENCODED, Policy};
 #[derive(Debug, thiserror::Error)]
 pub enum EncodeError {
     /// Larger than [`MAX_ENCODED`].
-    #[error("the policy takes {0} bytes, at most {MAX_ENCODED} can be sent; shorten caBundle or lists")]
+    #[error(
+        "the policy takes {0} bytes, at most {MAX_ENCODED} can be sent; shorten caBundle or lists"
+    )]
     TooLarge(usize),
     /// Not JSON.
     #[error("the policy cannot be written as JSON: {0}")]
@@ -28,7 +30,9 @@ pub enum DecodeError {
     #[error("the policy's content does not have the hash that it names")]
     WrongHash,
     /// Made for a newer release.
-    #[error("the policy needs features that this release does not have (bits {0:#x}); upgrade this node")]
+    #[error(
+        "the policy needs features that this release does not have (bits {0:#x}); upgrade this node"
+    )]
     UnknownFeatures(u64),
     /// A number that nothing can be done with.
     #[error("the policy's {0} is out of range")]
@@ -58,7 +62,10 @@ impl Policy {
     pub fn from_value(value: Value) -> Result<Self, DecodeError> {
         let hash = content_hash(&value);
         // Features first: a newer release may have changed the shape of anything else.
-        let features = value.get("requiredFeatures").and_then(Value::as_u64).unwrap_or(0);
+        let features = value
+            .get("requiredFeatures")
+            .and_then(Value::as_u64)
+            .unwrap_or(0);
         if features & !KNOWN_FEATURES != 0 {
             return Err(DecodeError::UnknownFeatures(features & !KNOWN_FEATURES));
         }
@@ -85,21 +92,36 @@ impl Policy {
             ("uid", !self.uid.is_empty() && self.uid.len() <= 128),
             ("revision", (1..=i64::MAX as u64).contains(&self.revision)),
             ("storage.quotaBytes", storage.quota_bytes > 0),
-            ("storage.highWatermarkPercent", (1..=100).contains(&storage.high_watermark_percent)),
+            (
+                "storage.highWatermarkPercent",
+                (1..=100).contains(&storage.high_watermark_percent),
+            ),
             (
                 "storage.lowWatermarkPercent",
                 storage.low_watermark_percent < storage.high_watermark_percent,
             ),
-            ("storage.reserveFreePercent", storage.reserve_free_percent <= 99),
-            ("sourceHttp.maxRequestsPerOrigin", http.max_requests_per_origin > 0),
+            (
+                "storage.reserveFreePercent",
+                storage.reserve_free_percent <= 99,
+            ),
+            (
+                "sourceHttp.maxRequestsPerOrigin",
+                http.max_requests_per_origin > 0,
+            ),
             ("sourceHttp.parallelRanges", http.parallel_ranges > 0),
             ("sourceHttp.stallTimeoutMs", http.stall_timeout_ms > 0),
             ("sourceHttp.connectTimeoutMs", http.connect_timeout_ms > 0),
             ("scheduler.replicas", scheduler.replicas > 0),
             ("scheduler.degree", (1..=1024).contains(&scheduler.degree)),
-            ("scheduler.candidates", (1..=1024).contains(&scheduler.candidates)),
+            (
+                "scheduler.candidates",
+                (1..=1024).contains(&scheduler.candidates),
+            ),
             ("scheduler.gateways", scheduler.gateways > 0),
-            ("scheduler.emitters", (1..=scheduler.seeds).contains(&scheduler.emitters)),
+            (
+                "scheduler.emitters",
+                (1..=scheduler.seeds).contains(&scheduler.emitters),
+            ),
         ];
         match rows.iter().find(|(_, holds)| !holds) {
             Some((field, _)) => Err(DecodeError::OutOfRange(field)),
@@ -156,4 +178,3 @@ fn write_object<'a>(fields: impl Iterator<Item = (&'a String, &'a Value)>, out: 
     }
     out.push('}');
 }
-
