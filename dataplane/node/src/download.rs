@@ -16,7 +16,7 @@ use crate::origin::{meta, request};
 use crate::task::Task;
 
 /// Content that changes while it is distributed is asked for anew this often.
-const RESTARTS: usize = 3;
+pub(crate) const RESTARTS: usize = 3;
 /// Headers that make a client's content its own.
 const CREDENTIALS: [&str; 3] = ["authorization", "cookie", "x-api-key"];
 
@@ -69,7 +69,18 @@ impl Node {
         source: rpc::Source,
         wish: Wish,
     ) -> Result<Download, rpc::Failure> {
-        let result = self.begin(source, wish).await;
+        self.download_ahead(source, wish, u64::MAX).await
+    }
+
+    /// Like [`Node::download`], for a client that is served slowly: of what it wants, only the first
+    /// `ahead` bytes are fetched until [`Download::want_until`] says more.
+    pub async fn download_ahead(
+        self: &Arc<Self>,
+        source: rpc::Source,
+        wish: Wish,
+        ahead: u64,
+    ) -> Result<Download, rpc::Failure> {
+        let result = self.begin(source, wish, ahead).await;
         if result.is_err() {
             self.metrics.downloads_failed.inc();
         }
@@ -80,10 +91,11 @@ impl Node {
         self: &Arc<Self>,
         source: rpc::Source,
         wish: Wish,
+        ahead: u64,
     ) -> Result<Download, rpc::Failure> {
         let (key, source) = self.identify(source)?;
         let task = self.find_task(key, &source).await?;
-        self.follow(task, &source.digest, wish)
+        self.follow(task, &source.digest, wish, ahead)
     }
 
     fn follow(
@@ -91,10 +103,11 @@ impl Node {
         task: Arc<Task>,
         digest: &str,
         wish: Wish,
+        ahead: u64,
     ) -> Result<Download, rpc::Failure> {
         let total = task.geometry().total_len();
         let (start, end) = span(wish, total)?;
-        let (user, effects) = task.add_user(start, end.unwrap_or(u64::MAX));
+        let (user, effects) = task.add_user(start, end.unwrap_or(u64::MAX).min(start.saturating_add(ahead)));
         self.apply(&task, effects);
         task.notify_emission();
         let reader = ReaderId(NEXT_READER.fetch_add(1, Ordering::Relaxed));
@@ -382,6 +395,8 @@ impl Download {
             while let Some(bytes) = read_from(&self.task, at, None).await? {
                 at += bytes.len() as u64;
                 sha.update(&bytes);
+                // What is held comes without waiting: let others of this thread have their turn.
+                tokio::task::consume_budget().await;
             }
             let sum = sha.finish();
             let hex: String = sum.as_ref().iter().map(|b| format!("{b:02x}")).collect();
@@ -413,19 +428,33 @@ impl Download {
 
     /// The next bytes in order, at most a block; `None` at the end.
     pub async fn next_chunk(&mut self) -> Result<Option<Bytes>, rpc::Failure> {
+        let bytes = self.chunk_at(self.cursor).await?;
+        self.cursor += bytes.as_ref().map_or(0, |b| b.len() as u64);
+        Ok(bytes)
+    }
+
+    /// The bytes from `at`, at most a block; `None` at the end. Begin where [`Download::range`] does
+    /// and go on in order: what is ahead of the reader is fetched first.
+    pub async fn chunk_at(&self, at: u64) -> Result<Option<Bytes>, rpc::Failure> {
         let g = self.task.geometry();
-        let block = (self.cursor / u64::from(g.block_size())) as u32;
+        let block = (at / u64::from(g.block_size())) as u32;
         let ((), effects) = self.task.drive(|s, _| {
-            if self.cursor == self.start {
+            if at == self.start {
                 s.engine.add_reader(self.reader, block);
             } else {
                 s.engine.move_reader(self.reader, block);
             }
         });
         self.node.apply(&self.task, effects);
-        let bytes = read_from(&self.task, self.cursor, self.end).await?;
-        self.cursor += bytes.as_ref().map_or(0, |b| b.len() as u64);
-        Ok(bytes)
+        read_from(&self.task, at, self.end).await
+    }
+
+    /// Bytes before `end` may be fetched for this client by now.
+    pub fn want_until(&self, end: u64) {
+        let end = self.end.unwrap_or(u64::MAX).min(end);
+        let effects = self.task.change_user(self.user, self.start, end);
+        self.node.apply(&self.task, effects);
+        self.task.notify_emission();
     }
 }
 

@@ -15,14 +15,19 @@
 //! * `origin`: looking at origins, reading and signing under a lease.
 //! * [`limits`], [`metrics`].
 
+pub mod api;
 pub mod download;
 mod handler;
 pub mod limits;
+mod import;
+mod inventory;
 mod links;
 mod membership;
 pub mod metrics;
 pub mod node;
 mod origin;
 pub mod session;
+pub mod side;
+mod socket;
 pub mod task;
 mod wire;

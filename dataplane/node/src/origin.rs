@@ -415,6 +415,10 @@ impl Node {
         let origin = found.origin.clone().unwrap_or_default();
         let mut meta = meta(source, &origin);
         meta.unproven = true;
+        if self.find(&content).is_some_and(|t| t.failure().is_some()) {
+            // An earlier attempt failed; this one begins anew.
+            self.forget_task(&content);
+        }
         let task = self.open(content, geometry, meta)?;
         if task.is_complete() || task.state().lease.is_some() {
             return Ok(task);

@@ -344,6 +344,19 @@ impl Task {
         (user, effects)
     }
 
+    /// A user wants other bytes than before.
+    pub(crate) fn change_user(&self, user: u64, start: u64, end: u64) -> Effects {
+        let ((), effects) = self.drive(|s, now| {
+            s.wants.insert(user, (start, end));
+            s.used = Instant::now();
+            let wanted = wanted(s);
+            if wanted != *s.engine.wanted() {
+                s.engine.set_wanted(now, wanted);
+            }
+        });
+        effects
+    }
+
     pub(crate) fn remove_user(&self, user: u64) -> Effects {
         let ((), effects) = self.drive(|s, now| {
             s.wants.remove(&user);

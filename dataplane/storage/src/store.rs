@@ -165,6 +165,14 @@ impl Store {
         Ok(task)
     }
 
+    /// A task's metadata, read without counting as a use of it.
+    ///
+    /// # Errors
+    /// As [`Task::meta`].
+    pub fn peek_meta(&self, key: &ContentKey) -> Result<Option<Vec<u8>>> {
+        self.open_unused(key)?.map(|task| task.meta()).transpose()
+    }
+
     /// Opens a task for housekeeping, which is no use of it.
     fn open_unused(&self, key: &ContentKey) -> Result<Option<Task>> {
         let shard = self.shared.shard(key);

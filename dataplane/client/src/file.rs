@@ -1,0 +1,251 @@
+//! Content into a file, by whoever runs this: the node never writes for a client.
+//!
+//! The node gets the content first and gives a read-only descriptor of it, from which the file is
+//! cloned or copied. Where there is none to be had (a part of a content of which the node holds no
+//! more, a socket of another machine), the bytes come as a stream.
+
+use std::io::{Seek, SeekFrom};
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use dragonfly_proto::rpc;
+use futures::StreamExt;
+use tokio::io::AsyncWriteExt;
+
+use crate::client::{Client, Event};
+use crate::error::{Error, Result};
+use crate::hash::digest_of;
+use crate::output::Output;
+use crate::reader::Reader;
+use crate::request::Request;
+
+/// Content that changed while its file was written is begun again this often.
+const RESTARTS: usize = 3;
+
+/// How a file is written.
+#[derive(Debug, Clone, Default)]
+pub struct FileOptions {
+    /// Create the directories above it that are missing.
+    pub make_directories: bool,
+    /// Never use a descriptor, always the stream.
+    pub stream_only: bool,
+}
+
+/// How the bytes came into the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// Shared with the node's cache: took no space.
+    Cloned,
+    /// Copied from the node's cache.
+    Copied,
+    /// Streamed.
+    Streamed,
+}
+
+/// A file that was written.
+#[derive(Debug, Clone)]
+pub struct Fetched {
+    /// What it is.
+    pub started: rpc::Started,
+    /// How it came.
+    pub done: rpc::Done,
+    /// How it was written.
+    pub how: How,
+    /// Its bytes.
+    pub len: u64,
+}
+
+impl Client {
+    /// Gets content into a file, which appears when it is whole and right, and not otherwise; a
+    /// device or a pipe is written to as bytes come. Dropping the future leaves nothing behind.
+    ///
+    /// # Errors
+    /// The node's, the origin's or the output's: see [`Error::kind`].
+    pub async fn fetch_to_file(
+        &self,
+        request: &Request,
+        path: impl AsRef<Path>,
+        options: &FileOptions,
+        mut on_event: impl FnMut(Event),
+    ) -> Result<Fetched> {
+        let mut output = Output::create(path.as_ref(), options.make_directories)?;
+        let mut tries = 0;
+        loop {
+            let got = self.fetch_once(request, output, options, &mut on_event).await;
+            match got {
+                Ok(fetched) => return Ok(fetched),
+                // Nothing of the old version is to be in the new one.
+                Err((Some(mut same), Error::Changed(_))) if tries < RESTARTS && same.is_regular() => {
+                    tries += 1;
+                    same.restart().map_err(|e| Error::output(same.target(), e))?;
+                    output = same;
+                }
+                Err((_, error)) => return Err(error),
+            }
+        }
+    }
+
+    async fn fetch_once(
+        &self,
+        request: &Request,
+        output: Output,
+        options: &FileOptions,
+        on_event: &mut impl FnMut(Event),
+    ) -> std::result::Result<Fetched, (Option<Output>, Error)> {
+        if !output.is_regular() || options.stream_only {
+            return self.stream_into(request, output, on_event).await;
+        }
+        let (started, done) = match self.wait_done(request, on_event).await {
+            Ok(got) => got,
+            Err(e) => return Err((None, e)),
+        };
+        if done.descriptor_ticket.is_empty() {
+            return self.stream_into(request, output, on_event).await;
+        }
+        let file = match self.descriptor(&done.descriptor_ticket).await {
+            Ok(file) => file,
+            Err(error) => {
+                tracing::debug!(%error, "no descriptor; reading the stream");
+                return self.stream_into(request, output, on_event).await;
+            }
+        };
+        let range = started.range.unwrap_or_default();
+        let cancel = Cancel(Arc::default());
+        let flag = cancel.0.clone();
+        let unchecked = request.checkable_digest().filter(|d| *d != done.digest);
+        let url = request.url.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            let (mut output, mut file) = (output, file);
+            let target = output.target().to_owned();
+            let fail = |e| Error::output(&target, e);
+            // The length may have been learnt under way.
+            let size = file.metadata().map_err(fail)?.len();
+            let end = if range.end == 0 { size } else { range.end };
+            let how = output.fill(&mut file, (range.start, end), &flag).map_err(fail)?;
+            if let Some(wanted) = unchecked {
+                output.file.seek(SeekFrom::Start(0)).map_err(fail)?;
+                let (found, _) = digest_of(&mut output.file).map_err(fail)?;
+                if found != wanted {
+                    return Err(Error::Digest { url, wanted, found });
+                }
+            }
+            output.commit()?;
+            Ok((how, end - range.start))
+        });
+        let broke = |e: tokio::task::JoinError| Error::Protocol(e.to_string());
+        let (how, len) = written.await.map_err(broke).flatten().map_err(|e| (None, e))?;
+        on_event(Event::Done(done.clone()));
+        Ok(Fetched { started, done, how, len })
+    }
+
+    async fn wait_done(
+        &self,
+        request: &Request,
+        on_event: &mut impl FnMut(Event),
+    ) -> Result<(rpc::Started, rpc::Done)> {
+        let mut started = None;
+        let mut events = pin!(self.download(request, true));
+        while let Some(event) = events.next().await {
+            match event? {
+                Event::Done(done) => {
+                    let begun = || Error::Protocol("done before it began".to_owned());
+                    return Ok((started.ok_or_else(begun)?, done));
+                }
+                Event::Started(s) => {
+                    started = Some(s.clone());
+                    on_event(Event::Started(s));
+                }
+                event => on_event(event),
+            }
+        }
+        Err(Error::Protocol("the download ended without an end".to_owned()))
+    }
+
+    async fn stream_into(
+        &self,
+        request: &Request,
+        output: Output,
+        on_event: &mut impl FnMut(Event),
+    ) -> std::result::Result<Fetched, (Option<Output>, Error)> {
+        let mut reader = self.read(request);
+        let begun = std::time::Instant::now();
+        let file = match output.file.try_clone() {
+            Ok(file) => file,
+            Err(e) => return Err((None, Error::output(output.target(), e))),
+        };
+        let mut file = tokio::fs::File::from_std(file);
+        match copy_stream(&mut reader, &mut file, on_event).await {
+            Ok(()) => {}
+            Err(Copy::Source(e)) => return Err((Some(output), e)),
+            Err(Copy::Sink(e)) => return Err((None, Error::output(output.target(), e))),
+        }
+        drop(file);
+        let progress = reader.progress();
+        output.commit().map_err(|e| (None, e))?;
+        let done = rpc::Done {
+            progress: Some(progress),
+            digest: request.checkable_digest().unwrap_or_default(),
+            elapsed_ms: begun.elapsed().as_millis() as u64,
+            ..rpc::Done::default()
+        };
+        on_event(Event::Done(done.clone()));
+        let started = reader.started().cloned().unwrap_or_default();
+        Ok(Fetched { started, done, how: How::Streamed, len: progress.have })
+    }
+
+    /// Writes content to anything that bytes can be written to, in order, while it comes. What was
+    /// written before an error cannot be taken back.
+    ///
+    /// # Errors
+    /// As [`Client::fetch_to_file`].
+    pub async fn fetch_to_writer(
+        &self,
+        request: &Request,
+        writer: &mut (impl tokio::io::AsyncWrite + Unpin),
+        mut on_event: impl FnMut(Event),
+    ) -> Result<rpc::Progress> {
+        let mut reader = self.read(request);
+        match copy_stream(&mut reader, writer, &mut on_event).await {
+            Ok(()) => Ok(reader.progress()),
+            Err(Copy::Source(e)) => Err(e),
+            Err(Copy::Sink(e)) => Err(Error::output("standard output", e)),
+        }
+    }
+}
+
+enum Copy {
+    Source(Error),
+    Sink(std::io::Error),
+}
+
+async fn copy_stream(
+    reader: &mut Reader,
+    to: &mut (impl tokio::io::AsyncWrite + Unpin),
+    on_event: &mut impl FnMut(Event),
+) -> std::result::Result<(), Copy> {
+    let (mut announced, mut resumed) = (false, 0);
+    while let Some(bytes) = reader.next().await.map_err(Copy::Source)? {
+        if !announced && let Some(started) = reader.started() {
+            announced = true;
+            on_event(Event::Started(started.clone()));
+        }
+        if reader.resumed() > resumed {
+            resumed = reader.resumed();
+            on_event(Event::Reconnecting);
+        }
+        to.write_all(&bytes).await.map_err(Copy::Sink)?;
+        on_event(Event::Progress(reader.progress()));
+    }
+    to.flush().await.map_err(Copy::Sink)
+}
+
+/// Tells the copying thread that nobody waits for it any more.
+struct Cancel(Arc<AtomicBool>);
+
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

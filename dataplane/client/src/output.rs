@@ -1,0 +1,143 @@
+//! A file that appears whole or not at all, and the cheapest way to fill it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::{Error, Result};
+use crate::file::How;
+
+/// Bytes copied between two looks at whether anybody still wants them.
+const STEP: u64 = 64 << 20;
+
+/// Where content goes: beside its place first, unless that is no regular file (a pipe, a device).
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) file: File,
+    target: PathBuf,
+    /// Under which name it is written; none for what is written in place.
+    temporary: Option<PathBuf>,
+}
+
+impl Output {
+    pub(crate) fn create(target: &Path, make_directories: bool) -> Result<Self> {
+        let fail = |e| Error::output(target, e);
+        let parent = target.parent().filter(|p| !p.as_os_str().is_empty());
+        if make_directories && let Some(parent) = parent {
+            std::fs::create_dir_all(parent).map_err(fail)?;
+        }
+        match std::fs::metadata(target) {
+            Ok(m) if m.is_dir() => return Err(fail(io::ErrorKind::IsADirectory.into())),
+            Ok(m) if !m.is_file() => {
+                let file = OpenOptions::new().write(true).open(target).map_err(fail)?;
+                return Ok(Self { file, target: target.to_owned(), temporary: None });
+            }
+            _ => {}
+        }
+        // A link stays, and what it points to is replaced.
+        let target = std::fs::canonicalize(target).unwrap_or_else(|_| target.to_owned());
+        let name = target.file_name().ok_or_else(|| fail(io::ErrorKind::IsADirectory.into()))?;
+        let mut hidden = std::ffi::OsString::from(".");
+        // Names end at 255 bytes.
+        hidden.push(&*name.to_string_lossy().chars().take(40).collect::<String>());
+        hidden.push(format!(".{:016x}.part", fastrand::u64(..)));
+        let temporary = target.with_file_name(hidden);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&temporary);
+        let file = file.map_err(fail)?;
+        Ok(Self { file, target, temporary: Some(temporary) })
+    }
+
+    pub(crate) fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Whether it can be written anew from its start.
+    pub(crate) const fn is_regular(&self) -> bool {
+        self.temporary.is_some()
+    }
+
+    /// Forgets what was written.
+    pub(crate) fn restart(&mut self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.seek(SeekFrom::Start(0)).map(|_| ())
+    }
+
+    /// Moves it into place.
+    pub(crate) fn commit(mut self) -> Result<()> {
+        if let Some(temporary) = &self.temporary {
+            std::fs::rename(temporary, &self.target).map_err(|e| Error::output(&self.target, e))?;
+        }
+        self.temporary = None;
+        Ok(())
+    }
+
+    /// Fills it with bytes `start..end` of `from`: cloned, copied in the kernel, or by hand.
+    pub(crate) fn fill(
+        &mut self,
+        from: &mut File,
+        (start, end): (u64, u64),
+        cancelled: &AtomicBool,
+    ) -> io::Result<How> {
+        let size = from.metadata()?.len();
+        if end > size {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the descriptor is too short"));
+        }
+        if (start, end) == (0, size) && self.is_regular() && rustix::fs::ioctl_ficlone(&self.file, &*from).is_ok()
+        {
+            return Ok(How::Cloned);
+        }
+        let mut at = start;
+        // In the kernel where both sides can; what it refuses at once is done by hand.
+        while at < end && self.is_regular() {
+            if cancelled.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let (mut input, mut output) = (at, at - start);
+            let len = (end - at).min(STEP) as usize;
+            let copied = rustix::fs::copy_file_range(
+                &*from,
+                Some(&mut input),
+                &self.file,
+                Some(&mut output),
+                len,
+            );
+            match copied {
+                Ok(0) => break,
+                Ok(n) => at += n as u64,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::NOSPC) => return Err(rustix::io::Errno::NOSPC.into()),
+                Err(_) => break,
+            }
+        }
+        if at == end {
+            return Ok(How::Copied);
+        }
+        from.seek(SeekFrom::Start(at))?;
+        if self.is_regular() {
+            self.file.seek(SeekFrom::Start(at - start))?;
+        }
+        let mut buf = vec![0; 1 << 20];
+        while at < end {
+            if cancelled.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let most = (end - at).min(buf.len() as u64) as usize;
+            let n = from.read(&mut buf[..most])?;
+            if n == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.file.write_all(&buf[..n])?;
+            at += n as u64;
+        }
+        Ok(How::Copied)
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary {
+            let _ = std::fs::remove_file(temporary);
+        }
+    }
+}

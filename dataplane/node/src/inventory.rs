@@ -1,0 +1,168 @@
+//! What a node holds, for its clients: stat, list, delete, status.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+
+use dragonfly_proto::geometry::Geometry;
+use dragonfly_proto::id::ContentKey;
+use dragonfly_proto::rpc::{self, failure::Code};
+use dragonfly_storage::Snapshot;
+
+use crate::api::{Shared, checked_source, invalid};
+use crate::node::{Node, unix_now_ms};
+use crate::task::{Meta, lock};
+
+/// Contents to delete when their last reader is done; forgotten when the node stops.
+#[derive(Default)]
+pub(crate) struct Inventory {
+    doomed: Mutex<HashSet<ContentKey>>,
+}
+
+impl Inventory {
+    /// Deletes what was in use when a client asked, and is no more.
+    pub(crate) fn delete_deferred(&self, node: &Node) {
+        let free: Vec<_> = {
+            let mut doomed = lock(&self.doomed);
+            let free = doomed.iter().filter(|key| !in_use(node, key)).copied().collect();
+            doomed.retain(|key| in_use(node, key));
+            free
+        };
+        for key in free {
+            if let Err(error) = delete_now(node, &key) {
+                tracing::warn!(task = %key.short(), %error, "cannot delete");
+            }
+        }
+    }
+}
+
+fn in_use(node: &Node, key: &ContentKey) -> bool {
+    node.find(key).is_some_and(|task| !task.state().wants.is_empty())
+}
+
+fn delete_now(node: &Node, key: &ContentKey) -> dragonfly_storage::Result<bool> {
+    node.forget_task(key);
+    let was_there = node.store.delete(key)?;
+    node.forget(key);
+    Ok(was_there)
+}
+
+impl Shared {
+    /// The content a client means: by its id, or by its source as last resolved.
+    fn meant(&self, task: &str, source: Option<rpc::Source>) -> Result<ContentKey, rpc::Failure> {
+        if !task.is_empty() {
+            return task.parse().map_err(|e| invalid(format!("{e}: a task id is 64 digits")));
+        }
+        let (request, source) = self.node.identify(checked_source(source)?)?;
+        if !source.digest.is_empty() {
+            return Ok(ContentKey::from_digest(&source.domain, &source.digest));
+        }
+        let known = self.node.store.lookup_request(&request);
+        known.map(|(content, _)| content).ok_or_else(nothing)
+    }
+
+    pub(crate) async fn stat(&self, ask: rpc::StatRequest) -> rpc::StatReply {
+        let found = self.meant(&ask.task, ask.source).and_then(|key| {
+            let held = self.node.store.stat(&key).ok_or_else(nothing)?;
+            Ok(describe(&self.node, &held))
+        });
+        match found {
+            Ok(task) => rpc::StatReply { task: Some(task), failure: None },
+            Err(failure) => rpc::StatReply { task: None, failure: Some(failure) },
+        }
+    }
+
+    pub(crate) async fn list(&self) -> rpc::ListReply {
+        let node = self.node.clone();
+        // Reads a file for each task that is not in use.
+        let listed = tokio::task::spawn_blocking(move || {
+            let mut tasks: Vec<_> = node.store.list().iter().map(|t| describe(&node, t)).collect();
+            tasks.sort_by(|a, b| b.last_used_unix_ms.cmp(&a.last_used_unix_ms));
+            tasks
+        });
+        rpc::ListReply { tasks: listed.await.unwrap_or_default() }
+    }
+
+    pub(crate) fn delete(&self, ask: rpc::DeleteRequest) -> rpc::DeleteReply {
+        let failed = |failure| rpc::DeleteReply { failure: Some(failure), deferred: false };
+        let key = match self.meant(&ask.task, ask.source) {
+            Ok(key) => key,
+            Err(failure) => return failed(failure),
+        };
+        if in_use(&self.node, &key) {
+            lock(&self.inventory.doomed).insert(key);
+            return rpc::DeleteReply { failure: None, deferred: true };
+        }
+        match delete_now(&self.node, &key) {
+            Ok(true) => rpc::DeleteReply { failure: None, deferred: false },
+            Ok(false) => failed(nothing()),
+            Err(e) => failed(crate::node::storage_failure(&e)),
+        }
+    }
+
+    pub(crate) fn status(&self) -> rpc::StatusReply {
+        let node = &self.node;
+        let m = &node.metrics;
+        let usage = node.store.usage();
+        let policy = lock(&node.policy).clone();
+        let connections = node.mesh().map_or(0, |mesh| mesh.len());
+        rpc::StatusReply {
+            node: node.identity.node.0.to_vec(),
+            name: node.identity.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            schedulers: node.sessions.connected(),
+            policy_revision: policy.revision,
+            policy_hash: policy.hash,
+            stored_bytes: usage.bytes,
+            quota_bytes: usage.quota,
+            connections: connections as u32,
+            totals: Some(rpc::Progress {
+                from_cache: m.from_cache.get(),
+                from_origin: m.from_origin.get(),
+                from_seeds: m.from_seeds.get(),
+                from_peers: m.from_peers.get(),
+                ..rpc::Progress::default()
+            }),
+            uploaded: m.uploaded.get(),
+            side_channel: self.side.display().to_string(),
+        }
+    }
+}
+
+fn nothing() -> rpc::Failure {
+    let text = "this node holds nothing of it: `dragonfly ls` shows what it does hold";
+    rpc::Failure::new(Code::NotFound, text)
+}
+
+fn describe(node: &Arc<Node>, held: &Snapshot) -> rpc::TaskStat {
+    let active = node.find(&held.key);
+    let meta = match &active {
+        Some(task) => task.meta(),
+        None => kept_meta(node, &held.key).unwrap_or_default(),
+    };
+    let g = Geometry::new(held.geometry.block_size, held.geometry.total_len).ok();
+    let blocks = u64::from(held.held_blocks) * u64::from(held.geometry.block_size);
+    let held_bytes = match (&active, held.geometry.total_len) {
+        (Some(task), _) => task.held_bytes(),
+        // Exact but for a task of which only the short last block counts.
+        (None, Some(total)) => blocks.min(total),
+        (None, None) => blocks,
+    };
+    rpc::TaskStat {
+        task: held.key.to_string(),
+        geometry: g.as_ref().map(Into::into),
+        held_bytes,
+        complete: held.complete,
+        url: meta.url,
+        digest: held.verified.clone().unwrap_or(meta.digest),
+        last_used_unix_ms: unix_now_ms().saturating_sub(held.idle.as_millis() as u64),
+        in_use: in_use(node, &held.key),
+        neighbours: active.map_or(0, |t| t.neighbours() as u32),
+        pinned: held.pinned,
+        content_type: meta.content_type,
+    }
+}
+
+fn kept_meta(node: &Node, key: &ContentKey) -> Option<Meta> {
+    let kept = node.store.peek_meta(key).ok().flatten()?;
+    serde_json::from_slice(&kept).ok()
+}
