@@ -99,7 +99,9 @@ pub struct Scenario {
 
 impl Scenario {
     /// The scenario of the design's tables: 64 MiB in blocks of 64 KiB at 100 Mbit/s, RTT 0.6 ms.
-    /// The rate rule is off but for uneven uplinks, as it was in those tables.
+    /// The engine as in production but for three settings, as in those tables: a window of one and
+    /// announcements at once, since in this model neither costs anything, and the rate rule only
+    /// where uplinks are uneven.
     #[must_use]
     pub fn new(peers: u32, regime: Regime) -> Self {
         let objective = match regime {
@@ -116,6 +118,9 @@ impl Scenario {
             regime,
             config: Config {
                 objective,
+                window: 1,
+                window_few: if regime == Regime::Uneven { 3 } else { 1 },
+                have_delay: Duration::ZERO,
                 ..Config::default()
             },
             settings: Settings {
