@@ -13,7 +13,7 @@ pub enum Regime {
     Equal,
     /// The seed's uplink ten times as fast.
     Fast,
-    /// Peers' uplinks 0.5 B x lognormal(0.8).
+    /// Peers' uplinks 0.5 B x lognormal(0.8), at most B.
     Hetero,
     /// Joins over one F/B, at random.
     Poisson,

@@ -100,7 +100,7 @@ impl<'a> World<'a> {
             let seed = index < seeds;
             let up = match (scenario.regime, seed) {
                 (Regime::Fast, true) => 10.0 * b,
-                (Regime::Hetero, false) => 0.5 * b * (0.8 * normal(&mut rng)).exp(),
+                (Regime::Hetero, false) => b * (0.5 * (0.8 * normal(&mut rng)).exp()).min(1.0),
                 (Regime::Uneven, false) => b / f64::from(1 << ((index - seeds) / 2 % 3)),
                 _ => b,
             };
