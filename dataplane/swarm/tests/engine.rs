@@ -130,6 +130,20 @@ fn a_block_that_is_not_announced_in_time_is_emitted_once_more() {
 }
 
 #[test]
+fn an_owner_that_announces_nothing_gets_no_more_until_it_does() {
+    let mut engine = emitter(200);
+    for _ in 0..200 {
+        engine.handle(ZERO, A, Control::Credit(2)).unwrap();
+        send(&mut engine, A);
+    }
+    assert_eq!(engine.stats().emitted, 96);
+    while engine.poll().is_some() {}
+    engine.handle(ZERO, A, have(0)).unwrap();
+    let actions: Vec<Action> = core::iter::from_fn(|| engine.poll()).collect();
+    assert!(actions.contains(&Action::Wake(A)));
+}
+
+#[test]
 fn blocks_that_readers_wait_for_are_emitted_first() {
     let mut engine = emitter(100);
     let hurry = Control::Hurry(core::iter::once(50..51).collect());

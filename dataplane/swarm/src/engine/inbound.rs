@@ -194,6 +194,10 @@ impl Engine {
             index = self.neighbours[at].has.next_missing(index + 1);
         }
         self.timers.heard_of_blocks = true;
+        if self.emission.is_some() {
+            // It may have been waiting with as many unannounced blocks as a neighbour may have.
+            self.wake(at);
+        }
     }
 
     /// Tells an emitter what is wanted and lets it push.
