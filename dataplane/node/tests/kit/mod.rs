@@ -158,7 +158,7 @@ impl SchedulerProcess {
         let replicas = vec![rpc::Replica { name: name.clone(), address: addr.to_string() }];
         let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         let core = Core::new(name, replicas, MESH, authority, settings, unix.as_secs());
-        let service = Service::new(core);
+        let service = Service::new(core, false);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
