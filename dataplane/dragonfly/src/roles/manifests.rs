@@ -1,0 +1,95 @@
+//! Policy from a directory of manifests, read again when it changes.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use dragonfly_crds::{Policy, manifest};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::RoleError;
+
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// What is run where no manifests are given.
+const DEFAULT: &str = "\
+apiVersion: d7y.io/v1alpha1
+kind: Distribution
+metadata: {name: default, namespace: default}
+spec: {profile: Light}
+";
+
+/// Reads and resolves; all mistakes, with file, line and field, in one text.
+pub(crate) fn read(
+    dir: Option<&Path>,
+    name: Option<&str>,
+    previous: Option<&Policy>,
+) -> Result<Policy, RoleError> {
+    let joined = |errors: Vec<manifest::ManifestError>| {
+        let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        RoleError(lines.join("\n"))
+    };
+    let manifests = match dir {
+        Some(dir) => manifest::load_dir(dir).map_err(joined)?,
+        None => manifest::parse("built-in defaults", DEFAULT.as_bytes()).map_err(joined)?,
+    };
+    let distribution = manifests.choose(name).map_err(|e| match dir {
+        Some(dir) => RoleError::at(dir.display(), e),
+        None => RoleError(e.to_string()),
+    })?;
+    let chosen = manifests.resolve(distribution, previous).map_err(joined)?;
+    Ok(chosen.policy)
+}
+
+/// Follows a directory: sends each policy that differs, logs each mistake once and goes on with the
+/// last good policy.
+pub(crate) async fn follow(
+    dir: PathBuf,
+    name: Option<String>,
+    policies: watch::Sender<Policy>,
+    problems: watch::Sender<Option<String>>,
+    stop: CancellationToken,
+) {
+    let mut seen = stamp(&dir);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = stop.cancelled() => return,
+        }
+        let now = stamp(&dir);
+        if now == seen {
+            continue;
+        }
+        seen = now;
+        let previous = policies.borrow().clone();
+        match read(Some(&dir), name.as_deref(), Some(&previous)) {
+            Ok(policy) => {
+                problems.send_if_modified(|p| p.take().is_some());
+                if !policy.same_as(&previous) {
+                    tracing::info!(revision = policy.revision, "the manifests changed: a new policy");
+                    policies.send_replace(policy);
+                }
+            }
+            Err(e) => {
+                tracing::error!(
+                    revision = previous.revision,
+                    "the manifests are wrong, the last good policy stays in force:\n{e}"
+                );
+                problems.send_replace(Some(e.to_string()));
+            }
+        }
+    }
+}
+
+/// Names, sizes and times of the files: differs when any of them was touched.
+fn stamp(dir: &Path) -> Vec<(PathBuf, u64, Option<SystemTime>)> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut all: Vec<_> = entries
+        .filter_map(|e| {
+            let meta = std::fs::metadata(e.path()).ok()?;
+            Some((e.path(), meta.len(), meta.modified().ok()))
+        })
+        .collect();
+    all.sort();
+    all
+}

@@ -1,0 +1,387 @@
+//! `dragonfly seed` and `dragonfly peer`: one engine, told which it is.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use dragonfly_crds::Policy;
+use dragonfly_crds::policy::{Media, Transport};
+use dragonfly_identity::{Credentials, JoinToken, SCHEDULER_NAME, enroll};
+use dragonfly_node::api::{Api, ApiOptions};
+use dragonfly_node::node::{Identity, Node, Parts, Role};
+use dragonfly_node::session::{Bootstrap, GrpcTls};
+use dragonfly_proto::id::NodeId;
+use dragonfly_proto::rpc;
+use dragonfly_storage::{DiskMedia, MemoryMedia, Store};
+use dragonfly_transport::{Mesh, Security};
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+use super::admin::{self, Shown};
+use super::{LogArgs, MeshArgs, RoleError, manifests, mesh_id, policy, write_atomically};
+
+/// Between schedulers and nodes, so that either notices when the other is gone.
+pub(crate) const KEEPALIVE: Duration = Duration::from_secs(5);
+/// How long a starting node asks for its certificate before it gives up and is started again.
+const ENROLL: Duration = Duration::from_secs(60);
+
+/// Seeds and peers are started alike.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    mesh: MeshArgs,
+    /// Where other nodes connect
+    #[arg(long, default_value = "0.0.0.0:4000", value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// What other nodes are told to connect to; repeatable [default: this machine's address towards
+    /// the scheduler]
+    #[arg(long, value_name = "ADDRESS")]
+    advertise: Vec<SocketAddr>,
+    /// This node's name, the same after every restart [default: the host's name]
+    #[arg(long, env = "DRAGONFLY_NODE_NAME")]
+    name: Option<String>,
+    /// Which part of the network this node is in; bytes cross zones once
+    #[arg(long, env = "DRAGONFLY_ZONE", default_value = "", value_name = "NAME")]
+    zone: String,
+    /// Where content, identity and the last good policy are kept
+    #[arg(long, default_value = "/var/lib/dragonfly/node", value_name = "DIR")]
+    state: PathBuf,
+    /// Where this machine's clients ask [default: /run/dragonfly/node.sock]
+    #[arg(long, env = "DRAGONFLY_SOCKET", default_value = "/run/dragonfly/node.sock", value_name = "PATH")]
+    socket: PathBuf,
+    /// Let every user of this machine ask, not only the socket's group
+    #[arg(long)]
+    socket_for_all: bool,
+    /// Where /healthz, /readyz and /metrics are
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+/// What a node is started with.
+#[derive(Clone)]
+pub(crate) struct Config {
+    pub(crate) role: Role,
+    pub(crate) name: String,
+    pub(crate) zone: String,
+    pub(crate) mesh: String,
+    pub(crate) state: PathBuf,
+    pub(crate) listen: SocketAddr,
+    pub(crate) advertise: Vec<SocketAddr>,
+    pub(crate) schedulers: Vec<String>,
+    pub(crate) token: Option<JoinToken>,
+    /// In force until a scheduler sends one, where none is on disk.
+    pub(crate) policy: Option<Policy>,
+    pub(crate) socket: Option<(PathBuf, u32)>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: Args, role: Role) -> ExitCode {
+    args.log.start();
+    super::until_signalled(|stop| serve(args, role, stop)).await
+}
+
+async fn serve(args: Args, role: Role, stop: CancellationToken) -> Result<(), RoleError> {
+    if args.mesh.schedulers.is_empty() {
+        let text = "which mesh? Name a scheduler: --scheduler host:port (DRAGONFLY_SCHEDULERS)";
+        return Err(RoleError(text.to_owned()));
+    }
+    let mode = if args.socket_for_all { 0o666 } else { 0o660 };
+    let config = Config {
+        role,
+        name: args.name.unwrap_or_else(host_name),
+        zone: args.zone,
+        mesh: args.mesh.mesh,
+        state: args.state,
+        listen: args.listen,
+        advertise: args.advertise,
+        schedulers: args.mesh.schedulers,
+        token: args.mesh.join_token_file.as_deref().map(read_token).transpose()?,
+        policy: None,
+        socket: Some((args.socket, mode)),
+    };
+    let node = start(config, stop.clone()).await?;
+    if let Some(addr) = args.admin {
+        let addr = admin::serve(addr, Arc::new(ShownNode(node.clone())), stop.clone()).await?;
+        tracing::info!(%addr, "health and metrics");
+    }
+    stop.cancelled().await;
+    node.shutdown().await;
+    Ok(())
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Reads a join token from its file.
+pub(crate) fn read_token(path: &Path) -> Result<JoinToken, RoleError> {
+    let text = std::fs::read_to_string(path).map_err(|e| RoleError::at(path.display(), e))?;
+    text.parse().map_err(|e| RoleError::at(path.display(), e))
+}
+
+/// Starts a node in this process.
+pub(crate) async fn start(
+    config: Config,
+    stop: CancellationToken,
+) -> Result<Arc<Node>, RoleError> {
+    let dir = |name: &str| config.state.join(name);
+    std::fs::create_dir_all(&config.state).map_err(|e| RoleError::at(config.state.display(), e))?;
+    let id = node_id(&dir("node-id"))?;
+    let kept = last_good(&dir("policy.json"));
+    let first = match kept.or(config.policy.clone()) {
+        Some(policy) => policy,
+        None => manifests::read(None, None, None)?,
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+    let options = policy::storage(&first.node.storage);
+    let store = match first.node.storage.media {
+        Media::Disk => {
+            let media = DiskMedia::new(dir("store")).map_err(|e| RoleError(e.to_string()))?;
+            Store::open(media, options, now)
+        }
+        Media::Memory => Store::open(MemoryMedia::new(), options, now),
+    };
+    let store = store.map_err(|e| RoleError(e.to_string()))?;
+    let listener = Mesh::<Node>::listen(config.listen)
+        .map_err(|e| RoleError::at(format!("node port {}", config.listen), e))?;
+    let bound = listener.local_addr().map_err(|e| RoleError::at("node port", e))?;
+    let addresses = if config.advertise.is_empty() {
+        super::reachable(bound, config.schedulers.first().map(String::as_str))
+    } else {
+        config.advertise.clone()
+    };
+    let credentials = match &config.token {
+        Some(token) => Some(enrolled(&config, token, id, &stop).await?),
+        None => None,
+    };
+    let security = match &credentials {
+        Some(c) => Security::tls(c.tls.clone()),
+        None => Security::plaintext(),
+    };
+    let grpc = |c: &Credentials| GrpcTls {
+        ca: c.ca.clone(),
+        cert: c.cert.clone(),
+        key: c.key.clone(),
+        server_name: SCHEDULER_NAME.to_owned(),
+    };
+    let parts = Parts {
+        identity: Identity {
+            node: id,
+            name: config.name.clone(),
+            zone: config.zone.clone(),
+            role: config.role,
+            mesh: mesh_id(&config.mesh),
+            addresses,
+        },
+        store,
+        fetcher: policy::fetcher(&first.source_http)?,
+        security: security.clone(),
+        authorities: vec![],
+        settings: policy::settings(&first),
+        schedulers: Bootstrap {
+            addresses: config.schedulers.clone(),
+            tls: credentials.as_ref().map(grpc),
+        },
+    };
+    let node = Node::start(parts, listener).map_err(|e| RoleError(e.to_string()))?;
+    node.acknowledge(ack(&first, None));
+    tokio::spawn(follow_policy(node.clone(), first, config.clone(), stop.clone()));
+    if let (Some(token), Some(credentials)) = (config.token.clone(), credentials) {
+        tokio::spawn(renew(node.clone(), config.clone(), token, credentials, security, stop.clone()));
+    }
+    if let Some((socket, mode)) = &config.socket {
+        if let Some(parent) = socket.parent() {
+            std::fs::create_dir_all(parent).map_err(|e| RoleError::at(parent.display(), e))?;
+        }
+        let options = ApiOptions { mode: *mode, ..ApiOptions::new(socket) };
+        let api = Api::bind(node.clone(), &options).await.map_err(|e| RoleError(e.to_string()))?;
+        tokio::spawn(async move {
+            if let Err(error) = api.run(stop).await {
+                tracing::error!(%error, "the clients' API ended");
+            }
+        });
+    }
+    tracing::info!(node = %id, name = config.name, role = ?config.role, address = %bound,
+        encrypted = config.token.is_some(), "node is up");
+    Ok(node)
+}
+
+/// The node's identity, made once.
+fn node_id(path: &Path) -> Result<NodeId, RoleError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => text.trim().parse().map_err(|e| RoleError::at(path.display(), e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let mut id = [0; 16];
+            aws_lc_rs::rand::fill(&mut id)
+                .map_err(|_| RoleError("no randomness for a node identity".to_owned()))?;
+            let id = NodeId(id);
+            write_atomically(path, id.to_string().as_bytes())?;
+            Ok(id)
+        }
+        Err(e) => Err(RoleError::at(path.display(), e)),
+    }
+}
+
+fn last_good(path: &Path) -> Option<Policy> {
+    let bytes = std::fs::read(path).ok()?;
+    match Policy::decode(&bytes) {
+        Ok(policy) => Some(policy),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "the kept policy cannot be read");
+            None
+        }
+    }
+}
+
+async fn enrolled(
+    config: &Config,
+    token: &JoinToken,
+    id: NodeId,
+    stop: &CancellationToken,
+) -> Result<Credentials, RoleError> {
+    let role = match config.role {
+        Role::Seed => rpc::Role::Seed,
+        Role::Peer => rpc::Role::Peer,
+    };
+    let until = tokio::time::Instant::now() + ENROLL;
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match enroll(&config.schedulers, token, id, role).await {
+            Ok(credentials) => return Ok(credentials),
+            Err(e) if tokio::time::Instant::now() > until => return Err(RoleError(e.to_string())),
+            Err(error) => tracing::debug!(%error, "no certificate yet"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => return Err(RoleError("stopped".to_owned())),
+        }
+        pause = (pause * 2).min(Duration::from_secs(3));
+    }
+}
+
+/// Gets a new certificate at a third of the old one's life.
+async fn renew(
+    node: Arc<Node>,
+    config: Config,
+    token: JoinToken,
+    mut now: Credentials,
+    security: Security,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(now.renew_after) => {}
+            () = stop.cancelled() => return,
+        }
+        match enrolled(&config, &token, node.identity().node, &stop).await {
+            Ok(new) => {
+                security.replace(new.tls.clone());
+                node.set_grpc_tls(GrpcTls {
+                    ca: new.ca.clone(),
+                    cert: new.cert.clone(),
+                    key: new.key.clone(),
+                    server_name: SCHEDULER_NAME.to_owned(),
+                });
+                now = new;
+                tracing::info!("the certificate was renewed");
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the certificate was not renewed; trying again");
+                now.renew_after = Duration::from_secs(600);
+            }
+        }
+    }
+}
+
+fn ack(policy: &Policy, error: Option<String>) -> rpc::PolicyAck {
+    rpc::PolicyAck {
+        uid: policy.uid.clone(),
+        revision: policy.revision,
+        hash: policy.hash.clone(),
+        error: error.unwrap_or_default(),
+    }
+}
+
+/// Runs what schedulers send; what cannot be run is refused and the last good policy stays.
+async fn follow_policy(node: Arc<Node>, mut now: Policy, config: Config, stop: CancellationToken) {
+    let mut policies = node.policies();
+    loop {
+        tokio::select! {
+            changed = policies.changed() => if changed.is_err() { return },
+            () = stop.cancelled() => return,
+        }
+        let Some(update) = policies.borrow_and_update().clone() else { continue };
+        let taken = Policy::decode(&update.json)
+            .map_err(|e| e.to_string())
+            .and_then(|policy| apply(&node, &now, &policy, &config).map(|()| policy));
+        match taken {
+            Ok(policy) => {
+                node.acknowledge(ack(&policy, None));
+                tracing::info!(revision = policy.revision, "running a new policy");
+                now = policy;
+            }
+            Err(error) => {
+                tracing::error!(revision = update.revision, error,
+                    "refused a policy; the last good one stays in force");
+                node.acknowledge(rpc::PolicyAck {
+                    uid: update.uid,
+                    revision: update.revision,
+                    hash: update.hash,
+                    error,
+                });
+            }
+        }
+    }
+}
+
+fn apply(node: &Arc<Node>, now: &Policy, policy: &Policy, config: &Config) -> Result<(), String> {
+    let encrypted = config.token.is_some();
+    if (policy.node.transport == Transport::MutualTLS) != encrypted {
+        let hint = if encrypted { "without" } else { "with" };
+        return Err(format!(
+            "spec.security.transport is {:?}: restart this node {hint} --join-token-file",
+            policy.node.transport
+        ));
+    }
+    if policy.node.storage.media != now.node.storage.media {
+        return Err("spec.storage.media cannot change while a node runs: restart it".to_owned());
+    }
+    let fetcher = policy::fetcher(&policy.source_http).map_err(|e| e.to_string())?;
+    let storage = policy::storage(&policy.node.storage);
+    node.store().set_options(storage).map_err(|e| e.to_string())?;
+    node.set_fetcher(fetcher);
+    node.apply_settings(policy::settings(policy));
+    let bytes = policy.encode().map_err(|e| e.to_string())?;
+    write_atomically(&config.state.join("policy.json"), &bytes).map_err(|e| e.to_string())
+}
+
+/// A node on its admin port.
+pub(crate) struct ShownNode(pub(crate) Arc<Node>);
+
+impl Shown for ShownNode {
+    fn ready(&self) -> Result<(), String> {
+        if self.0.schedulers().is_empty() {
+            return Err("no session with a scheduler".to_owned());
+        }
+        Ok(())
+    }
+
+    fn metrics(&self) -> String {
+        let mut registry = Registry::default();
+        self.0.metrics.register(&mut registry);
+        let usage = self.0.store().usage();
+        let r = registry.sub_registry_with_prefix("dragonfly_node");
+        let gauge = |n: u64| prometheus_client::metrics::gauge::ConstGauge::new(n as i64);
+        r.register("stored_bytes", "Bytes of content held", gauge(usage.bytes));
+        r.register("stored_tasks", "Contents held, whole or in part", gauge(usage.tasks as u64));
+        r.register("quota_bytes", "Bytes of content that may be held", gauge(usage.quota));
+        r.register("active_tasks", "Contents in use", gauge(self.0.tasks().len() as u64));
+        let sessions = self.0.schedulers().len() as u64;
+        r.register("scheduler_sessions", "Schedulers with a session", gauge(sessions));
+        admin::encode(&registry)
+    }
+}

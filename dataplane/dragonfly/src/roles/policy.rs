@@ -1,0 +1,78 @@
+//! From the resolved policy to the settings of each part.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dragonfly_crds::Policy;
+use dragonfly_crds::policy::{HttpPolicy, Objective, StoragePolicy};
+use dragonfly_node::node::Settings;
+use dragonfly_proto::rpc;
+use dragonfly_scheduler::core::CoreSettings;
+use dragonfly_source::http::{HttpOptions, HttpSource};
+use dragonfly_source::{FetchOptions, Fetcher, QueryFilter};
+use dragonfly_storage::Options;
+
+use super::RoleError;
+
+pub(crate) fn settings(p: &Policy) -> Settings {
+    Settings {
+        upload_limit: p.node.upload_bytes_per_second,
+        download_limit: p.node.download_bytes_per_second,
+        back_to_source: p.node.back_to_source,
+        freshness: Duration::from_millis(p.source_http.freshness_ms),
+        slowest_first: p.node.objective == Objective::Slowest,
+        query: QueryFilter {
+            include: p.source_http.query_include.clone(),
+            exclude: p.source_http.query_exclude.clone(),
+            ..QueryFilter::default()
+        },
+    }
+}
+
+pub(crate) fn fetcher(p: &HttpPolicy) -> Result<Fetcher, RoleError> {
+    let mut options = HttpOptions {
+        ca_bundle: p.ca_bundle.clone(),
+        proxy: p.proxy.clone().map(zeroize::Zeroizing::new),
+        no_proxy: p.no_proxy.join(","),
+        allowed_hosts: p.allowed_hosts.clone(),
+        stall_timeout: Duration::from_millis(p.stall_timeout_ms),
+        connect_timeout: Duration::from_millis(p.connect_timeout_ms),
+        ..HttpOptions::default()
+    };
+    options.addresses.private = p.allow_private;
+    options.addresses.loopback = p.allow_loopback;
+    options.addresses.link_local = p.allow_link_local;
+    options.limits.requests = p.max_requests_per_origin as usize;
+    options.limits.bytes_per_second =
+        Some(p.max_bytes_per_second_per_origin).filter(|limit| *limit > 0);
+    let source = HttpSource::new(options).map_err(|e| RoleError::at("spec.sources.http", e))?;
+    let fetch = FetchOptions { parallel: p.parallel_ranges as usize, ..FetchOptions::default() };
+    Ok(Fetcher::new(Arc::new(source), fetch))
+}
+
+pub(crate) fn storage(p: &StoragePolicy) -> Options {
+    Options {
+        quota_bytes: p.quota_bytes,
+        high_watermark_percent: p.high_watermark_percent,
+        low_watermark_percent: p.low_watermark_percent,
+        max_age: Some(p.max_age_ms).filter(|age| *age > 0).map(Duration::from_millis),
+        reserve_free_percent: p.reserve_free_percent,
+        ..Options::default()
+    }
+}
+
+pub(crate) fn scheduler(p: &Policy) -> CoreSettings {
+    let mut settings = CoreSettings::default();
+    settings.swarm.degree = p.scheduler.degree as usize;
+    settings.swarm.candidates = p.scheduler.candidates as usize;
+    settings.swarm.gateways = p.scheduler.gateways;
+    settings.swarm.emitters = p.scheduler.emitters;
+    settings.swarm.peers_may_fetch = p.node.back_to_source;
+    settings
+}
+
+/// The policy as it goes to nodes.
+pub(crate) fn update(p: &Policy) -> Result<rpc::PolicyUpdate, RoleError> {
+    let json = p.encode().map_err(|e| RoleError::at("policy", e))?;
+    Ok(rpc::PolicyUpdate { uid: p.uid.clone(), revision: p.revision, hash: p.hash.clone(), json })
+}
