@@ -47,12 +47,14 @@ pub fn parse(text: &str) -> Result<u64, QuantityError> {
     if whole.len() > 18 || fraction.len() > 9 {
         return Err(QuantityError::TooLarge);
     }
-    // At most 27 digits and a unit below 2^50: no overflow of 128 bits.
     let scale = 10u128.pow(fraction.len() as u32);
     let number = format!("{whole}{fraction}")
         .parse::<u128>()
         .map_err(|_| QuantityError::Syntax)?;
-    let scaled = number * u128::from(unit);
+    // What overflows here is above 2^63 even after the division by at most 10^9.
+    let scaled = number
+        .checked_mul(u128::from(unit))
+        .ok_or(QuantityError::TooLarge)?;
     if scaled % scale != 0 {
         return Err(QuantityError::Fraction);
     }

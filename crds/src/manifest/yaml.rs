@@ -269,13 +269,16 @@ impl Builder {
         if style == ScalarStyle::Plain && text == "<<" {
             return Err(self.wrong(at, "merge keys are not supported"));
         }
-        let duplicate = matches!(self.stack.last(), Some(Frame::Map { fields, .. }) if fields.contains_key(text));
+        let duplicate = match self.stack.last_mut() {
+            Some(Frame::Map { fields, key, .. }) => {
+                *key = Some(text.to_owned());
+                fields.contains_key(text)
+            }
+            _ => false,
+        };
         if duplicate {
             let shown = crate::field::quoted(text);
             return Err(self.wrong(at, format!("key {shown} already set in map")));
-        }
-        if let Some(Frame::Map { key, .. }) = self.stack.last_mut() {
-            *key = Some(text.to_owned());
         }
         let path = self.path();
         // Paths grow with depth: they are text that is held as well.

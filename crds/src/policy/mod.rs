@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::distribution::{Media, Objective, Transport};
 pub use crate::scheduler_pool::StrategyType;
-pub use encoding::{DecodeError, EncodeError};
+pub use encoding::{DecodeError, EncodeError, content_hash};
 
 /// Largest encoded policy.
 pub const MAX_ENCODED: usize = 64 * 1024;
