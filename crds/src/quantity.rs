@@ -67,7 +67,7 @@ pub fn parse(text: &str) -> Result<u64, QuantityError> {
 /// The shortest exact way to write so many bytes, binary suffixes first.
 pub fn format(bytes: u64) -> String {
     for (suffix, unit) in SUFFIXES[..5].iter().rev().chain(SUFFIXES[5..].iter().rev()) {
-        if bytes >= *unit && bytes % unit == 0 {
+        if bytes >= *unit && bytes.is_multiple_of(*unit) {
             return format!("{}{suffix}", bytes / unit);
         }
     }

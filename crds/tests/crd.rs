@@ -1,5 +1,12 @@
 //! What is published: generated files, conventions.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests may fail loudly"
+)]
+
 use std::path::Path;
 
 use dragonfly_crds::{crdgen, schema};

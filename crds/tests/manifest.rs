@@ -1,5 +1,12 @@
 //! Directories and files of manifests.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests may fail loudly"
+)]
+
 use std::fs;
 
 use dragonfly_crds::manifest::{ChooseError, MAX_FILE, light_uid, load_dir, parse};

@@ -1,5 +1,12 @@
 //! From objects to a policy.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests may fail loudly"
+)]
+
 use dragonfly_crds::distribution::{LocalRef, Media, Profile};
 use dragonfly_crds::policy::{DecodeError, MAX_ENCODED, Policy};
 use dragonfly_crds::{
@@ -69,6 +76,32 @@ fn a_revision_grows_only_with_the_content() {
     let mut other = changed;
     other.metadata.uid = Some("another".to_owned());
     assert_eq!(resolve(&other, None, Some(&second)).unwrap().revision, 1);
+}
+
+#[test]
+fn a_mesh_is_known_by_its_uid() {
+    let id = |uid: &str| {
+        Policy {
+            uid: uid.to_owned(),
+            ..Policy::default()
+        }
+        .mesh_id()
+    };
+    let uuid = id("38556bbe-c110-8731-81e4-d52c652c9c8c");
+    assert_eq!(uuid[..4], [0x38, 0x55, 0x6b, 0xbe]);
+    assert_eq!(uuid[15], 0x8c);
+    assert_ne!(id("a"), id("b"));
+}
+
+#[test]
+fn a_status_keeps_what_it_does_not_know() {
+    let mut value = serde_json::to_value(policy(|_| {})).unwrap();
+    value["later"] = json!({"a": 1});
+    value["hash"] = dragonfly_crds::policy::content_hash(&value).into();
+    let status = json!({"observedGeneration": 3, "policy": value});
+    let read: dragonfly_crds::DistributionStatus = serde_json::from_value(status.clone()).unwrap();
+    assert_eq!(read.policy().unwrap().unwrap().revision, 1);
+    assert_eq!(serde_json::to_value(read).unwrap(), status);
 }
 
 #[test]

@@ -1,5 +1,12 @@
 //! The samples in `config/samples` are what their directories say.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests may fail loudly"
+)]
+
 use std::path::{Path, PathBuf};
 
 use dragonfly_crds::manifest::{ManifestError, load_dir};
