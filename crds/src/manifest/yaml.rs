@@ -146,7 +146,7 @@ impl Builder {
                     return self.key(&text, style, at);
                 }
                 let value = self.scalar(&text, style, tag.as_deref(), at)?;
-                self.begin(at);
+                self.begin(at)?;
                 if anchor > 0 {
                     self.anchors.insert(anchor, value.clone());
                 }
@@ -196,7 +196,7 @@ impl Builder {
                 }
                 let value = value.clone();
                 self.spend(nodes, text, at)?;
-                self.begin(at);
+                self.begin(at)?;
                 self.put(value);
             }
             _ => {}
@@ -239,15 +239,18 @@ impl Builder {
     }
 
     /// Notes where a value stands that has no key of its own.
-    fn begin(&mut self, at: Position) {
+    fn begin(&mut self, at: Position) -> Result<()> {
         if !self.started {
             self.started = true;
             self.document.places.start = at;
         }
         if matches!(self.stack.last(), Some(Frame::List { .. })) {
             let path = self.path();
+            // Long keys times many items would be a bomb of its own.
+            self.spend(0, path.len(), at)?;
             self.document.places.fields.insert(path, at);
         }
+        Ok(())
     }
 
     fn open(&mut self, tag: Option<&Tag>, core: &str, at: Position) -> Result<String> {
@@ -261,8 +264,10 @@ impl Builder {
         if tag.is_some_and(|tag| !tag.is_yaml_core_schema_tag(core)) {
             return Err(self.wrong(at, "tags are not supported"));
         }
-        self.begin(at);
-        Ok(self.path())
+        self.begin(at)?;
+        let path = self.path();
+        self.spend(0, path.len(), at)?;
+        Ok(path)
     }
 
     fn key(&mut self, text: &str, style: ScalarStyle, at: Position) -> Result<()> {
@@ -445,6 +450,13 @@ mod tests {
         }
         assert!(read(&bomb).unwrap_err().message.contains("too many"));
         assert!(read("a: &a [*a]\n").is_err());
+        // Places are text too: a long path for each of many items.
+        let mut long = String::new();
+        for depth in 0..50 {
+            long.push_str(&format!("{}{}:\n", " ".repeat(depth), "k".repeat(1000)));
+        }
+        long.push_str(&format!("{}[{}]\n", " ".repeat(50), "a,".repeat(90_000)));
+        assert!(read(&long).unwrap_err().message.contains("too many"));
     }
 
     #[test]
