@@ -9,7 +9,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::Policy;
+use crate::policy::{DecodeError, Policy};
 
 /// Pattern of sizes: what [`crate::quantity`] reads.
 macro_rules! quantity_pattern {
@@ -399,9 +399,18 @@ pub struct DistributionStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// The resolved policy in force: what schedulers send to every node. No references, no secrets.
+    // Raw: whoever passes it on must not lose what a newer operator put in. Read it with
+    // `DistributionStatus::policy`.
     #[schemars(schema_with = "policy_schema")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub policy: Option<Policy>,
+    pub policy: Option<serde_json::Value>,
+}
+
+impl DistributionStatus {
+    /// The policy in force, decoded and checked; `None` before the first.
+    pub fn policy(&self) -> Option<Result<Policy, DecodeError>> {
+        self.policy.clone().map(Policy::from_value)
+    }
 }
 
 /// An atomic map without a fixed set of fields: an apiserver with an older CRD must not prune what a

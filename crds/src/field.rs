@@ -73,11 +73,33 @@ pub struct Invalid {
 /// Longest text of a value in a message; the rest is cut.
 const MAX_SHOWN: usize = 80;
 
-/// `"value"`, cut to a length that a condition's message can hold.
+/// `"value"`, cut to a length that a condition's message can hold, without the password of a URL.
 pub(crate) fn quoted(text: &str) -> String {
+    let text = match text
+        .split_once("://")
+        .and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?)))
+    {
+        Some((scheme, (_, host))) => format!("{scheme}://***@{host}"),
+        None => text.to_owned(),
+    };
     let mut shown: String = text.chars().take(MAX_SHOWN).collect();
     if shown.len() < text.len() {
         shown.push_str("...");
     }
     format!("{shown:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_cut_and_passwords_are_not_shown() {
+        assert_eq!(quoted("a\nb"), "\"a\\nb\"");
+        assert_eq!(quoted("http://u:p@w@h:1/"), "\"http://***@h:1/\"");
+        assert_eq!(
+            quoted(&"é".repeat(100)),
+            format!("\"{}...\"", "é".repeat(80))
+        );
+    }
 }

@@ -47,12 +47,14 @@ pub fn parse(text: &str) -> Result<u64, QuantityError> {
     if whole.len() > 18 || fraction.len() > 9 {
         return Err(QuantityError::TooLarge);
     }
-    // At most 27 digits and a unit below 2^50: no overflow of 128 bits.
     let scale = 10u128.pow(fraction.len() as u32);
     let number = format!("{whole}{fraction}")
         .parse::<u128>()
         .map_err(|_| QuantityError::Syntax)?;
-    let scaled = number * u128::from(unit);
+    // What overflows here is above 2^63 even after the division by at most 10^9.
+    let scaled = number
+        .checked_mul(u128::from(unit))
+        .ok_or(QuantityError::TooLarge)?;
     if scaled % scale != 0 {
         return Err(QuantityError::Fraction);
     }
@@ -65,7 +67,7 @@ pub fn parse(text: &str) -> Result<u64, QuantityError> {
 /// The shortest exact way to write so many bytes, binary suffixes first.
 pub fn format(bytes: u64) -> String {
     for (suffix, unit) in SUFFIXES[..5].iter().rev().chain(SUFFIXES[5..].iter().rev()) {
-        if bytes >= *unit && bytes % unit == 0 {
+        if bytes >= *unit && bytes.is_multiple_of(*unit) {
             return format!("{}{suffix}", bytes / unit);
         }
     }

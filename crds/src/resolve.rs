@@ -199,6 +199,9 @@ fn http(check: &mut Check, spec: &HttpSource, preset: &Preset) -> HttpPolicy {
         // Not shown: it may hold a password.
         let message = "must be http://host:port without user and password".to_owned();
         check.fail(&at("proxy"), Reason::InvalidValue, message);
+    } else if let Some(proxy) = spec.proxy.as_deref().filter(|proxy| !has_sound_port(proxy)) {
+        let message = format!("{}: must have a port from 1 to 65535", quoted(proxy));
+        check.fail(&at("proxy"), Reason::InvalidValue, message);
     }
     if !spec.no_proxy.is_empty() && spec.proxy.is_none() {
         check.fail(
@@ -208,11 +211,7 @@ fn http(check: &mut Check, spec: &HttpSource, preset: &Preset) -> HttpPolicy {
         );
     }
     for (index, host) in spec.allowed_hosts.iter().enumerate() {
-        let port = host
-            .rsplit_once(':')
-            .map(|(_, port)| port)
-            .filter(|port| !port.contains(']'));
-        if port.is_some_and(|port| !matches!(port.parse::<u16>(), Ok(1..))) {
+        if !has_sound_port(host) {
             let message = format!("{}: must have a port from 1 to 65535", quoted(host));
             check.fail(
                 &at(&format!("allowedHosts[{index}]")),
@@ -253,6 +252,19 @@ fn http(check: &mut Check, spec: &HttpSource, preset: &Preset) -> HttpPolicy {
             100,
             600_000,
         ),
+    }
+}
+
+/// Whether a host or URL has no port or a possible one. The schema's pattern counts digits only.
+fn has_sound_port(text: &str) -> bool {
+    let authority = text
+        .split_once("://")
+        .map_or(text, |(_, rest)| rest)
+        .trim_end_matches('/');
+    match authority.rsplit_once(':') {
+        // A colon inside of brackets belongs to an address.
+        Some((_, port)) if !port.contains(']') => matches!(port.parse::<u16>(), Ok(1..)),
+        _ => true,
     }
 }
 

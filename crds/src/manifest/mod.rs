@@ -4,6 +4,23 @@
 //! `.json` of a directory (not of those below it), several documents a file. Objects of Kubernetes
 //! itself are skipped and reported as such; a kind that is neither is a mistake.
 //!
+//! ```no_run
+//! # use dragonfly_crds::manifest::load_dir;
+//! # fn run(in_force: Option<&dragonfly_crds::Policy>) -> Result<(), Box<dyn std::error::Error>> {
+//! // At the start, and again whenever the directory may have changed:
+//! let manifests = match load_dir("config/samples".as_ref()) {
+//!     Ok(manifests) => manifests,
+//!     Err(errors) => return errors.into_iter().next().map_or(Ok(()), |error| Err(error.into())),
+//! };
+//! let distribution = manifests.choose(None)?;
+//! if let Ok(chosen) = manifests.resolve(distribution, in_force) {
+//!     let changed = in_force.is_none_or(|policy| !policy.same_as(&chosen.policy));
+//!     # let _ = changed;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Invariants: all or nothing (one mistake anywhere gives no manifests, so the last good policy
 //! stays); every mistake names file, line and field; files over [`MAX_FILE`] are not parsed; the
 //! result does not depend on the order in which a directory lists its entries.

@@ -155,7 +155,7 @@ pub(super) fn add(
         None => (String::new(), String::new()),
     };
     object = format!("{kind} {namespace}/{name}");
-    mistakes.extend(known.admit(&mut value));
+    mistakes.extend(known.admit(&mut value, mistakes.is_empty()));
     if mistakes.is_empty() {
         let file = file.to_owned();
         let loaded = match kind.as_str() {

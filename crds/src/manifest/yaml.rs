@@ -146,7 +146,7 @@ impl Builder {
                     return self.key(&text, style, at);
                 }
                 let value = self.scalar(&text, style, tag.as_deref(), at)?;
-                self.begin(at);
+                self.begin(at)?;
                 if anchor > 0 {
                     self.anchors.insert(anchor, value.clone());
                 }
@@ -196,7 +196,7 @@ impl Builder {
                 }
                 let value = value.clone();
                 self.spend(nodes, text, at)?;
-                self.begin(at);
+                self.begin(at)?;
                 self.put(value);
             }
             _ => {}
@@ -239,15 +239,18 @@ impl Builder {
     }
 
     /// Notes where a value stands that has no key of its own.
-    fn begin(&mut self, at: Position) {
+    fn begin(&mut self, at: Position) -> Result<()> {
         if !self.started {
             self.started = true;
             self.document.places.start = at;
         }
         if matches!(self.stack.last(), Some(Frame::List { .. })) {
             let path = self.path();
+            // Long keys times many items would be a bomb of its own.
+            self.spend(0, path.len(), at)?;
             self.document.places.fields.insert(path, at);
         }
+        Ok(())
     }
 
     fn open(&mut self, tag: Option<&Tag>, core: &str, at: Position) -> Result<String> {
@@ -261,21 +264,26 @@ impl Builder {
         if tag.is_some_and(|tag| !tag.is_yaml_core_schema_tag(core)) {
             return Err(self.wrong(at, "tags are not supported"));
         }
-        self.begin(at);
-        Ok(self.path())
+        self.begin(at)?;
+        let path = self.path();
+        self.spend(0, path.len(), at)?;
+        Ok(path)
     }
 
     fn key(&mut self, text: &str, style: ScalarStyle, at: Position) -> Result<()> {
         if style == ScalarStyle::Plain && text == "<<" {
             return Err(self.wrong(at, "merge keys are not supported"));
         }
-        let duplicate = matches!(self.stack.last(), Some(Frame::Map { fields, .. }) if fields.contains_key(text));
+        let duplicate = match self.stack.last_mut() {
+            Some(Frame::Map { fields, key, .. }) => {
+                *key = Some(text.to_owned());
+                fields.contains_key(text)
+            }
+            _ => false,
+        };
         if duplicate {
             let shown = crate::field::quoted(text);
             return Err(self.wrong(at, format!("key {shown} already set in map")));
-        }
-        if let Some(Frame::Map { key, .. }) = self.stack.last_mut() {
-            *key = Some(text.to_owned());
         }
         let path = self.path();
         // Paths grow with depth: they are text that is held as well.
@@ -442,6 +450,13 @@ mod tests {
         }
         assert!(read(&bomb).unwrap_err().message.contains("too many"));
         assert!(read("a: &a [*a]\n").is_err());
+        // Places are text too: a long path for each of many items.
+        let mut long = String::new();
+        for depth in 0..50 {
+            long.push_str(&format!("{}{}:\n", " ".repeat(depth), "k".repeat(1000)));
+        }
+        long.push_str(&format!("{}[{}]\n", " ".repeat(50), "a,".repeat(90_000)));
+        assert!(read(&long).unwrap_err().message.contains("too many"));
     }
 
     #[test]

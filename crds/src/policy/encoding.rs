@@ -130,8 +130,8 @@ impl Policy {
     }
 }
 
-/// Hash of everything but the identity.
-fn content_hash(policy: &Value) -> String {
+/// Hash of everything but the identity, in hex: what [`Policy::hash`] has to be.
+pub fn content_hash(policy: &Value) -> String {
     let mut text = String::new();
     match policy {
         Value::Object(fields) => {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::distribution::{Media, Objective, Transport};
 pub use crate::scheduler_pool::StrategyType;
-pub use encoding::{DecodeError, EncodeError};
+pub use encoding::{DecodeError, EncodeError, content_hash};
 
 /// Largest encoded policy.
 pub const MAX_ENCODED: usize = 64 * 1024;
@@ -46,6 +46,26 @@ impl Policy {
     /// Whether there is nothing to do for one who runs `other`.
     pub fn same_as(&self, other: &Self) -> bool {
         self.uid == other.uid && self.revision == other.revision && self.hash == other.hash
+    }
+
+    /// The mesh's identity in 16 bytes, as the wire carries it: the UID where it is a UUID, else its
+    /// hash.
+    pub fn mesh_id(&self) -> [u8; 16] {
+        let digits: Vec<u8> = self
+            .uid
+            .chars()
+            .filter_map(|c| Some(c.to_digit(16)? as u8))
+            .collect();
+        let others = self.uid.chars().filter(|c| !c.is_ascii_hexdigit());
+        let mut id = [0u8; 16];
+        if digits.len() == 32 && others.eq("----".chars()) {
+            for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+                *byte = pair[0] << 4 | pair[1];
+            }
+        } else {
+            id.copy_from_slice(&blake3::hash(self.uid.as_bytes()).as_bytes()[..16]);
+        }
+        id
     }
 }
 

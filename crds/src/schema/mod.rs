@@ -137,7 +137,7 @@ impl Node {
             // Bounds of integers may be written as 1.0.
             let bound = || value.as_i64().or_else(|| value.as_f64().map(|n| n as i64));
             match keyword.as_str() {
-                "description" | "format" | "x-kubernetes-map-type" => {}
+                "title" | "description" | "format" | "x-kubernetes-map-type" => {}
                 "x-kubernetes-list-map-keys" => {}
                 "type" => {
                     node.type_ = match value.as_str() {

@@ -93,3 +93,53 @@ fn to_cel(value: &Value) -> cel::Value {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn rule(text: &str) -> CompiledRule {
+        CompiledRule::compile("x", &json!({"rule": text}))
+            .unwrap()
+            .unwrap()
+    }
+
+    #[test]
+    fn rules_mean_what_they_mean_to_an_apiserver() {
+        let subject = json!({"n": 2, "s": "é", "list": [1, 2], "on": true});
+        let rows = [
+            ("self.n == 2", true),
+            ("self.n <= 1", false),
+            ("self.n - 3 == -1", true),
+            ("has(self.missing)", false),
+            ("!has(self.missing) || self.missing > 1", true),
+            ("size(self.s) == 1", true),
+            ("self.list.all(i, i < 3) && self.on", true),
+        ];
+        for (text, wanted) in rows {
+            assert_eq!(rule(text).check(&subject).is_ok(), wanted, "{text}");
+        }
+        assert_eq!(
+            rule("self.n > 2").check(&subject),
+            Err("failed rule: self.n > 2".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_rule_that_cannot_be_judged_never_passes() {
+        let subject = json!({"n": 2});
+        for text in ["self.missing > 1", "self.n", "self.n.size() > 1"] {
+            assert!(rule(text).check(&subject).is_err(), "{text}");
+        }
+        assert!(CompiledRule::compile("x", &json!({"rule": "self.("})).is_err());
+        let other = json!({"rule": "true", "optionalOldSelf": true});
+        assert!(CompiledRule::compile("x", &other).is_err());
+    }
+
+    #[test]
+    fn transition_rules_do_not_apply_without_an_old_object() {
+        let transition = json!({"rule": "self.n == oldSelf.n"});
+        assert!(CompiledRule::compile("x", &transition).unwrap().is_none());
+    }
+}
