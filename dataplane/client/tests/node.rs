@@ -193,7 +193,7 @@ async fn what_the_origin_refuses_and_what_makes_no_sense_is_told_apart() {
     for (request, want) in [
         (Request::new(origin.url("/missing")), Kind::Denied),
         (Request::new("no url"), Kind::Usage),
-        (Request::new("gopher://host/x"), Kind::Usage),
+        (Request::new("gopher://host/x"), Kind::Denied),
         (Request { headers: many, ..Request::new(origin.url("/")) }, Kind::Usage),
         (digest("sha256:12"), Kind::Usage),
         (Request { range: Range::Part(5, Some(3)), ..Request::new(origin.url("/")) }, Kind::Usage),
@@ -293,4 +293,31 @@ async fn empty_content_is_an_empty_file() {
         assert_eq!((got.len, std::fs::read(&out).unwrap().len()), (0, 0));
         std::fs::remove_file(out).unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_is_content_like_any_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = Served::start(dir.path()).await;
+    let client = served.client().await;
+    for len in [0, 1, 65536, 3 * MIB + 5] {
+        let body = content(len);
+        let file = dir.path().join("in");
+        std::fs::write(&file, &body).unwrap();
+        let done = client.import(&file, None, "text/plain").await.unwrap();
+        assert_eq!((done.len, &done.digest), (len as u64, &digest(&body)));
+        let request = Request { digest: done.digest, ..Request::new(done.url) };
+        let out = dir.path().join("out");
+        client.fetch_to_file(&request, &out, &FileOptions::default(), |_| {}).await.unwrap();
+        assert!(std::fs::read(&out).unwrap() == body);
+        let stat = client.stat(&request).await.unwrap().unwrap();
+        assert_eq!(stat.content_type, "text/plain");
+        // Again: it is there.
+        assert_eq!(client.import(&file, None, "text/plain").await.unwrap().task, stat.task);
+    }
+    let named = client.import(dir.path().join("in"), Some("dragonfly://a/b"), "").await.unwrap();
+    let mut reader = client.read(&Request::new(named.url));
+    assert!(reader.next().await.unwrap().is_some());
+    let foreign = client.import(dir.path().join("in"), Some("https://x.test/a"), "").await;
+    assert_eq!(foreign.unwrap_err().kind(), Kind::Denied);
 }

@@ -108,6 +108,15 @@ async fn serve(
             }
             None => (0, body.len()),
         };
+        if range.is_some() && start >= body.len() {
+            let answer = format!(
+                "HTTP/1.1 416 Range Not Satisfiable\r\ncontent-range: bytes */{}\r\n\
+                 content-length: 0\r\netag: \"v1\"\r\n\r\n",
+                body.len()
+            );
+            stream.write_all(answer.as_bytes()).await.ok()?;
+            continue;
+        }
         let status = match range {
             Some(_) => format!(
                 "206 Partial Content\r\ncontent-range: bytes {start}-{}/{}",
