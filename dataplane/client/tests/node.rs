@@ -274,7 +274,7 @@ async fn the_socket_of_a_dead_node_is_replaced_and_that_of_a_living_one_is_not()
     let third = Api::bind(served.node.clone(), &ApiOptions::new(&file)).await.unwrap_err();
     assert!(matches!(third, ApiError::NotASocket(_)), "{third}");
     let status: rpc::StatusReply = served.client().await.status().await.unwrap();
-    assert_eq!(status.name, "test");
+    assert_eq!(status.name, "test-7");
     served.stop().await;
     assert!(!socket.exists());
 }
@@ -320,4 +320,35 @@ async fn an_import_is_content_like_any_other() {
     assert!(reader.next().await.unwrap().is_some());
     let foreign = client.import(dir.path().join("in"), Some("https://x.test/a"), "").await;
     assert_eq!(foreign.unwrap_err().kind(), Kind::Denied);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_imported_at_one_node_is_had_at_the_others() {
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let scheduler = common::scheduler().await;
+    let one = Served::start_in(a.path(), 1, vec![scheduler.clone()]).await;
+    let two = Served::start_in(b.path(), 2, vec![scheduler]).await;
+    let (at_one, at_two) = (one.client().await, two.client().await);
+    for client in [&at_one, &at_two] {
+        while client.status().await.unwrap().schedulers.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let body = content(5 * MIB + 3);
+    let file = a.path().join("in");
+    std::fs::write(&file, &body).unwrap();
+    for url in [None, Some("dragonfly://models/a")] {
+        let done = at_one.import(&file, url, "").await.unwrap();
+        let by_digest = if url.is_none() { done.digest } else { String::new() };
+        let request = Request { digest: by_digest, ..Request::new(done.url) };
+        let out = b.path().join("out");
+        let options = FileOptions::default();
+        let got = at_two.fetch_to_file(&request, &out, &options, |_| {});
+        let got = tokio::time::timeout(Duration::from_secs(20), got).await.unwrap().unwrap();
+        assert!(std::fs::read(&out).unwrap() == body);
+        let from = got.done.progress.unwrap();
+        assert_eq!(from.from_origin, 0, "{from:?}");
+    }
+    let sent = at_one.status().await.unwrap().uploaded;
+    assert!(sent >= body.len() as u64, "{sent}");
 }

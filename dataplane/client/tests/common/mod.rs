@@ -151,6 +151,11 @@ pub struct Served {
 
 impl Served {
     pub async fn start(dir: &Path) -> Self {
+        Self::start_in(dir, 7, vec![]).await
+    }
+
+    /// One of several nodes of a mesh.
+    pub async fn start_in(dir: &Path, id: u8, schedulers: Vec<String>) -> Self {
         let store = open_store(&dir.join("store")).await;
         let options = HttpOptions {
             addresses: AddressPolicy { loopback: true, ..AddressPolicy::default() },
@@ -160,8 +165,8 @@ impl Served {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let parts = Parts {
             identity: Identity {
-                node: dragonfly_proto::id::NodeId([7; 16]),
-                name: "test".to_owned(),
+                node: dragonfly_proto::id::NodeId([id; 16]),
+                name: format!("test-{id}"),
                 zone: String::new(),
                 role: Role::Peer,
                 mesh: [1; 16],
@@ -175,7 +180,7 @@ impl Served {
             security: Security::plaintext(),
             authorities: vec![],
             settings: Settings::default(),
-            schedulers: Bootstrap::default(),
+            schedulers: Bootstrap { addresses: schedulers, tls: None },
         };
         let node = Node::start(parts, listener).unwrap();
         let options = ApiOptions::new(dir.join("node.sock"));
@@ -199,6 +204,26 @@ impl Served {
         self.serving.await.unwrap();
         self.node.shutdown().await;
     }
+}
+
+/// A scheduler; the address it listens on.
+pub async fn scheduler() -> String {
+    use dragonfly_scheduler::core::{Core, CoreSettings};
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (authority, _) = dragonfly_proto::sign::SigningKey::generate().unwrap();
+    let replica = dragonfly_client::rpc::Replica { name: "s".into(), address: address.clone() };
+    let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let settings = CoreSettings::default();
+    let core =
+        Core::new("s".into(), vec![replica], [1; 16], authority.into(), settings, unix.as_secs());
+    let service = dragonfly_scheduler::service::Service::new(core);
+    let server = service.server();
+    tokio::spawn(async move { service.run(CancellationToken::new()).await });
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    let serving = tonic::transport::Server::builder().add_service(server);
+    tokio::spawn(serving.serve_with_incoming(incoming));
+    address
 }
 
 /// The store; waits until the node before has let go of it.
