@@ -149,9 +149,8 @@ impl Handler for Node {
             let (index, geometry) = {
                 let mut state = s.task.state();
                 let Some(index) = state.engine.next_data(now, s.neighbour) else { continue };
-                if state.engine.has_data_for(s.neighbour) {
-                    links.ready(s.ours);
-                }
+                // Asked until it has nothing: only then does the engine wake this stream again.
+                links.ready(s.ours);
                 (index, state.geometry)
             };
             match outgoing(&s, index, geometry.offset(index), geometry.block_len(index)) {
@@ -266,10 +265,22 @@ impl Node {
         if !links.bind(theirs, stream) {
             return Err(Violation("too many tasks on one connection".to_owned()));
         }
-        let ((), effects) = task.drive(|st, now| {
+        let seed = {
+            let mut st = task.state();
             let seed = hello.emitter || st.seeds.contains(&conn.peer());
             st.links.insert(neighbour, Link { conn: conn.clone(), ours, seed });
             st.used = Instant::now();
+            if let Some(size) = st.size {
+                conn.send(ours, &Frame::Size(size));
+            }
+            seed
+        };
+        tracing::debug!(peer = %conn.peer(), task = %content.short(), seed, "neighbours");
+        // From here on new certificates and the size reach the link by themselves; what was known
+        // before goes ahead of the first block that needs it.
+        let epochs: Vec<_> = task.verifier().epochs().copied().collect();
+        epochs.into_iter().for_each(|e| conn.send(ours, &Frame::Epoch(e)));
+        let ((), effects) = task.drive(|st, now| {
             let info = NeighbourInfo { emitter: hello.emitter, ..NeighbourInfo::default() };
             st.engine.join(now, neighbour, info);
         });
@@ -286,10 +297,10 @@ impl Node {
         links: &ConnState,
         task: &Arc<Task>,
     ) -> Option<u32> {
-        let (ticket, geometry, emitter, size) = {
+        let (ticket, geometry, emitter) = {
             let state = task.state();
-            let emitter = state.lease.is_some();
-            (state.ticket.or_else(|| self.ticket(&task.key()))?, state.geometry, emitter, state.size)
+            let ticket = state.ticket.or_else(|| self.ticket(&task.key()))?;
+            (ticket, state.geometry, state.lease.is_some())
         };
         let ours = links.begin_hello(task.key())?;
         let hello = Hello {
@@ -300,11 +311,6 @@ impl Node {
             emitter,
         };
         conn.send(ours, &Frame::Hello(hello));
-        let epochs: Vec<_> = task.verifier().epochs().copied().collect();
-        epochs.into_iter().for_each(|e| conn.send(ours, &Frame::Epoch(e)));
-        if let Some(size) = size {
-            conn.send(ours, &Frame::Size(size));
-        }
         Some(ours)
     }
 

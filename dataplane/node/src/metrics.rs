@@ -1,33 +1,12 @@
 //! What a node counts. Names and meanings: `docs/metrics.md`.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use dragonfly_proto::rpc;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
 
 use crate::task::lock;
-
-/// A counter that only grows.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// One more.
-    pub fn inc(&self) {
-        self.inc_by(1);
-    }
-
-    /// So many more.
-    pub fn inc_by(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
-    }
-
-    /// The count.
-    #[must_use]
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 /// Counters since the node started.
 #[derive(Debug, Default)]
@@ -77,28 +56,22 @@ impl Metrics {
         }
     }
 
-    /// The counters in the Prometheus text format, without the final `# EOF`.
-    #[must_use]
-    pub fn render(&self) -> String {
+    /// Enters the counters in a registry.
+    pub fn register(&self, registry: &mut Registry) {
+        let node = registry.sub_registry_with_prefix("dragonfly_node");
         let rows: [(&str, &str, &Counter); 9] = [
-            ("origin_read_bytes", "Bytes read from origins.", &self.from_origin),
-            ("seed_received_bytes", "Bytes taken from seeds.", &self.from_seeds),
-            ("peer_received_bytes", "Bytes taken from peers.", &self.from_peers),
-            ("cache_served_bytes", "Bytes clients asked for and the node held.", &self.from_cache),
-            ("sent_bytes", "Bytes sent to other nodes.", &self.uploaded),
-            ("rejected_blocks", "Blocks that failed their check.", &self.blocks_rejected),
-            ("bans", "Nodes banned.", &self.bans),
-            ("downloads_done", "Downloads that ended well.", &self.downloads_done),
-            ("downloads_failed", "Downloads that ended with an error.", &self.downloads_failed),
+            ("origin_read_bytes", "Bytes read from origins", &self.from_origin),
+            ("seed_received_bytes", "Bytes taken from seeds", &self.from_seeds),
+            ("peer_received_bytes", "Bytes taken from peers", &self.from_peers),
+            ("cache_served_bytes", "Bytes that clients asked for and the node held", &self.from_cache),
+            ("sent_bytes", "Bytes sent to other nodes", &self.uploaded),
+            ("rejected_blocks", "Blocks that failed their check", &self.blocks_rejected),
+            ("bans", "Nodes banned", &self.bans),
+            ("downloads_done", "Downloads that ended well", &self.downloads_done),
+            ("downloads_failed", "Downloads that ended with an error", &self.downloads_failed),
         ];
-        let mut out = String::new();
         for (name, help, counter) in rows {
-            let n = counter.get();
-            out.push_str(&format!(
-                "# HELP dragonfly_node_{name} {help}\n# TYPE dragonfly_node_{name} counter\n\
-                 dragonfly_node_{name}_total {n}\n"
-            ));
+            node.register(name, help, counter.clone());
         }
-        out
     }
 }

@@ -14,6 +14,7 @@ use dragonfly_proto::rpc::{self, failure::Code, from_node};
 use dragonfly_proto::ticket::Ticket;
 use dragonfly_proto::trust::{EpochCert, Leaf, MAX_RUN, RunSigner};
 use dragonfly_source::{Begun, ByteRange, Chunk, Kind, Metadata, Mode, Plan, Request, Validator};
+use dragonfly_swarm::bitmap::BlockSet;
 use dragonfly_swarm::engine::Stripe;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -167,7 +168,7 @@ impl Node {
         Ok(answer)
     }
 
-    /// Holds a lease until the task is put away or fails.
+    /// Holds a lease until the task is complete, put away or failed.
     pub(crate) async fn hold_lease(self: Arc<Self>, lease: rpc::Lease) {
         let Some(content) = ContentKey::from_slice(&lease.content) else { return };
         let cert = EpochCert::decode(&lease.epoch).ok();
@@ -182,7 +183,7 @@ impl Node {
         };
         let result = rpc::LeaseResult { content: lease.content.clone(), epoch, failure };
         self.sessions.tell(&content, from_node::Message::LeaseResult(result));
-        let Ok((task, signer)) = outcome else { return };
+        let Ok(Some((task, signer))) = outcome else { return };
         self.connect_members(&task, &lease.members);
         let importer = lock(&self.origins.importing).remove(&content);
         if let Some(importer) = importer {
@@ -219,7 +220,7 @@ impl Node {
         content: ContentKey,
         lease: &rpc::Lease,
         cert: EpochCert,
-    ) -> Result<(Arc<Task>, RunSigner), rpc::Failure> {
+    ) -> Result<Option<(Arc<Task>, RunSigner)>, rpc::Failure> {
         let wrong = |e: String| rpc::Failure::new(Code::Invalid, e);
         if cert.key != *self.signing.public() {
             return Err(wrong("the lease is for another key: this node restarted".to_owned()));
@@ -241,6 +242,11 @@ impl Node {
         if let Ok(ticket) = Ticket::decode(&lease.ticket) {
             self.keep_ticket(ticket);
             task.state().ticket = Some(ticket);
+        }
+        if task.state().lease.is_some() {
+            // A scheduler that restarted gives anew what is held already: reading goes on under
+            // the epoch it began with.
+            return Ok(None);
         }
         let signer = RunSigner::new(self.signing.clone(), content, cert.epoch);
         let stripe =
@@ -266,7 +272,7 @@ impl Node {
             }
         });
         self.apply(&task, effects);
-        Ok((task, signer))
+        Ok(Some((task, signer)))
     }
 
     /// Reads from the origin what members want and nobody holds, until nothing is left.
@@ -536,20 +542,20 @@ impl EnginePlan {
         // What is under way comes back again and again: ask for so much more.
         let under_way: u32 = self.handed_out.iter().map(|r| r.end - r.start).sum();
         let wanted = state.engine.origin_wanted(most + under_way);
-        for want in wanted {
-            let mut start = want.start;
-            while let Some(r) = self.handed_out.iter().find(|r| r.contains(&start)) {
-                start = r.end;
-            }
-            let next = self.handed_out.iter().map(|r| r.start).filter(|s| *s > start).min();
-            let end = want.end.min(next.unwrap_or(u32::MAX)).min(start.saturating_add(most));
-            if start < end {
-                self.handed_out.push(start..end);
-                let to = g.total_len().unwrap_or(u64::MAX).min(g.offset(end));
-                return ByteRange::new(g.offset(start), to);
-            }
-        }
-        None
+        let first = wanted.iter().flat_map(Clone::clone).find(|b| !self.is_out(*b))?;
+        // What a reader hurries for heads the list; the request goes on over what is wanted behind
+        // it, for a request of one block would waste the body that is open.
+        let set: BlockSet = wanted.into_iter().collect();
+        let end = (first..first.saturating_add(most))
+            .find(|b| !set.contains(*b) || self.is_out(*b))
+            .unwrap_or(first.saturating_add(most));
+        self.handed_out.push(first..end);
+        let to = g.total_len().unwrap_or(u64::MAX).min(g.offset(end));
+        ByteRange::new(g.offset(first), to)
+    }
+
+    fn is_out(&self, block: u32) -> bool {
+        self.handed_out.iter().any(|r| r.contains(&block))
     }
 }
 

@@ -258,6 +258,32 @@ impl Task {
         }
     }
 
+    /// What the engine is at, in one line, for logs and bug reports.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let s = self.state();
+        let neighbours: Vec<_> = s
+            .links
+            .iter()
+            .map(|(id, l)| {
+                let has = s.engine.announced_by(*id);
+                let data = s.engine.has_data_for(*id);
+                format!("{} has {has}{}", l.conn.peer().short(), if data { ", to send" } else { "" })
+            })
+            .collect();
+        format!(
+            "held {}/{:?}, remaining {}, lease {:?}, emitting {}, origin wanted {:?}, {:?}, [{}]",
+            s.engine.held().count(),
+            s.engine.total(),
+            s.engine.remaining(),
+            s.lease.as_ref().map(RunSigner::epoch),
+            s.engine.is_emitting(),
+            s.engine.origin_wanted(4),
+            s.engine.stats(),
+            neighbours.join("; ")
+        )
+    }
+
     /// Whether every block is held.
     #[must_use]
     pub fn is_complete(&self) -> bool {

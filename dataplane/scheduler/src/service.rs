@@ -29,6 +29,8 @@ struct Inner {
     core: Mutex<Core>,
     sessions: Mutex<HashMap<NodeId, Session>>,
     started: Instant,
+    /// Nodes must show a certificate of the mesh that names them.
+    identified: bool,
 }
 
 struct Session {
@@ -37,13 +39,15 @@ struct Session {
 }
 
 impl Service {
-    /// Serves these decisions.
+    /// Serves these decisions. `identified`: behind mutual TLS, so that nodes have to show a
+    /// certificate that names them.
     #[must_use]
-    pub fn new(core: Core) -> Self {
+    pub fn new(core: Core, identified: bool) -> Self {
         let inner = Inner {
             core: Mutex::new(core),
             sessions: Mutex::default(),
             started: Instant::now(),
+            identified,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -145,6 +149,7 @@ impl Scheduler for Service {
         &self,
         request: Request<Streaming<FromNode>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        let shown = request.peer_certs().and_then(|certs| certs.first().cloned());
         let mut from = request.into_inner();
         let first = tokio::time::timeout(Duration::from_secs(10), from.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no hello"))??;
@@ -156,6 +161,14 @@ impl Scheduler for Service {
         let name = hello.name.clone();
         let id = NodeId::from_slice(&hello.node)
             .ok_or_else(|| Status::invalid_argument("the node's identity is not 16 bytes"))?;
+        if self.inner.identified {
+            let cert = shown.ok_or_else(|| {
+                Status::unauthenticated("no certificate: start the node with this mesh's join token")
+            })?;
+            dragonfly_transport::is_node(&cert, &id).map_err(|_| {
+                Status::unauthenticated(format!("the certificate is not node {id}'s"))
+            })?;
+        }
         // In place before the core speaks, so that its welcome arrives.
         self.sessions().insert(id, Session { number, out });
         let node = self
@@ -169,8 +182,11 @@ impl Scheduler for Service {
 
     async fn inspect(
         &self,
-        _: Request<rpc::InspectRequest>,
+        request: Request<rpc::InspectRequest>,
     ) -> Result<Response<rpc::InspectReply>, Status> {
+        if self.inner.identified && request.peer_certs().is_none_or(|c| c.is_empty()) {
+            return Err(Status::unauthenticated("no certificate of this mesh"));
+        }
         Ok(Response::new(Self::inspect(self)))
     }
 }

@@ -44,49 +44,64 @@ fn table() {
     }
 }
 
+/// Runs a scenario and holds it to bounds that leave room for other seeds of the same dice.
+fn hold(peers: u32, regime: Regime, slowest: f64, origin: f64) -> Outcome {
+    let outcome = run(peers, regime);
+    let name = format!("{peers} {regime}: {outcome}");
+    assert_eq!(outcome.finished, outcome.alive, "{name}");
+    assert_eq!(outcome.violations, 0, "{name}");
+    assert!(outcome.slowest <= slowest, "{name}");
+    assert!(outcome.origin <= origin, "{name}");
+    assert!(outcome.duplicates < 0.02, "{name}");
+    outcome
+}
+
 #[test]
-#[ignore = "tuning"]
-fn tune() {
-    use std::time::Duration;
-    let peers = 1000;
-    let mut base = Scenario::new(peers, Regime::Equal);
-    base.settings.degree = 12;
-    base.config.have_delay = Duration::ZERO;
-    base.config.window = 1;
-    let show = |name: &str, f: &dyn Fn(&mut Scenario)| {
-        let mut s = base.clone();
-        f(&mut s);
-        let o = simulate(&s);
-        println!(
-            "{peers} {name}: {:.3}/{:.3} s{:.2} first {:.2} dup {:.4} ctl {:.0}",
-            o.slowest,
-            o.p50,
-            o.seed,
-            o.first.as_secs_f64(),
-            o.duplicates,
-            o.control
-        );
-    };
-    let ms = Duration::from_millis(1);
-    show("refill 1ms", &|s| {
-        s.config.refill_interval = ms;
-        s.settings.refill_interval = ms
-    });
-    show("d8 f4 s4", &|s| {
-        s.settings.degree = 8;
-        s.settings.first = 4;
-        s.settings.slack = 4
-    });
-    show("d8 f4 s4 refill 1ms", &|s| {
-        s.settings.degree = 8;
-        s.settings.first = 4;
-        s.settings.slack = 4;
-        s.config.refill_interval = ms;
-        s.settings.refill_interval = ms
-    });
-    show("d12 f6 s1 order .25 sample all", &|s| {
-        s.config.sample = 1000;
-        s.config.in_order_probability = 0.25;
-        s.settings.slack = 1
-    });
+fn equal_peers_finish_near_the_limit() {
+    hold(6, Regime::Equal, 1.03, 1.0);
+    hold(20, Regime::Equal, 1.06, 1.0);
+    let o = hold(100, Regime::Equal, 1.15, 1.0);
+    assert!(o.seed < 1.12, "{o}");
+    assert!(o.scheduler < 1.0, "{o}");
+}
+
+#[test]
+fn peers_that_come_late_or_all_at_once_finish_near_their_own_limit() {
+    hold(20, Regime::Poisson, 1.10, 1.0);
+    hold(20, Regime::Flash, 1.15, 1.0);
+    hold(100, Regime::Flash, 1.25, 1.0);
+}
+
+#[test]
+fn deaths_cost_little_and_the_origin_nothing() {
+    hold(20, Regime::Die10, 1.10, 1.0);
+    hold(100, Regime::Die10, 1.20, 1.0);
+}
+
+#[test]
+fn a_second_seed_goes_on_where_the_first_died() {
+    // One second until it is seen, half a second for bitmaps, and what nobody announced.
+    hold(20, Regime::SeedDies, 1.45, 1.52);
+}
+
+#[test]
+fn the_link_into_a_zone_is_crossed_once() {
+    let o = hold(20, Regime::Zones, 1.02, 1.0);
+    assert!(o.cross < 1.02, "{o}");
+}
+
+#[test]
+fn faster_seeds_and_two_seeds_leave_only_the_downlinks() {
+    hold(20, Regime::Fast, 1.03, 1.0);
+    hold(20, Regime::TwoSeeds, 1.04, 1.0);
+}
+
+#[test]
+fn the_slowest_of_uneven_uplinks_is_near_the_common_limit() {
+    hold(6, Regime::Uneven, 1.12, 1.0);
+}
+
+#[test]
+fn the_same_dice_give_the_same_outcome() {
+    assert_eq!(run(20, Regime::Die10), run(20, Regime::Die10));
 }

@@ -18,7 +18,7 @@ mod table;
 mod writer;
 
 pub use conn::{CloseReason, Conn};
-pub use security::{Security, SecurityError, TlsConfig, node_name};
+pub use security::{Security, SecurityError, TlsConfig, is_node, node_name};
 pub use table::{ConnectError, Local, Mesh, Timeouts};
 
 use std::fs::File;

@@ -103,7 +103,10 @@ pub(crate) fn server_name(node: &NodeId) -> Result<ServerName<'static>, Security
 
 /// Whether a certificate that chains to the mesh's CA is this node's: rustls checked the chain, this
 /// checks the name, with the same code that checks it for a dialler.
-pub(crate) fn is_node(cert: &CertificateDer<'_>, node: &NodeId) -> Result<(), SecurityError> {
+///
+/// # Errors
+/// It is another's, or no certificate.
+pub fn is_node(cert: &CertificateDer<'_>, node: &NodeId) -> Result<(), SecurityError> {
     let parsed = rustls::server::ParsedCertificate::try_from(cert)?;
     rustls::client::verify_server_name(&parsed, &server_name(node)?)?;
     Ok(())

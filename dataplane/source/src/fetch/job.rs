@@ -15,6 +15,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{Mutex, mpsc};
 
+/// What the connections of one fetch share: whose turn it is to fetch what.
+pub(super) struct Order {
+    pub(super) plan: Box<dyn Plan>,
+    /// The body that came with the first answer.
+    pub(super) opened: Option<Stream>,
+}
+
 /// An open body and where it stands.
 pub(super) struct Stream {
     body: Body,
@@ -148,9 +155,9 @@ impl Job {
     /// One connection of [`super::Mode::Ranges`].
     pub(super) async fn ranges(
         &self,
-        plan: &Mutex<Box<dyn Plan>>,
-        mut stream: Option<Stream>,
+        order: &Mutex<Order>,
     ) -> Result<()> {
+        let mut stream: Option<Stream> = None;
         let mut stays = false;
         loop {
             // A body at its end is dropped before the wait: its place at the origin is for others.
@@ -158,9 +165,14 @@ impl Job {
             if self.alone.load(Ordering::Relaxed) && !stays {
                 return Ok(());
             }
-            let next = plan.lock().await.next(self.options.range_len.max(1)).await;
-            let Some(range) = next else {
-                return Ok(());
+            let range = {
+                let mut order = order.lock().await;
+                let Some(range) = order.plan.next(self.options.range_len.max(1)).await else {
+                    return Ok(());
+                };
+                // The first range is what the open body was asked for, whoever gets it.
+                stream = order.opened.take().or(stream);
+                range
             };
             if let Some(total) = self.metadata.total_len
                 && range.end() > total

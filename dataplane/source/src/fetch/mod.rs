@@ -27,7 +27,7 @@ use crate::range::ByteRange;
 use crate::retry::{RetryPolicy, Tries};
 use crate::source::{Opened, Request, Source};
 use bytes::Bytes;
-use job::{Job, Stream};
+use job::{Job, Order, Stream};
 use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
@@ -213,12 +213,13 @@ impl Begun {
                     .parallel
                     .max(1)
                     .min(usize::try_from(useful).unwrap_or(usize::MAX));
-                let plan: Arc<Mutex<Box<dyn Plan>>> = Arc::new(Mutex::new(Box::new(plan)));
-                let mut stream = self.opened.map(Stream::new);
+                let opened = self.opened.map(Stream::new);
+                let plan: Box<dyn Plan> = Box::new(plan);
+                let order = Arc::new(Mutex::new(Order { plan, opened }));
                 for _ in 0..parallel {
-                    let (job, plan, stream) = (job.clone(), plan.clone(), stream.take());
+                    let (job, order) = (job.clone(), order.clone());
                     tasks.spawn(async move {
-                        if let Err(error) = job.ranges(&plan, stream).await {
+                        if let Err(error) = job.ranges(&order).await {
                             job.fail(error).await;
                         }
                     });

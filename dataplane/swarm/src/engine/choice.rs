@@ -6,7 +6,6 @@
 
 use super::neighbour::Outstanding;
 use super::{Action, Control, Engine, NeighbourId};
-use crate::bitmap::BlockSet;
 use core::time::Duration;
 
 impl Engine {
@@ -113,29 +112,34 @@ impl Engine {
             self.need_from = self.need.next(self.need_from)?;
             return self.need.next_in_both(has, self.need_from);
         }
-        let few = self.neighbours[at].useful <= self.config.sample;
-        let mut best = Rarest::default();
-        if few {
-            let from = self.need_from as usize / 64;
-            scan(has, &self.need, from, usize::MAX, |index| {
-                best.offer(&mut self.rng, index, &self.holders);
-                true
-            });
-            return best.index;
-        }
-        // Probes at random places: a run of eight each, so that the sample is spread and a probe's
-        // walk is short.
+        let useful = self.neighbours[at].useful;
+        let sample = self.config.sample.max(1);
+        let first = self.need_from as usize / 64;
         let words = has.words().min(self.need.words());
-        for _ in 0..self.config.sample.div_ceil(8) {
-            let mut left = 8;
-            let start = self.rng.usize(..words);
-            let mut offer = |index| {
-                best.offer(&mut self.rng, index, &self.holders);
-                left -= 1;
-                left > 0
-            };
-            if scan(has, &self.need, start, usize::MAX, &mut offer) {
-                scan(has, &self.need, 0, start, &mut offer);
+        let mut best = Rarest::default();
+        // Every `step`th candidate from a random one on, so that the sample is spread over all of
+        // them: a run of neighbours would be all old or all new blocks.
+        let step = (f64::from(useful) / f64::from(sample)).max(1.0);
+        let mut next = self.rng.f64() * step;
+        let mut seen = 0.0;
+        for word in first..words {
+            let mut bits = has.word(word) & self.need.word(word);
+            if bits == 0 {
+                continue;
+            }
+            let base = word as u32 * 64;
+            seen += f64::from(bits.count_ones());
+            if step == 1.0 {
+                while bits != 0 {
+                    best.offer(&mut self.rng, base + bits.trailing_zeros(), &self.holders);
+                    bits &= bits - 1;
+                }
+            }
+            while step > 1.0 && next < seen {
+                let turn = self.rng.u32(..64);
+                let bit = (bits.rotate_right(turn).trailing_zeros() + turn) % 64;
+                best.offer(&mut self.rng, base + bit, &self.holders);
+                next += step;
             }
         }
         best.index
@@ -162,25 +166,4 @@ impl Rarest {
             }
         }
     }
-}
-
-/// Gives `visit` the blocks in both sets, in the words `from..to`, until it returns false; whether
-/// it never did.
-fn scan(
-    a: &BlockSet,
-    b: &BlockSet,
-    from: usize,
-    to: usize,
-    mut visit: impl FnMut(u32) -> bool,
-) -> bool {
-    for at in from..a.words().min(b.words()).min(to) {
-        let mut bits = a.word(at) & b.word(at);
-        while bits != 0 {
-            if !visit(at as u32 * 64 + bits.trailing_zeros()) {
-                return false;
-            }
-            bits &= bits - 1;
-        }
-    }
-    true
 }

@@ -7,6 +7,10 @@
 //! ready or still to come from the origin, the emitter passes: it announces all that it holds and
 //! is an ordinary parent.
 //!
+//! What neighbours say they hold is not fetched again, unless the swarm stands still: then a claim
+//! was false, or the claimant serves nobody. The caller therefore goes on asking for
+//! `origin_wanted` after the pass, as long as it holds the lease.
+//!
 //! Bounds: `outstanding` has at most [`MAX_UNACKED`] entries a neighbour.
 
 use super::neighbour::Neighbour;
@@ -44,6 +48,10 @@ pub(super) struct Emission {
     collect_until: Duration,
     collected: bool,
     passed: bool,
+    /// When a neighbour last announced anything new. Long ago: some of what was announced may be a
+    /// lie that keeps blocks from being fetched, so announcements are not believed.
+    last_news: Duration,
+    distrust: bool,
 }
 
 impl Emission {
@@ -74,6 +82,8 @@ impl Engine {
             collect_until: now + collect,
             collected: collect.is_zero(),
             passed: false,
+            last_news: now + collect,
+            distrust: false,
         };
         for neighbour in &mut self.neighbours {
             neighbour.unacked = 0;
@@ -111,7 +121,7 @@ impl Engine {
         if let Some(emission) = &mut self.emission
             && !emission.passed
             && self.config.seed_unique
-            && self.holders[index as usize] == 0
+            && (emission.distrust || self.holders[index as usize] == 0)
         {
             emission.ready.insert(index);
         }
@@ -166,6 +176,12 @@ impl Engine {
         }
     }
 
+    /// Whether time alone can make this node emit or fetch something.
+    pub(super) fn may_have_to_fetch(&self) -> bool {
+        let complete = self.total == Some(self.held.count());
+        self.is_emitting() || (self.emission.is_some() && !complete)
+    }
+
     /// Whether the origin is to be asked for this block.
     fn fetches(&self, index: u32) -> bool {
         let Some(emission) = &self.emission else {
@@ -173,7 +189,7 @@ impl Engine {
         };
         emission.stripe.contains(index)
             && !self.held.contains(index)
-            && self.holders.get(index as usize).is_none_or(|n| *n == 0)
+            && (emission.distrust || self.holders.get(index as usize).is_none_or(|n| *n == 0))
             && (self.wanted.contains(index)
                 || self.neighbours.iter().any(|n| n.want.contains(index)))
     }
@@ -281,6 +297,8 @@ impl Engine {
         let Some(emission) = &mut self.emission else {
             return;
         };
+        emission.last_news = self.neighbours[at].last_heard;
+        emission.distrust = false;
         emission.ready.remove(index);
         emission.urgent.remove(index);
         if !emission.emitted.contains(index) {
@@ -331,6 +349,7 @@ impl Engine {
         let Some(emission) = &mut self.emission else {
             return;
         };
+        emission.distrust = now > emission.last_news + self.config.orphan_after;
         if !emission.collected && now >= emission.collect_until {
             emission.collected = true;
             self.timers.pass_due = true;

@@ -35,15 +35,18 @@ impl Engine {
                 }
                 self.fill(now, at);
             }
-            Control::Want(wanted) => {
-                if let Wanted::Some(set) = &wanted {
-                    self.check_end(set.end())?;
+            // Who does not know the length yet may honestly wish for blocks behind the end.
+            Control::Want(mut wanted) => {
+                if let Wanted::Some(set) = &mut wanted {
+                    set.remove_range(self.limit()..u32::MAX);
                 }
                 self.neighbours[at].want = wanted;
                 self.wake(at);
             }
-            Control::Hurry(ranges) => {
-                self.check_ranges(&ranges)?;
+            Control::Hurry(mut ranges) => {
+                let limit = self.limit();
+                ranges.iter_mut().for_each(|r| r.end = r.end.min(limit));
+                ranges.retain(|r| r.start < r.end);
                 self.hurry(&ranges);
                 self.wake(at);
             }
@@ -191,6 +194,10 @@ impl Engine {
             index = self.neighbours[at].has.next_missing(index + 1);
         }
         self.timers.heard_of_blocks = true;
+        if self.emission.is_some() {
+            // It may have been waiting with as many unannounced blocks as a neighbour may have.
+            self.wake(at);
+        }
     }
 
     /// Tells an emitter what is wanted and lets it push.

@@ -258,6 +258,18 @@ impl Engine {
         }
         neighbour.emitter = emitter;
         neighbour.passed = false;
+        // What was asked of it before it announced anything will not come.
+        let (has, outstanding) = (&neighbour.has, &mut neighbour.outstanding);
+        let mut lost = Vec::new();
+        outstanding.retain(|o| {
+            lost.extend((!has.contains(o.block)).then_some(o.block));
+            has.contains(o.block)
+        });
+        neighbour.stale += lost.len() as u32;
+        for block in lost {
+            self.release(block);
+        }
+        self.fill_all(now);
         if emitter {
             self.greet_emitter(now, id);
         }

@@ -48,10 +48,19 @@ impl Engine {
     }
 
     pub(super) fn enqueue(&mut self, at: usize, index: u32) -> Result<(), Violation> {
-        let awaited = self.total == Some(1) && self.emission.is_some();
-        if !self.held.contains(index) && !awaited {
-            return Err(Violation::NotAnnounced { index });
+        if !self.held.contains(index) {
+            // The block of a single-block task is asked of the emitter before it is announced, and
+            // the lease may have gone to another meanwhile: the asker will learn of that.
+            return match (self.total, self.is_emitting()) {
+                (Some(1), true) => self.queue_up(at, index),
+                (Some(1), false) => Ok(()),
+                _ => Err(Violation::NotAnnounced { index }),
+            };
         }
+        self.queue_up(at, index)
+    }
+
+    fn queue_up(&mut self, at: usize, index: u32) -> Result<(), Violation> {
         let queue = &mut self.neighbours[at].queue;
         if queue.contains(&index) {
             return Ok(());

@@ -71,7 +71,7 @@ impl Engine {
     pub fn next_timeout(&self) -> Option<Duration> {
         let owing = |n: &Neighbour| !n.queue.is_empty() || !n.outstanding.is_empty();
         let resting = (self.completed || self.wanted.is_nothing())
-            && !self.is_emitting()
+            && !self.may_have_to_fetch()
             && !self.neighbours.iter().any(owing);
         let periodic = (!resting).then_some(self.timers.next);
         match (self.news_due, periodic) {

@@ -1,8 +1,9 @@
 //! The scheduler's side of one task: who is in, who is whose neighbour, who goes to the origin.
 //!
 //! The graph is random and nearly regular, which matters more than its degree: a joiner is given
-//! neighbours among those that have too few, and others only up to half its own degree; members
-//! below their degree ask for more. Edges stay inside a zone; each other zone has elected gateways
+//! half its neighbours at once, each the best of some random members, and is chosen by those who
+//! come later; members below their degree ask for more. With all of them at once the mean degree
+//! would be twice as high (1.34 instead of 1.23 at 1000 nodes, simulated). Edges stay inside a zone; each other zone has elected gateways
 //! that also have neighbours in the source zone, the zone of the first lease's holder.
 //!
 //! Invariants:
@@ -210,9 +211,8 @@ impl<K: NodeKey> Swarm<K> {
         if member.edges.len() >= self.settings.degree {
             return Refill::Exhausted;
         }
-        let few = member.edges.len() < self.settings.degree / 2;
         let emitter = self.emitter_for(node);
-        match emitter.or_else(|| self.pick(node, few)) {
+        match emitter.or_else(|| self.pick(node)) {
             Some(other) => {
                 self.link(node, other);
                 Refill::More(self.introduce(node, other))
@@ -291,8 +291,7 @@ impl<K: NodeKey> Swarm<K> {
         };
         let degree = degree.max(given.len());
         while given.len() < degree {
-            let few = true;
-            let Some(other) = self.pick(node, few) else {
+            let Some(other) = self.pick(node) else {
                 break;
             };
             self.link(node, other);
@@ -316,24 +315,22 @@ impl<K: NodeKey> Swarm<K> {
         })
     }
 
-    /// One more neighbour in the node's zone: the best of some random members below their degree,
-    /// or, with `crowd`, of all that are not far above it.
-    fn pick(&mut self, node: K, crowd: bool) -> Option<K> {
+    /// One more neighbour in the node's zone: the best of some random members that are not far
+    /// above their degree.
+    fn pick(&mut self, node: K) -> Option<K> {
         let mut rng = self.rng.clone();
-        let chosen = self.pick_with(&mut rng, node, crowd);
+        let chosen = self.pick_with(&mut rng, node);
         self.rng = rng;
         chosen
     }
 
-    fn pick_with(&self, rng: &mut fastrand::Rng, node: K, crowd: bool) -> Option<K> {
+    fn pick_with(&self, rng: &mut fastrand::Rng, node: K) -> Option<K> {
         let zone = self.zones.get(&self.members.get(&node)?.info.zone)?;
         let most = self.settings.degree + self.settings.slack;
-        let any = self.best_of(rng, &zone.members, node, most);
-        if any.is_some() {
-            return any;
-        }
-        let _ = crowd;
-        self.best_of(rng, &zone.open, node, self.settings.degree)
+        // All members, not only those below their degree: these are the last that came, and a graph
+        // of neighbours in time is a long chain (1.38 instead of 1.20 at 100 nodes).
+        self.best_of(rng, &zone.members, node, most)
+            .or_else(|| self.best_of(rng, &zone.open, node, self.settings.degree))
     }
 
     fn best_of(&self, rng: &mut fastrand::Rng, from: &[K], node: K, most: usize) -> Option<K> {
@@ -544,12 +541,15 @@ impl<K: NodeKey> Swarm<K> {
         let source = self.source_zone.and_then(|zone| self.zones.get(&zone));
         let Some(source) = source else { return given };
         let most = self.settings.degree + self.settings.slack;
+        // Chosen before any is linked: the list is borrowed, and so small that it is looked at whole
+        // or so large that a second look finds another.
         let mut rng = self.rng.clone();
         let mut peers: Vec<K> = Vec::new();
-        for _ in 0..self.settings.gateway_degree {
+        for _ in 0..self.settings.gateway_degree * 4 {
             let found = self.best_of(&mut rng, &source.members, node, most);
             peers.extend(found.filter(|key| !peers.contains(key)));
         }
+        peers.truncate(self.settings.gateway_degree);
         self.rng = rng;
         for peer in peers {
             self.link(node, peer);

@@ -71,6 +71,13 @@ mod tests {
     }
 
     #[test]
+    fn weights_are_the_same_in_every_release() {
+        assert_eq!(weight(&[0; 32], ""), 0x93334b2cf7bf359a);
+        assert_eq!(weight(&[0xff; 32], "seed-0"), 0x21dec43f8bb61bde);
+        assert_eq!(weight(&key(1), "scheduler-12.example"), 0xc435cd4fa89571b7);
+    }
+
+    #[test]
     fn keys_spread_evenly() {
         let names = ["seed-0", "seed-1", "seed-2", "seed-3"];
         let mut counts = [0; 4];

@@ -63,7 +63,7 @@ impl Strategy for LeastConnected {
 pub struct Settings {
     /// Neighbours a member should have; up to one node more, everybody knows everybody.
     pub degree: usize,
-    /// Neighbours a member may have above that when a joiner finds nobody else.
+    /// Neighbours a member may have above that, chosen by those who join later.
     pub slack: usize,
     /// Neighbours a joiner is given at once.
     pub first: usize,

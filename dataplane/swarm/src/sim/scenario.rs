@@ -13,7 +13,7 @@ pub enum Regime {
     Equal,
     /// The seed's uplink ten times as fast.
     Fast,
-    /// Peers' uplinks 0.5 B x lognormal(0.8).
+    /// Peers' uplinks 0.5 B x lognormal(0.8), at most B.
     Hetero,
     /// Joins over one F/B, at random.
     Poisson,
@@ -99,7 +99,10 @@ pub struct Scenario {
 
 impl Scenario {
     /// The scenario of the design's tables: 64 MiB in blocks of 64 KiB at 100 Mbit/s, RTT 0.6 ms.
-    /// The rate rule is off but for uneven uplinks, as it was in those tables.
+    /// The engine as in production but for some settings: a window of one and announcements at
+    /// once, since in this model neither costs anything; the rate rule only where uplinks are
+    /// uneven; and degree 8, which here is better than 12 (1.155 to 1.197 at 1000 equal peers) and
+    /// moves a third fewer messages.
     #[must_use]
     pub fn new(peers: u32, regime: Regime) -> Self {
         let objective = match regime {
@@ -116,9 +119,15 @@ impl Scenario {
             regime,
             config: Config {
                 objective,
+                window: 1,
+                window_few: if regime == Regime::Uneven { 3 } else { 1 },
+                // Production's batches, where messages would take most of the simulator's time.
+                have_delay: Duration::from_millis(if peers > 2000 { 10 } else { 0 }),
                 ..Config::default()
             },
             settings: Settings {
+                degree: 8,
+                first: 5,
                 emitters: if regime == Regime::TwoSeeds { 2 } else { 1 },
                 ..Settings::default()
             },

@@ -53,6 +53,7 @@ struct Node {
     timer: Nanos,
     fetching: Vec<u32>,
     granted: Option<(Stripe, Duration)>,
+    leased: bool,
 }
 
 /// Runs a scenario to its end: all living peers hold everything, or the horizon.
@@ -99,7 +100,7 @@ impl<'a> World<'a> {
             let seed = index < seeds;
             let up = match (scenario.regime, seed) {
                 (Regime::Fast, true) => 10.0 * b,
-                (Regime::Hetero, false) => 0.5 * b * (0.8 * normal(&mut rng)).exp(),
+                (Regime::Hetero, false) => b * (0.5 * (0.8 * normal(&mut rng)).exp()).min(1.0),
                 (Regime::Uneven, false) => b / f64::from(1 << ((index - seeds) / 2 % 3)),
                 _ => b,
             };
@@ -121,6 +122,7 @@ impl<'a> World<'a> {
                 timer: Nanos::MAX,
                 fetching: Vec::new(),
                 granted: None,
+                leased: false,
             });
         }
         let strategy = Box::new(LeastConnected);
@@ -275,6 +277,7 @@ impl<'a> World<'a> {
             Event::Grant { node } => {
                 let holder = &mut self.nodes[node as usize];
                 if let Some((stripe, collect)) = holder.granted.take() {
+                    holder.leased = true;
                     holder.engine.start_emitting(now, stripe, collect);
                     self.drain(node);
                     self.fetch(node);
@@ -586,7 +589,7 @@ impl<'a> World<'a> {
     /// Keeps a few blocks on their way from the origin.
     fn fetch(&mut self, node: u32) {
         let seed = &self.nodes[node as usize];
-        if !seed.alive || !seed.engine.is_emitting() || seed.fetching.len() >= 4 {
+        if !seed.leased || !seed.alive || !seed.engine.is_emitting() || seed.fetching.len() >= 4 {
             return;
         }
         let wanted = seed.engine.origin_wanted(8);

@@ -1,7 +1,12 @@
 //! A network of engines whose every step is chosen by the test: messages of one connection stay in
 //! order, connections break at any moment, nodes die, an emitter is replaced.
 
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    reason = "each test file uses its part"
+)]
 
 use core::time::Duration;
 use dragonfly_swarm::engine::{
@@ -241,7 +246,7 @@ impl Net {
         };
         self.settle(to);
         if let Err(why) = result {
-            let guilty = self.hostile.contains(&from);
+            let guilty = self.hostile.contains(&from) || self.hostile.contains(&to);
             assert!(guilty, "{to} accuses {from}: {why}");
             self.reset(from, to);
         }

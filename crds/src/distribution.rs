@@ -1,0 +1,415 @@
+//! `Distribution`: one mesh, and what every node in it does.
+//!
+//! Invariants: every list and string is bounded; what may be left out has a default, either in the
+//! schema or, where it depends on `profile`, in [`crate::profile`]; no credentials; only fields that
+//! the data plane obeys.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::policy::Policy;
+
+/// Pattern of sizes: what [`crate::quantity`] reads.
+macro_rules! quantity_pattern {
+    () => {
+        r"^[0-9]{1,18}([.][0-9]{1,9})?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+    };
+}
+/// Pattern of lengths of time: what [`crate::duration`] reads.
+macro_rules! duration_pattern {
+    () => {
+        r"^([0-9]{1,9}(h|ms|m|s))+$"
+    };
+}
+
+/// One mesh: its seeds and peers, where content comes from, how much of each node it may use.
+#[derive(CustomResource, JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "d7y.io",
+    version = "v1alpha1",
+    kind = "Distribution",
+    plural = "distributions",
+    shortname = "dist",
+    category = "dragonfly",
+    namespaced,
+    status = "DistributionStatus",
+    derive = "PartialEq",
+    doc = "One mesh that distributes images and files among nodes: its seeds and peers, where content comes from, and how much of each node it may use.",
+    validation = Rule::new("size(self.metadata.name) <= 45").message("metadata.name must be at most 45 characters: names of other objects are made from it"),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#, description = "Whether the mesh does what its spec says."),
+    printcolumn(name = "Profile", type_ = "string", json_path = ".spec.profile", description = "The preset of defaults."),
+    printcolumn(name = "Policy", type_ = "integer", json_path = ".status.policy.revision", description = "Revision of the policy in force."),
+    printcolumn(name = "Message", type_ = "string", priority = 1, json_path = r#".status.conditions[?(@.type=="Ready")].message"#, description = "Why."),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "self.seeds.emitters <= (has(self.seeds.replicas) ? self.seeds.replicas : (self.profile == 'Heavy' ? 3 : 1))",
+    "message": "must be no more than spec.seeds.replicas",
+    "fieldPath": ".seeds.emitters"
+}]))]
+#[serde(default, rename_all = "camelCase")]
+pub struct DistributionSpec {
+    /// Preset for fields that are left out. Light, for one machine or a try: 1 seed, storage quota
+    /// 10Gi, maxAge 24h, reserveFreePercent 5, 8 requests at once to an origin, loopback origins
+    /// allowed. Standard: 1 seed, 100Gi, 168h, 20 percent, 32 requests. Heavy, for thousands of
+    /// nodes: 3 seeds, 1Ti, 720h, 20 percent, 128 requests, 8 parallel ranges instead of 4.
+    pub profile: Profile,
+    /// The SchedulerPool in this namespace whose schedulers serve this mesh. Without it the mesh
+    /// has a pool of its own with the defaults of every field.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheduler_pool_ref: Option<LocalRef>,
+    /// How the parts of the mesh talk to each other.
+    pub security: Security,
+    /// The nodes that fetch from origins on behalf of all others.
+    pub seeds: Seeds,
+    /// What a node may use of its network for the mesh.
+    pub limits: Limits,
+    /// Where a node keeps content and how much of it.
+    pub storage: Storage,
+    /// Whether a peer may go to the origin when no seed can: Allowed or Never.
+    pub back_to_source: Permission,
+    /// What is made fast where nodes' links differ: the Slowest node (all finish early) or the
+    /// Average.
+    pub objective: Objective,
+    /// Where content comes from.
+    pub sources: Sources,
+}
+
+/// Preset of defaults; see [`crate::profile`] for the values.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[schemars(inline)]
+pub enum Profile {
+    /// One machine, or a try.
+    Light,
+    /// A cluster.
+    #[default]
+    Standard,
+    /// Thousands of nodes.
+    Heavy,
+}
+
+/// Whether something is done.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[schemars(inline)]
+pub enum Permission {
+    /// It may be done.
+    #[default]
+    Allowed,
+    /// It is never done.
+    Never,
+}
+
+/// What a swarm is made fast for.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[schemars(inline)]
+pub enum Objective {
+    /// The time until the last node has everything.
+    #[default]
+    Slowest,
+    /// The mean time until a node has everything.
+    Average,
+}
+
+/// How bytes and messages between parts are protected.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[schemars(inline)]
+pub enum Transport {
+    /// Encrypted, and both ends prove who they are.
+    #[default]
+    MutualTLS,
+    /// Neither encrypted nor authenticated; blocks are still verified.
+    Plaintext,
+}
+
+/// What content is kept on.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[schemars(inline)]
+pub enum Media {
+    /// Files; content survives a restart.
+    #[default]
+    Disk,
+    /// Memory of the process; gone after a restart.
+    Memory,
+}
+
+/// An object in the same namespace.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[schemars(inline)]
+pub struct LocalRef {
+    /// Name of the object.
+    #[schemars(
+        length(min = 1, max = 45),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
+    pub name: String,
+}
+
+/// How the parts of the mesh talk to each other.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[schemars(inline)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Security {
+    /// MutualTLS: encrypted, both ends prove who they are. Plaintext: neither, and faster on old
+    /// processors; only for networks where every machine is trusted.
+    pub transport: Transport,
+}
+
+/// The nodes that fetch from origins.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[schemars(inline)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Seeds {
+    /// How many seeds there are. Default by profile: Light and Standard 1, Heavy 3.
+    #[schemars(range(min = 1, max = 64))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+    /// How many seeds fetch one content at once, each its share of the blocks. More than one helps
+    /// where a seed's link is the bottleneck. At most replicas.
+    #[schemars(range(min = 1, max = 16))]
+    pub emitters: i32,
+}
+
+impl Default for Seeds {
+    fn default() -> Self {
+        Self {
+            replicas: None,
+            emitters: 1,
+        }
+    }
+}
+
+/// What a node may use of its network.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[schemars(inline)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Limits {
+    /// Bytes a second that a node sends to others, such as 100Mi. No limit when absent or 0.
+    #[schemars(length(min = 1, max = 32), regex(pattern = quantity_pattern!()))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload: Option<String>,
+    /// Bytes a second that a node takes from others, such as 100Mi. No limit when absent or 0.
+    #[schemars(length(min = 1, max = 32), regex(pattern = quantity_pattern!()))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub download: Option<String>,
+}
+
+/// Where a node keeps content.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "self.lowWatermarkPercent < self.highWatermarkPercent",
+    "message": "must be less than highWatermarkPercent",
+    "fieldPath": ".lowWatermarkPercent"
+}]))]
+#[schemars(inline)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Storage {
+    /// Disk: files, kept over restarts. Memory: faster, bounded by quota, gone after a restart.
+    pub media: Media,
+    /// Most bytes that content takes on a node, such as 100Gi. At least 64Mi. Default by profile:
+    /// Light 10Gi, Standard 100Gi, Heavy 1Ti; with media Memory an eighth of that.
+    #[schemars(length(min = 1, max = 32), regex(pattern = quantity_pattern!()))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quota: Option<String>,
+    /// Eviction of the content used least recently starts above this share of the quota.
+    #[schemars(range(min = 1, max = 100))]
+    pub high_watermark_percent: i32,
+    /// Eviction ends at this share of the quota. Less than highWatermarkPercent.
+    #[schemars(range(min = 0, max = 99))]
+    pub low_watermark_percent: i32,
+    /// Content not used for this long is removed, such as 168h; 0s for never. Default by profile:
+    /// Light 24h, Standard 168h, Heavy 720h.
+    #[schemars(length(min = 2, max = 32), regex(pattern = duration_pattern!()))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<String>,
+    /// Share of the volume that is left free for others. Keep it above the kubelet's eviction
+    /// threshold. Default by profile: Light 5, Standard and Heavy 20.
+    #[schemars(range(min = 0, max = 90))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reserve_free_percent: Option<i32>,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self {
+            media: Media::Disk,
+            quota: None,
+            high_watermark_percent: 95,
+            low_watermark_percent: 85,
+            max_age: None,
+            reserve_free_percent: None,
+        }
+    }
+}
+
+/// Where content comes from.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[schemars(inline)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Sources {
+    /// Origins that speak HTTP or HTTPS.
+    pub http: HttpSource,
+}
+
+/// Origins that speak HTTP or HTTPS.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "size(self.noProxy) == 0 || has(self.proxy)",
+    "message": "has no effect without proxy",
+    "fieldPath": ".noProxy"
+}]))]
+#[schemars(inline)]
+#[serde(default, rename_all = "camelCase")]
+pub struct HttpSource {
+    /// How long an origin's answer is used without asking again whether it changed; 0s to ask
+    /// for every download. At most 24h.
+    #[schemars(length(min = 2, max = 32), regex(pattern = duration_pattern!()))]
+    pub freshness: String,
+    /// Which query parameters tell contents apart. Parameters of well-known URL signatures never
+    /// do unless included by name.
+    pub query: Query,
+    /// Hosts that may be contacted, redirects included: host, host:port or *.domain. Any when
+    /// empty.
+    #[schemars(
+        length(max = 256),
+        inner(
+            length(min = 1, max = 259),
+            regex(
+                pattern = r"^([*][.])?([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?$"
+            )
+        )
+    )]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    pub allowed_hosts: Vec<String>,
+    /// PEM certificates of further authorities that origins' certificates may come from.
+    #[schemars(length(min = 1, max = 32768))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_bundle: Option<String>,
+    /// Proxy that origins are reached through, such as http://proxy.example:3128. The environment
+    /// is never asked. Without user and password.
+    #[schemars(
+        length(min = 1, max = 512),
+        regex(pattern = r"^https?://([-A-Za-z0-9_.]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?$")
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
+    /// Hosts, domains (.example) and networks (10.0.0.0/8) reached without the proxy.
+    #[schemars(
+        length(max = 128),
+        inner(length(min = 1, max = 253), regex(pattern = r"^[^\s,]+$"))
+    )]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    pub no_proxy: Vec<String>,
+    /// Which addresses an origin may have, judged on what its name resolves to.
+    pub addresses: Addresses,
+    /// Requests at once to one origin, from one node. Default by profile: Light 8, Standard 32,
+    /// Heavy 128.
+    #[schemars(range(min = 1, max = 1024))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_concurrent_requests_per_origin: Option<i32>,
+    /// Bytes a second that one node takes from one origin, such as 50Mi. No limit when absent or 0.
+    #[schemars(length(min = 1, max = 32), regex(pattern = quantity_pattern!()))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_bytes_per_second_per_origin: Option<String>,
+    /// Range requests at once for one content, where the origin does ranges. Default by profile:
+    /// Light and Standard 4, Heavy 8.
+    #[schemars(range(min = 1, max = 64))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parallel_ranges: Option<i32>,
+    /// A request without an answer or a byte for this long has failed. From 1s to 1h.
+    #[schemars(length(min = 2, max = 32), regex(pattern = duration_pattern!()))]
+    pub stall_timeout: String,
+    /// Time to make a connection, TLS included. From 100ms to 10m.
+    #[schemars(length(min = 2, max = 32), regex(pattern = duration_pattern!()))]
+    pub connect_timeout: String,
+}
+
+impl Default for HttpSource {
+    fn default() -> Self {
+        Self {
+            freshness: "30s".to_owned(),
+            query: Query::default(),
+            allowed_hosts: Vec::new(),
+            ca_bundle: None,
+            proxy: None,
+            no_proxy: Vec::new(),
+            addresses: Addresses::default(),
+            max_concurrent_requests_per_origin: None,
+            max_bytes_per_second_per_origin: None,
+            parallel_ranges: None,
+            stall_timeout: "30s".to_owned(),
+            connect_timeout: "10s".to_owned(),
+        }
+    }
+}
+
+/// Which query parameters tell contents apart.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[schemars(inline)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Query {
+    /// Only these count; a name may end in *. All when empty.
+    #[schemars(length(max = 64), inner(length(min = 1, max = 128)))]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    pub include: Vec<String>,
+    /// These never count; a name may end in *.
+    #[schemars(length(max = 64), inner(length(min = 1, max = 128)))]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    pub exclude: Vec<String>,
+}
+
+/// Which addresses an origin may have beyond public ones.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[schemars(inline)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Addresses {
+    /// Private networks (RFC 1918, RFC 6598, RFC 4193): Allowed or Never.
+    pub private: Permission,
+    /// The node itself (127.0.0.0/8, ::1): Allowed or Never. Default by profile: Light Allowed,
+    /// Standard and Heavy Never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loopback: Option<Permission>,
+    /// Link-local addresses and clouds' metadata services, which hand out credentials: Allowed or
+    /// Never.
+    pub link_local: Permission,
+}
+
+impl Default for Addresses {
+    fn default() -> Self {
+        Self {
+            private: Permission::Allowed,
+            loopback: None,
+            link_local: Permission::Never,
+        }
+    }
+}
+
+/// What is known of a Distribution.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(default, rename_all = "camelCase")]
+pub struct DistributionStatus {
+    /// The generation of the spec that the rest of this status is about.
+    #[schemars(range(min = 0))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready, Reconciling and Stalled.
+    #[schemars(length(max = 16))]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// The resolved policy in force: what schedulers send to every node. No references, no secrets.
+    #[schemars(schema_with = "policy_schema")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Policy>,
+}
+
+/// An atomic map without a fixed set of fields: an apiserver with an older CRD must not prune what a
+/// newer operator resolved, or the hash no longer fits.
+fn policy_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "x-kubernetes-map-type": "atomic",
+        "x-kubernetes-preserve-unknown-fields": true,
+    })
+}
