@@ -357,7 +357,7 @@ impl Download {
         match &outcome {
             Ok(()) => self.node.metrics.downloads_done.inc(),
             Err(_) => self.node.metrics.downloads_failed.inc(),
-        }
+        };
         outcome
     }
 
