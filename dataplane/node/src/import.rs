@@ -73,6 +73,8 @@ impl Shared {
         let held = node.store.stat(&coming.content).is_some_and(|s| s.complete);
         if held && (proven() || !node.sessions.any_configured()) {
             coming.remember(node);
+            let named = from_node::Message::Import(coming.message(true));
+            node.sessions.tell(&coming.content, named);
             return Ok(Ok(()));
         }
         if held {
@@ -139,6 +141,17 @@ impl Coming {
         Ok(Self { content, request, source, origin, geometry, len: header.total_len })
     }
 
+    fn message(&self, held: bool) -> rpc::Import {
+        rpc::Import {
+            content: self.content.0.to_vec(),
+            geometry: Some((&self.geometry).into()),
+            source: Some(self.source.clone()),
+            request_key: self.request.0.to_vec(),
+            origin: Some(self.origin.clone()),
+            held,
+        }
+    }
+
     fn remember(&self, node: &Node) {
         let now = unix_now_ms();
         if let Err(error) = node.store.remember_request(self.request, self.content, now) {
@@ -190,16 +203,9 @@ impl Node {
         if self.find(&coming.content).is_some_and(|t| t.failure().is_some()) {
             self.forget_task(&coming.content);
         }
-        let ask = rpc::Import {
-            content: coming.content.0.to_vec(),
-            geometry: Some((&coming.geometry).into()),
-            source: Some(coming.source.clone()),
-            request_key: coming.request.0.to_vec(),
-            origin: Some(coming.origin.clone()),
-        };
         let (give, leased) = oneshot::channel();
         lock(&self.origins.importing).insert(coming.content, give);
-        if self.sessions.tell(&coming.content, from_node::Message::Import(ask)) {
+        if self.sessions.tell(&coming.content, from_node::Message::Import(coming.message(false))) {
             let leased = tokio::time::timeout(LEASE, leased).await;
             return leased.ok().and_then(Result::ok).ok_or_else(|| {
                 lock(&self.origins.importing).remove(&coming.content);

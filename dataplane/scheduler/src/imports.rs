@@ -38,12 +38,17 @@ impl Core {
         task.geometry.get_or_insert(geometry);
         task.origin = origin.clone();
         task.remember_source(&source);
-        task.importer = Some(from);
+        if !m.held {
+            task.importer = Some(from);
+        }
         let may_name = source.url.starts_with("dragonfly://")
             || self.nodes.get(&from).is_some_and(|e| e.is_seed());
         if may_name {
             let until = self.now + KNOWN;
             self.lookups.insert(request, Lookup::Known { content, origin, until });
+        }
+        if m.held {
+            return;
         }
         self.join_member(content, from, 0);
         let lease =

@@ -217,7 +217,7 @@ pub async fn scheduler() -> String {
     let settings = CoreSettings::default();
     let core =
         Core::new("s".into(), vec![replica], [1; 16], authority.into(), settings, unix.as_secs());
-    let service = dragonfly_scheduler::service::Service::new(core);
+    let service = dragonfly_scheduler::service::Service::new(core, false);
     let server = service.server();
     tokio::spawn(async move { service.run(CancellationToken::new()).await });
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
