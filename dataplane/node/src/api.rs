@@ -31,8 +31,8 @@ use crate::inventory::Inventory;
 use crate::limits::RateLimit;
 use crate::node::Node;
 use crate::side::{self, Tickets};
-use crate::socket::Bound;
 pub use crate::socket::ApiError;
+use crate::socket::Bound;
 
 /// How often a client hears how far it is.
 const EVERY: Duration = Duration::from_millis(200);
@@ -57,7 +57,10 @@ pub struct ApiOptions {
 impl ApiOptions {
     /// A socket for its owner and group.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into(), mode: 0o660 }
+        Self {
+            socket: socket.into(),
+            mode: 0o660,
+        }
     }
 
     fn side(&self) -> PathBuf {
@@ -104,7 +107,11 @@ impl Api {
             inventory: Inventory::default(),
             side: side.path.clone(),
         };
-        Ok(Self { api, side, shared: Arc::new(shared) })
+        Ok(Self {
+            api,
+            side,
+            shared: Arc::new(shared),
+        })
     }
 
     /// Serves until `stop`, or until the node shuts down. Calls under way break off: their clients
@@ -125,7 +132,10 @@ impl Api {
             .initial_stream_window_size(2 << 20)
             .initial_connection_window_size(8 << 20)
             .add_service(service)
-            .serve_with_incoming_shutdown(UnixListenerStream::new(api), over.clone().cancelled_owned());
+            .serve_with_incoming_shutdown(
+                UnixListenerStream::new(api),
+                over.clone().cancelled_owned(),
+            );
         tracing::info!(socket = %self.api.path.display(), "clients are served");
         let side = side::serve(side, self.shared.tickets.clone(), over.clone());
         let chores = self.shared.chores();
@@ -178,17 +188,30 @@ impl Ask {
             (Some(_), 0) => return Err(invalid("the range ends before it begins")),
             (Some(_), _) => return Err(invalid("a range and last bytes exclude each other")),
         };
-        Ok(Self { source, wish, want_descriptor: ask.want_descriptor, rate: ask.rate_limit })
+        Ok(Self {
+            source,
+            wish,
+            want_descriptor: ask.want_descriptor,
+            rate: ask.rate_limit,
+        })
     }
 
     /// Bytes that may be fetched ahead of what the limit allows by now.
     const fn ahead(&self) -> u64 {
-        if self.rate == 0 { u64::MAX } else { self.rate / 2 + 1 }
+        if self.rate == 0 {
+            u64::MAX
+        } else {
+            self.rate / 2 + 1
+        }
     }
 
     /// A digest is of the whole content, so that only then it is checked.
     fn checked_digest(&self) -> String {
-        if self.wish == Wish::Whole { self.source.digest.clone() } else { String::new() }
+        if self.wish == Wish::Whole {
+            self.source.digest.clone()
+        } else {
+            String::new()
+        }
     }
 }
 
@@ -201,7 +224,10 @@ pub(crate) fn checked_source(source: Option<rpc::Source>) -> Result<rpc::Source,
     let mut source = source.ok_or_else(|| invalid("the request names no source"))?;
     let long = source.url.len() > MAX_TEXT
         || source.headers.len() > MAX_HEADERS
-        || source.headers.iter().any(|h| h.name.len() + h.value.len() > MAX_TEXT)
+        || source
+            .headers
+            .iter()
+            .any(|h| h.name.len() + h.value.len() > MAX_TEXT)
         || source.filtered_query.len() > MAX_HEADERS
         || source.filtered_query.iter().any(|q| q.len() > MAX_TEXT);
     if long {
@@ -229,7 +255,10 @@ type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Service {
     /// Runs a call as a task that ends with its client, with the node, or by itself.
-    fn stream<T, F>(&self, call: impl FnOnce(Arc<Shared>, mpsc::Sender<Result<T, Status>>) -> F) -> Response<Events<T>>
+    fn stream<T, F>(
+        &self,
+        call: impl FnOnce(Arc<Shared>, mpsc::Sender<Result<T, Status>>) -> F,
+    ) -> Response<Events<T>>
     where
         T: Send + 'static,
         F: Future<Output = ()> + Send + 'static,
@@ -320,10 +349,7 @@ impl NodeApi for Service {
         Ok(Response::new(self.0.delete(request.into_inner())))
     }
 
-    async fn list(
-        &self,
-        _: Request<rpc::ListRequest>,
-    ) -> Result<Response<rpc::ListReply>, Status> {
+    async fn list(&self, _: Request<rpc::ListRequest>) -> Result<Response<rpc::ListReply>, Status> {
         Ok(Response::new(self.0.list().await))
     }
 
@@ -343,7 +369,10 @@ fn started(download: &Download) -> rpc::Started {
         total_len: download.task().geometry().total_len(),
         content_type: meta.content_type,
         content_encoding: meta.content_encoding,
-        range: Some(rpc::ByteRange { start, end: end.unwrap_or(0) }),
+        range: Some(rpc::ByteRange {
+            start,
+            end: end.unwrap_or(0),
+        }),
     }
 }
 
@@ -369,7 +398,12 @@ struct Pace {
 impl Pace {
     fn new(ask: &Ask, download: &Download) -> Self {
         let start = download.range().0;
-        Self { rate: ask.rate, ahead: ask.ahead(), start, since: Instant::now() }
+        Self {
+            rate: ask.rate,
+            ahead: ask.ahead(),
+            start,
+            since: Instant::now(),
+        }
     }
 
     fn go_on(&self, download: &Download) {
@@ -396,7 +430,11 @@ async fn download(
     };
     let complete = download.task().is_complete();
     let ticket = (ask.want_descriptor && complete)
-        .then(|| shared.tickets.issue(download.task().clone(), uid, Instant::now()))
+        .then(|| {
+            shared
+                .tickets
+                .issue(download.task().clone(), uid, Instant::now())
+        })
         .flatten();
     Ok(rpc::Done {
         progress: Some(download.progress()),
@@ -412,11 +450,15 @@ async fn download_once(
     out: &mpsc::Sender<Result<DownloadEvent, Status>>,
 ) -> Result<Arc<Download>, rpc::Failure> {
     let node = &shared.node;
-    let download = node.download_ahead(ask.source.clone(), ask.wish, ask.ahead()).await?;
+    let download = node
+        .download_ahead(ask.source.clone(), ask.wish, ask.ahead())
+        .await?;
     let download = Arc::new(download);
     let say = |event| Ok(DownloadEvent { event: Some(event) });
     // Who has gone is noticed by who runs this.
-    let _ = out.send(say(download_event::Event::Started(started(&download)))).await;
+    let _ = out
+        .send(say(download_event::Event::Started(started(&download))))
+        .await;
     let pace = Pace::new(ask, &download);
     let mut finish = finish(&download);
     let mut every = tokio::time::interval(EVERY);
@@ -452,7 +494,7 @@ async fn read(
     Ok(rpc::Done {
         progress: Some(download.progress()),
         digest: ask.checked_digest(),
-        descriptor_ticket: Vec::new().into(),
+        descriptor_ticket: Vec::new(),
         elapsed_ms: since.elapsed().as_millis() as u64,
     })
 }
@@ -464,10 +506,14 @@ async fn read_once(
     sent: &mut u64,
 ) -> Result<Arc<Download>, rpc::Failure> {
     let node = &shared.node;
-    let download = node.download_ahead(ask.source.clone(), ask.wish, ask.ahead()).await?;
+    let download = node
+        .download_ahead(ask.source.clone(), ask.wish, ask.ahead())
+        .await?;
     let download = Arc::new(download);
     let say = |chunk| Ok(ReadChunk { chunk: Some(chunk) });
-    let _ = out.send(say(read_chunk::Chunk::Started(started(&download)))).await;
+    let _ = out
+        .send(say(read_chunk::Chunk::Started(started(&download))))
+        .await;
     let pace = Pace::new(ask, &download);
     let limit = RateLimit::new(ask.rate);
     // Small enough that a slow client's stream does not stand still for long.

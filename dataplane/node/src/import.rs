@@ -20,7 +20,7 @@ use tonic::{Status, Streaming};
 use crate::api::{Shared, checked_source, invalid};
 use crate::download::is_sha256;
 use crate::node::{Node, Role, storage_failure, unix_now_ms};
-use crate::origin::meta;
+use crate::origin::{Leased, meta};
 use crate::task::{Meta, Task, lock};
 
 /// A client that sends nothing for this long has gone.
@@ -69,7 +69,10 @@ impl Shared {
     ) -> Result<Result<(), rpc::Failure>, Status> {
         let node = &self.node;
         // Held, but only proven content is for others.
-        let proven = || node.find_or_revive(&coming.content).is_some_and(|t| !t.meta().unproven);
+        let proven = || {
+            node.find_or_revive(&coming.content)
+                .is_some_and(|t| !t.meta().unproven)
+        };
         let held = node.store.stat(&coming.content).is_some_and(|s| s.complete);
         if held && (proven() || !node.sessions.any_configured()) {
             coming.remember(node);
@@ -96,7 +99,10 @@ impl Shared {
 }
 
 fn failed(failure: rpc::Failure) -> rpc::ImportReply {
-    rpc::ImportReply { failure: Some(failure), ..rpc::ImportReply::default() }
+    rpc::ImportReply {
+        failure: Some(failure),
+        ..rpc::ImportReply::default()
+    }
 }
 
 async fn next(
@@ -115,7 +121,10 @@ impl Coming {
             return Err(invalid(text));
         }
         if source.url.is_empty() {
-            source.url = format!("dragonfly://{}", source.digest.trim_start_matches("sha256:"));
+            source.url = format!(
+                "dragonfly://{}",
+                source.digest.trim_start_matches("sha256:")
+            );
         }
         if !source.headers.is_empty() {
             return Err(invalid("an import has no headers: nobody is asked for it"));
@@ -128,8 +137,8 @@ impl Coming {
             );
             return Err(rpc::Failure::new(Code::Denied, text));
         }
-        let geometry = Geometry::for_len(Some(header.total_len))
-            .map_err(|e| invalid(e.to_string()))?;
+        let geometry =
+            Geometry::for_len(Some(header.total_len)).map_err(|e| invalid(e.to_string()))?;
         let (request, source) = node.identify(source)?;
         let content = ContentKey::from_digest(&source.domain, &source.digest);
         let origin = rpc::OriginInfo {
@@ -138,7 +147,14 @@ impl Coming {
             digest: source.digest.clone(),
             ..rpc::OriginInfo::default()
         };
-        Ok(Self { content, request, source, origin, geometry, len: header.total_len })
+        Ok(Self {
+            content,
+            request,
+            source,
+            origin,
+            geometry,
+            len: header.total_len,
+        })
     }
 
     fn message(&self, held: bool) -> rpc::Import {
@@ -170,8 +186,12 @@ impl Node {
         let verified = task.store.set_verified(&coming.source.digest);
         verified.map_err(|e| storage_failure(&e))?;
         coming.remember(self);
-        let join = rpc::Join { complete: true, ..self.join_message(&task, None) };
-        self.sessions.tell(&task.key(), from_node::Message::Join(join));
+        let join = rpc::Join {
+            complete: true,
+            ..self.join_message(&task, None)
+        };
+        self.sessions
+            .tell(&task.key(), from_node::Message::Join(join));
         Ok(())
     }
 
@@ -185,7 +205,10 @@ impl Node {
         let mut ready = Vec::new();
         for index in (0..g.total_blocks().unwrap_or(0)).filter(|i| !task.store.is_held(*i)) {
             let mut block = vec![0; g.block_len(index).unwrap_or(0) as usize];
-            staged.task.read_block(index, &mut block).map_err(|e| storage_failure(&e))?;
+            staged
+                .task
+                .read_block(index, &mut block)
+                .map_err(|e| storage_failure(&e))?;
             ready.push((index, block));
             if ready.len() >= MAX_RUN {
                 self.publish(task, signer, &mut ready)?;
@@ -196,16 +219,19 @@ impl Node {
     }
 
     /// A task to fill and what to sign its blocks with.
-    async fn lease_for(
-        self: &Arc<Self>,
-        coming: &Coming,
-    ) -> Result<(Arc<Task>, RunSigner), rpc::Failure> {
-        if self.find(&coming.content).is_some_and(|t| t.failure().is_some()) {
+    async fn lease_for(self: &Arc<Self>, coming: &Coming) -> Result<Leased, rpc::Failure> {
+        if self
+            .find(&coming.content)
+            .is_some_and(|t| t.failure().is_some())
+        {
             self.forget_task(&coming.content);
         }
         let (give, leased) = oneshot::channel();
         lock(&self.origins.importing).insert(coming.content, give);
-        if self.sessions.tell(&coming.content, from_node::Message::Import(coming.message(false))) {
+        if self.sessions.tell(
+            &coming.content,
+            from_node::Message::Import(coming.message(false)),
+        ) {
             let leased = tokio::time::timeout(LEASE, leased).await;
             return leased.ok().and_then(Result::ok).ok_or_else(|| {
                 lock(&self.origins.importing).remove(&coming.content);
@@ -218,7 +244,11 @@ impl Node {
             let text = "no scheduler answers, and without one nobody else could use the import";
             return Err(rpc::Failure::new(Code::NoSource, text));
         }
-        let task = self.open(coming.content, coming.geometry, meta(&coming.source, &coming.origin))?;
+        let task = self.open(
+            coming.content,
+            coming.geometry,
+            meta(&coming.source, &coming.origin),
+        )?;
         let signer = self.sign_alone(&task);
         Ok((task, signer))
     }
@@ -247,10 +277,17 @@ impl Staged {
             total_len: coming.geometry.total_len(),
         };
         // Should this process die, the rest is nobody's and never offered, until it is evicted.
-        let meta = Meta { unproven: true, ..Meta::default() };
+        let meta = Meta {
+            unproven: true,
+            ..Meta::default()
+        };
         let meta = serde_json::to_vec(&meta).unwrap_or_default();
         let task = node.store.create_or_open(key, geometry, &meta);
-        Ok(Self { node: node.clone(), key, task: task.map_err(|e| storage_failure(&e))? })
+        Ok(Self {
+            node: node.clone(),
+            key,
+            task: task.map_err(|e| storage_failure(&e))?,
+        })
     }
 
     /// Takes all bytes; right only when the digest is.
@@ -264,7 +301,10 @@ impl Staged {
             Err(failure) => return Ok(Err(failure)),
         };
         let wrong_len = |n: u64| {
-            invalid(format!("{n} bytes came instead of {}: did the file change?", coming.len))
+            invalid(format!(
+                "{n} bytes came instead of {}: did the file change?",
+                coming.len
+            ))
         };
         let mut sha = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
         let (mut index, mut block, mut got) = (0, Vec::new(), 0_u64);
@@ -284,7 +324,12 @@ impl Staged {
         if got != coming.len {
             return Ok(Err(wrong_len(got)));
         }
-        let hex: String = sha.finish().as_ref().iter().map(|b| format!("{b:02x}")).collect();
+        let hex: String = sha
+            .finish()
+            .as_ref()
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
         let found = format!("sha256:{hex}");
         if found != coming.source.digest {
             let text = format!("the bytes hash to {found}, not to {}", coming.source.digest);

@@ -33,6 +33,9 @@ const RANGE: u64 = 16 << 20;
 /// A successor waits this long for neighbours to say what they hold.
 const COLLECT: Duration = Duration::from_millis(500);
 
+/// A task and what to sign its blocks with.
+pub(crate) type Leased = (Arc<Task>, RunSigner);
+
 /// Origins that were looked at: their open bodies wait for the lease; the rest of the metadata is
 /// kept for as long as the node may be asked to go on.
 #[derive(Default)]
@@ -42,7 +45,7 @@ pub(crate) struct PendingOrigins {
     looking: tokio::sync::Mutex<()>,
     answers: Mutex<HashMap<RequestKey, (Instant, rpc::ResolveResult)>>,
     /// Who brings content himself and waits for the lease to sign it under.
-    pub(crate) importing: Mutex<HashMap<ContentKey, oneshot::Sender<(Arc<Task>, RunSigner)>>>,
+    pub(crate) importing: Mutex<HashMap<ContentKey, oneshot::Sender<Leased>>>,
 }
 
 impl PendingOrigins {

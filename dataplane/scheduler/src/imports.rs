@@ -21,9 +21,10 @@ const KNOWN: Duration = Duration::from_secs(24 * 3600);
 impl Core {
     pub(crate) fn on_import(&mut self, from: NodeId, m: rpc::Import) {
         let source = m.source.unwrap_or_default();
-        let (Some(content), Some(request)) =
-            (ContentKey::from_slice(&m.content), RequestKey::from_slice(&m.request_key))
-        else {
+        let (Some(content), Some(request)) = (
+            ContentKey::from_slice(&m.content),
+            RequestKey::from_slice(&m.request_key),
+        ) else {
             return;
         };
         // The key is of a digest: what a source without one means, its origin says.
@@ -45,14 +46,25 @@ impl Core {
             || self.nodes.get(&from).is_some_and(|e| e.is_seed());
         if may_name {
             let until = self.now + KNOWN;
-            self.lookups.insert(request, Lookup::Known { content, origin, until });
+            self.lookups.insert(
+                request,
+                Lookup::Known {
+                    content,
+                    origin,
+                    until,
+                },
+            );
         }
         if m.held {
             return;
         }
         self.join_member(content, from, 0);
-        let lease =
-            Lease { epoch: 0, node: from, stripe: Stripe::WHOLE, collect: Duration::ZERO };
+        let lease = Lease {
+            epoch: 0,
+            node: from,
+            stripe: Stripe::WHOLE,
+            collect: Duration::ZERO,
+        };
         self.grant(content, &lease);
     }
 }
