@@ -51,8 +51,13 @@ impl Client {
     pub async fn connect(socket: impl AsRef<Path>) -> Result<Self> {
         let socket = Arc::new(socket.as_ref().to_owned());
         // One connection to see that somebody is there: the reason is clearer than through gRPC.
-        let unavailable = |reason: String| Error::Unavailable { socket: (*socket).clone(), reason };
-        UnixStream::connect(&*socket).await.map_err(|e| unavailable(e.to_string()))?;
+        let unavailable = |reason: String| Error::Unavailable {
+            socket: (*socket).clone(),
+            reason,
+        };
+        UnixStream::connect(&*socket)
+            .await
+            .map_err(|e| unavailable(e.to_string()))?;
         let path = socket.clone();
         // The authority is for form: the socket says where.
         let channel = Endpoint::from_static("http://node.localhost")
@@ -63,7 +68,11 @@ impl Client {
                 async move { UnixStream::connect(&*path).await.map(TokioIo::new) }
             }));
         let grpc = NodeClient::new(channel).max_decoding_message_size(MAX_REPLY);
-        Ok(Self { socket, grpc, patience: Duration::from_secs(30) })
+        Ok(Self {
+            socket,
+            grpc,
+            patience: Duration::from_secs(30),
+        })
     }
 
     /// How long a download waits for a node that went away to come back; 30 s unless set.
@@ -86,13 +95,20 @@ impl Client {
     pub(crate) fn error(&self, status: &Status) -> Error {
         if is_lost(status) {
             let reason = status.message().to_owned();
-            return Error::Unavailable { socket: (*self.socket).clone(), reason };
+            return Error::Unavailable {
+                socket: (*self.socket).clone(),
+                reason,
+            };
         }
         Error::Refused(status.message().to_owned())
     }
 
     pub(crate) const fn patience(&self) -> Patience {
-        Patience { limit: self.patience, since: None, pause: PAUSE_MIN }
+        Patience {
+            limit: self.patience,
+            since: None,
+            pause: PAUSE_MIN,
+        }
     }
 
     /// Has the node get content, and tells how it goes. When the node restarts meanwhile it is asked
@@ -126,7 +142,11 @@ impl Client {
     /// # Errors
     /// The node is not there, or does not understand the source.
     pub async fn stat(&self, request: &Request) -> Result<Option<rpc::TaskStat>> {
-        self.stat_by(rpc::StatRequest { source: Some(request.source()), ..Default::default() }).await
+        self.stat_by(rpc::StatRequest {
+            source: Some(request.source()),
+            ..Default::default()
+        })
+        .await
     }
 
     /// Like [`Client::stat`], by the task's id.
@@ -134,11 +154,20 @@ impl Client {
     /// # Errors
     /// As [`Client::stat`].
     pub async fn stat_task(&self, task: &str) -> Result<Option<rpc::TaskStat>> {
-        self.stat_by(rpc::StatRequest { task: task.to_owned(), source: None }).await
+        self.stat_by(rpc::StatRequest {
+            task: task.to_owned(),
+            source: None,
+        })
+        .await
     }
 
     async fn stat_by(&self, ask: rpc::StatRequest) -> Result<Option<rpc::TaskStat>> {
-        let reply = self.grpc().stat(ask).await.map_err(|s| self.error(&s))?.into_inner();
+        let reply = self
+            .grpc()
+            .stat(ask)
+            .await
+            .map_err(|s| self.error(&s))?
+            .into_inner();
         match reply.failure {
             Some(f) if f.code() == rpc::failure::Code::NotFound => Ok(None),
             Some(failure) => Err(Error::Node(failure)),
@@ -152,8 +181,11 @@ impl Client {
     /// # Errors
     /// The node is not there, or holds nothing of it.
     pub async fn delete(&self, request: &Request) -> Result<bool> {
-        self.delete_by(rpc::DeleteRequest { source: Some(request.source()), ..Default::default() })
-            .await
+        self.delete_by(rpc::DeleteRequest {
+            source: Some(request.source()),
+            ..Default::default()
+        })
+        .await
     }
 
     /// Like [`Client::delete`], by the task's id.
@@ -161,11 +193,20 @@ impl Client {
     /// # Errors
     /// As [`Client::delete`].
     pub async fn delete_task(&self, task: &str) -> Result<bool> {
-        self.delete_by(rpc::DeleteRequest { task: task.to_owned(), source: None }).await
+        self.delete_by(rpc::DeleteRequest {
+            task: task.to_owned(),
+            source: None,
+        })
+        .await
     }
 
     async fn delete_by(&self, ask: rpc::DeleteRequest) -> Result<bool> {
-        let reply = self.grpc().delete(ask).await.map_err(|s| self.error(&s))?.into_inner();
+        let reply = self
+            .grpc()
+            .delete(ask)
+            .await
+            .map_err(|s| self.error(&s))?
+            .into_inner();
         match reply.failure {
             Some(failure) => Err(Error::Node(failure)),
             None => Ok(reply.deferred),
@@ -177,7 +218,11 @@ impl Client {
     /// # Errors
     /// The node is not there.
     pub async fn list(&self) -> Result<Vec<rpc::TaskStat>> {
-        let reply = self.grpc().list(rpc::ListRequest {}).await.map_err(|s| self.error(&s))?;
+        let reply = self
+            .grpc()
+            .list(rpc::ListRequest {})
+            .await
+            .map_err(|s| self.error(&s))?;
         Ok(reply.into_inner().tasks)
     }
 
@@ -186,7 +231,11 @@ impl Client {
     /// # Errors
     /// The node is not there.
     pub async fn status(&self) -> Result<rpc::StatusReply> {
-        let reply = self.grpc().status(rpc::StatusRequest {}).await.map_err(|s| self.error(&s))?;
+        let reply = self
+            .grpc()
+            .status(rpc::StatusRequest {})
+            .await
+            .map_err(|s| self.error(&s))?;
         Ok(reply.into_inner())
     }
 }
@@ -267,7 +316,8 @@ impl Downloading {
                     return Ok(Event::Reconnecting);
                 }
                 None => {
-                    self.lost(&Status::unavailable("the node ended the call")).await?;
+                    self.lost(&Status::unavailable("the node ended the call"))
+                        .await?;
                     return Ok(Event::Reconnecting);
                 }
             };

@@ -41,7 +41,10 @@ fn receive(stream: &UnixStream) -> io::Result<File> {
     let mut data = [IoSliceMut::new(&mut answer)];
     let got = recvmsg(stream, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC)?;
     if got.bytes == 0 {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the node gave no answer"));
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the node gave no answer",
+        ));
     }
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(mut descriptors) = message
@@ -50,5 +53,8 @@ fn receive(stream: &UnixStream) -> io::Result<File> {
             return Ok(File::from(descriptor));
         }
     }
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, "the node refused the ticket"))
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        "the node refused the ticket",
+    ))
 }

@@ -117,6 +117,9 @@ impl Error {
     }
 
     pub(crate) fn output(path: impl Into<PathBuf>, error: io::Error) -> Self {
-        Self::Output { path: path.into(), error }
+        Self::Output {
+            path: path.into(),
+            error,
+        }
     }
 }

@@ -73,13 +73,18 @@ impl Client {
         let mut output = Output::create(path.as_ref(), options.make_directories)?;
         let mut tries = 0;
         loop {
-            let got = self.fetch_once(request, output, options, &mut on_event).await;
+            let got = self
+                .fetch_once(request, output, options, &mut on_event)
+                .await;
             match got {
                 Ok(fetched) => return Ok(fetched),
                 // Nothing of the old version is to be in the new one.
-                Err((Some(mut same), Error::Changed(_))) if tries < RESTARTS && same.is_regular() => {
+                Err((Some(mut same), Error::Changed(_)))
+                    if tries < RESTARTS && same.is_regular() =>
+                {
                     tries += 1;
-                    same.restart().map_err(|e| Error::output(same.target(), e))?;
+                    same.restart()
+                        .map_err(|e| Error::output(same.target(), e))?;
                     output = same;
                 }
                 Err((_, error)) => return Err(error),
@@ -123,7 +128,9 @@ impl Client {
             // The length may have been learnt under way.
             let size = file.metadata().map_err(fail)?.len();
             let end = if range.end == 0 { size } else { range.end };
-            let how = output.fill(&mut file, (range.start, end), &flag).map_err(fail)?;
+            let how = output
+                .fill(&mut file, (range.start, end), &flag)
+                .map_err(fail)?;
             if let Some(wanted) = unchecked {
                 output.file.seek(SeekFrom::Start(0)).map_err(fail)?;
                 let (found, _) = digest_of(&mut output.file).map_err(fail)?;
@@ -135,9 +142,18 @@ impl Client {
             Ok((how, end - range.start))
         });
         let broke = |e: tokio::task::JoinError| Error::Protocol(e.to_string());
-        let (how, len) = written.await.map_err(broke).flatten().map_err(|e| (None, e))?;
+        let (how, len) = written
+            .await
+            .map_err(broke)
+            .flatten()
+            .map_err(|e| (None, e))?;
         on_event(Event::Done(done.clone()));
-        Ok(Fetched { started, done, how, len })
+        Ok(Fetched {
+            started,
+            done,
+            how,
+            len,
+        })
     }
 
     async fn wait_done(
@@ -160,7 +176,9 @@ impl Client {
                 event => on_event(event),
             }
         }
-        Err(Error::Protocol("the download ended without an end".to_owned()))
+        Err(Error::Protocol(
+            "the download ended without an end".to_owned(),
+        ))
     }
 
     async fn stream_into(
@@ -192,7 +210,12 @@ impl Client {
         };
         on_event(Event::Done(done.clone()));
         let started = reader.started().cloned().unwrap_or_default();
-        Ok(Fetched { started, done, how: How::Streamed, len: progress.have })
+        Ok(Fetched {
+            started,
+            done,
+            how: How::Streamed,
+            len: progress.have,
+        })
     }
 
     /// Writes content to anything that bytes can be written to, in order, while it comes. What was

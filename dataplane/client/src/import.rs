@@ -40,7 +40,10 @@ impl Client {
         content_type: &str,
     ) -> Result<Imported> {
         let path = path.as_ref().to_owned();
-        let fail = |error| Error::Input { path: path.clone(), error };
+        let fail = |error| Error::Input {
+            path: path.clone(),
+            error,
+        };
         let mut file = std::fs::File::open(&path).map_err(fail)?;
         let hashed = tokio::task::spawn_blocking(move || {
             let (digest, len) = digest_of(&mut file)?;
@@ -52,14 +55,22 @@ impl Client {
         let own = || format!("dragonfly://{}", digest.trim_start_matches("sha256:"));
         let url = url.map_or_else(own, str::to_owned);
         let header = rpc::ImportHeader {
-            source: Some(rpc::Source { url: url.clone(), digest, ..rpc::Source::default() }),
+            source: Some(rpc::Source {
+                url: url.clone(),
+                digest,
+                ..rpc::Source::default()
+            }),
             total_len: len,
             content_type: content_type.to_owned(),
         };
         let (out, chunks) = mpsc::channel(8);
         let reading = tokio::spawn(async move {
             let say = |chunk| rpc::ImportChunk { chunk: Some(chunk) };
-            if out.send(say(import_chunk::Chunk::Header(header))).await.is_err() {
+            if out
+                .send(say(import_chunk::Chunk::Header(header)))
+                .await
+                .is_err()
+            {
                 return Ok(());
             }
             let mut file = tokio::fs::File::from_std(file);
@@ -80,7 +91,12 @@ impl Client {
         let reply = reply.map_err(|s| self.error(&s))?.into_inner();
         match reply.failure {
             Some(failure) => Err(Error::Node(failure)),
-            None => Ok(Imported { task: reply.task, digest: reply.digest, len: reply.bytes, url }),
+            None => Ok(Imported {
+                task: reply.task,
+                digest: reply.digest,
+                len: reply.bytes,
+                url,
+            }),
         }
     }
 }

@@ -31,21 +31,35 @@ impl Output {
             Ok(m) if m.is_dir() => return Err(fail(io::ErrorKind::IsADirectory.into())),
             Ok(m) if !m.is_file() => {
                 let file = OpenOptions::new().write(true).open(target).map_err(fail)?;
-                return Ok(Self { file, target: target.to_owned(), temporary: None });
+                return Ok(Self {
+                    file,
+                    target: target.to_owned(),
+                    temporary: None,
+                });
             }
             _ => {}
         }
         // A link stays, and what it points to is replaced.
         let target = std::fs::canonicalize(target).unwrap_or_else(|_| target.to_owned());
-        let name = target.file_name().ok_or_else(|| fail(io::ErrorKind::IsADirectory.into()))?;
+        let name = target
+            .file_name()
+            .ok_or_else(|| fail(io::ErrorKind::IsADirectory.into()))?;
         let mut hidden = std::ffi::OsString::from(".");
         // Names end at 255 bytes.
         hidden.push(&*name.to_string_lossy().chars().take(40).collect::<String>());
         hidden.push(format!(".{:016x}.part", fastrand::u64(..)));
         let temporary = target.with_file_name(hidden);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&temporary);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&temporary);
         let file = file.map_err(fail)?;
-        Ok(Self { file, target, temporary: Some(temporary) })
+        Ok(Self {
+            file,
+            target,
+            temporary: Some(temporary),
+        })
     }
 
     pub(crate) fn target(&self) -> &Path {
@@ -81,9 +95,14 @@ impl Output {
     ) -> io::Result<How> {
         let size = from.metadata()?.len();
         if end > size {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the descriptor is too short"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the descriptor is too short",
+            ));
         }
-        if (start, end) == (0, size) && self.is_regular() && rustix::fs::ioctl_ficlone(&self.file, &*from).is_ok()
+        if (start, end) == (0, size)
+            && self.is_regular()
+            && rustix::fs::ioctl_ficlone(&self.file, &*from).is_ok()
         {
             return Ok(How::Cloned);
         }

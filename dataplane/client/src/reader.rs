@@ -67,7 +67,11 @@ impl Reader {
     /// How far it is: `have` counts what came out here, the rest is as the node says.
     #[must_use]
     pub fn progress(&self) -> rpc::Progress {
-        rpc::Progress { have: self.got, total: self.len(), ..self.progress }
+        rpc::Progress {
+            have: self.got,
+            total: self.len(),
+            ..self.progress
+        }
     }
 
     /// How often the node was lost and found.
@@ -83,7 +87,9 @@ impl Reader {
     }
 
     fn is_empty_content(&self) -> bool {
-        self.started.as_ref().is_some_and(|s| s.total_len == Some(0))
+        self.started
+            .as_ref()
+            .is_some_and(|s| s.total_len == Some(0))
     }
 
     fn missing(&self) -> Range {
@@ -125,7 +131,9 @@ impl Reader {
                     }
                 }
             }
-            let Some(chunks) = &mut self.chunks else { continue };
+            let Some(chunks) = &mut self.chunks else {
+                continue;
+            };
             let chunk = match chunks.next().await {
                 Some(Ok(chunk)) => chunk.chunk,
                 Some(Err(status)) => {
@@ -133,7 +141,8 @@ impl Reader {
                     continue;
                 }
                 None => {
-                    self.lost(&Status::unavailable("the node ended the stream")).await?;
+                    self.lost(&Status::unavailable("the node ended the stream"))
+                        .await?;
                     continue;
                 }
             };
@@ -170,9 +179,13 @@ impl Reader {
             return Err(Error::Changed(self.request.url.clone()));
         }
         let from = started.range.as_ref().map(|r| r.start);
-        let expected = before.and_then(|b| b.range.as_ref()).map(|r| r.start + self.got);
+        let expected = before
+            .and_then(|b| b.range.as_ref())
+            .map(|r| r.start + self.got);
         if from != expected {
-            return Err(Error::Protocol(format!("asked for byte {expected:?}, got {from:?}")));
+            return Err(Error::Protocol(format!(
+                "asked for byte {expected:?}, got {from:?}"
+            )));
         }
         Ok(())
     }
@@ -190,13 +203,21 @@ impl Reader {
         if found == wanted {
             return Ok(());
         }
-        Err(Error::Digest { url: self.request.url.clone(), wanted, found })
+        Err(Error::Digest {
+            url: self.request.url.clone(),
+            wanted,
+            found,
+        })
     }
 
     async fn lost(&mut self, status: &Status) -> Result<()> {
         self.chunks = None;
         if is_lost(status) && self.patience.wait().await {
-            tracing::debug!(reason = status.message(), at = self.got, "asking the node again");
+            tracing::debug!(
+                reason = status.message(),
+                at = self.got,
+                "asking the node again"
+            );
             self.resumed += 1;
             return Ok(());
         }
@@ -213,7 +234,9 @@ impl Reader {
 
     /// As something to read from; errors come as [`io::Error`] with [`Error`] inside.
     pub fn into_async_read(self) -> impl AsyncRead + Send + Unpin + 'static {
-        let chunks = self.into_stream().map(|next| next.map_err(io::Error::other));
+        let chunks = self
+            .into_stream()
+            .map(|next| next.map_err(io::Error::other));
         tokio_util::io::StreamReader::new(Box::pin(chunks))
     }
 }

@@ -39,7 +39,10 @@ pub struct Request {
 impl Request {
     /// The whole content of a source.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), ..Self::default() }
+        Self {
+            url: url.into(),
+            ..Self::default()
+        }
     }
 
     /// As it goes over the wire.
@@ -61,9 +64,13 @@ impl Request {
     pub(crate) fn message(&self, range: Range, want_descriptor: bool) -> rpc::DownloadRequest {
         let (range, last_bytes) = match range {
             Range::Whole => (None, 0),
-            Range::Part(start, end) => {
-                (Some(rpc::ByteRange { start, end: end.unwrap_or(0) }), 0)
-            }
+            Range::Part(start, end) => (
+                Some(rpc::ByteRange {
+                    start,
+                    end: end.unwrap_or(0),
+                }),
+                0,
+            ),
             Range::Last(n) => (None, n),
         };
         rpc::DownloadRequest {

@@ -1,13 +1,15 @@
-//! The `dragonfly` binary.
+//! The `dragonfly` binary: every part of a mesh, and its client. Wiring only.
 
 mod commands;
 mod progress;
+mod roles;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use dragonfly_node::node::Role;
 
-/// Peer-to-peer distribution of files and images.
+/// Peer-to-peer distribution of files and images
 #[derive(Parser)]
 #[command(name = "dragonfly", version)]
 struct Cli {
@@ -15,24 +17,49 @@ struct Cli {
     command: Command,
 }
 
+/// `dfget` is `dragonfly get`.
+#[derive(Parser)]
+#[command(name = "dfget", version)]
+struct Dfget {
+    #[command(flatten)]
+    args: commands::get::Args,
+}
+
 #[derive(Subcommand)]
 enum Command {
-    Get(commands::get::Args),
+    Up(Box<roles::up::Args>),
+    Scheduler(Box<roles::scheduler::Args>),
+    /// Run a seed: a node that goes to origins for the others
+    Seed(Box<roles::node::Args>),
+    /// Run a peer: the node of this machine's clients
+    Peer(Box<roles::node::Args>),
+    Get(Box<commands::get::Args>),
     Import(commands::import::Args),
     Ls(commands::ls::Args),
     Stat(commands::stat::Args),
     Rm(commands::rm::Args),
-    Top(commands::top::Args),
+    Top(Box<commands::top::Args>),
+    Simulate(roles::simulate::Args),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    let called = std::env::args_os().next().unwrap_or_default();
+    let temporary = roles::temporary::FromEnvironment;
+    if std::path::Path::new(&called).file_name().is_some_and(|n| n == "dfget") {
+        return commands::get::run(Dfget::parse().args, &temporary).await;
+    }
     match Cli::parse().command {
-        Command::Get(args) => commands::get::run(args, &commands::NoTemporaryNode).await,
+        Command::Up(args) => roles::up::run(*args).await,
+        Command::Scheduler(args) => roles::scheduler::run(*args).await,
+        Command::Seed(args) => roles::node::run(*args, Role::Seed).await,
+        Command::Peer(args) => roles::node::run(*args, Role::Peer).await,
+        Command::Get(args) => commands::get::run(*args, &temporary).await,
         Command::Import(args) => commands::import::run(args).await,
         Command::Ls(args) => commands::ls::run(args).await,
         Command::Stat(args) => commands::stat::run(args).await,
         Command::Rm(args) => commands::rm::run(args).await,
-        Command::Top(args) => commands::top::run(args).await,
+        Command::Top(args) => commands::top::run(*args).await,
+        Command::Simulate(args) => roles::simulate::run(&args),
     }
 }

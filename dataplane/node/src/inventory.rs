@@ -23,7 +23,11 @@ impl Inventory {
     pub(crate) fn delete_deferred(&self, node: &Node) {
         let free: Vec<_> = {
             let mut doomed = lock(&self.doomed);
-            let free = doomed.iter().filter(|key| !in_use(node, key)).copied().collect();
+            let free = doomed
+                .iter()
+                .filter(|key| !in_use(node, key))
+                .copied()
+                .collect();
             doomed.retain(|key| in_use(node, key));
             free
         };
@@ -36,7 +40,8 @@ impl Inventory {
 }
 
 fn in_use(node: &Node, key: &ContentKey) -> bool {
-    node.find(key).is_some_and(|task| !task.state().wants.is_empty())
+    node.find(key)
+        .is_some_and(|task| !task.state().wants.is_empty())
 }
 
 fn delete_now(node: &Node, key: &ContentKey) -> dragonfly_storage::Result<bool> {
@@ -50,7 +55,9 @@ impl Shared {
     /// The content a client means: by its id, or by its source as last resolved.
     fn meant(&self, task: &str, source: Option<rpc::Source>) -> Result<ContentKey, rpc::Failure> {
         if !task.is_empty() {
-            return task.parse().map_err(|e| invalid(format!("{e}: a task id is 64 digits")));
+            return task
+                .parse()
+                .map_err(|e| invalid(format!("{e}: a task id is 64 digits")));
         }
         let (request, source) = self.node.identify(checked_source(source)?)?;
         if !source.digest.is_empty() {
@@ -66,8 +73,14 @@ impl Shared {
             Ok(describe(&self.node, &held))
         });
         match found {
-            Ok(task) => rpc::StatReply { task: Some(task), failure: None },
-            Err(failure) => rpc::StatReply { task: None, failure: Some(failure) },
+            Ok(task) => rpc::StatReply {
+                task: Some(task),
+                failure: None,
+            },
+            Err(failure) => rpc::StatReply {
+                task: None,
+                failure: Some(failure),
+            },
         }
     }
 
@@ -75,25 +88,41 @@ impl Shared {
         let node = self.node.clone();
         // Reads a file for each task that is not in use.
         let listed = tokio::task::spawn_blocking(move || {
-            let mut tasks: Vec<_> = node.store.list().iter().map(|t| describe(&node, t)).collect();
-            tasks.sort_by(|a, b| b.last_used_unix_ms.cmp(&a.last_used_unix_ms));
+            let mut tasks: Vec<_> = node
+                .store
+                .list()
+                .iter()
+                .map(|t| describe(&node, t))
+                .collect();
+            tasks.sort_by_key(|t| std::cmp::Reverse(t.last_used_unix_ms));
             tasks
         });
-        rpc::ListReply { tasks: listed.await.unwrap_or_default() }
+        rpc::ListReply {
+            tasks: listed.await.unwrap_or_default(),
+        }
     }
 
     pub(crate) fn delete(&self, ask: rpc::DeleteRequest) -> rpc::DeleteReply {
-        let failed = |failure| rpc::DeleteReply { failure: Some(failure), deferred: false };
+        let failed = |failure| rpc::DeleteReply {
+            failure: Some(failure),
+            deferred: false,
+        };
         let key = match self.meant(&ask.task, ask.source) {
             Ok(key) => key,
             Err(failure) => return failed(failure),
         };
         if in_use(&self.node, &key) {
             lock(&self.inventory.doomed).insert(key);
-            return rpc::DeleteReply { failure: None, deferred: true };
+            return rpc::DeleteReply {
+                failure: None,
+                deferred: true,
+            };
         }
         match delete_now(&self.node, &key) {
-            Ok(true) => rpc::DeleteReply { failure: None, deferred: false },
+            Ok(true) => rpc::DeleteReply {
+                failure: None,
+                deferred: false,
+            },
             Ok(false) => failed(nothing()),
             Err(e) => failed(crate::node::storage_failure(&e)),
         }

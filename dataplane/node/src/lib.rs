@@ -16,6 +16,7 @@
 //! * [`limits`], [`metrics`].
 
 pub mod api;
+mod delivery;
 pub mod download;
 mod handler;
 pub mod limits;

@@ -270,6 +270,17 @@ impl Node {
         self.settings.send_replace(settings);
     }
 
+    /// Shows schedulers another certificate from the next session on.
+    pub fn set_grpc_tls(&self, tls: crate::session::GrpcTls) {
+        self.sessions.set_tls(tls);
+    }
+
+    /// Names of the schedulers with a session.
+    #[must_use]
+    pub fn schedulers(&self) -> Vec<String> {
+        self.sessions.connected()
+    }
+
     /// Another way to reach origins, for fetches from now on.
     pub fn set_fetcher(&self, fetcher: Fetcher) {
         *self.fetcher.write().unwrap_or_else(std::sync::PoisonError::into_inner) = fetcher;

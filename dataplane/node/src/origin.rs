@@ -18,6 +18,7 @@ use dragonfly_swarm::bitmap::BlockSet;
 use dragonfly_swarm::engine::Stripe;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use tokio::sync::oneshot;
 
 use crate::node::{Node, unix_now_ms};
 use crate::task::{Effects, Meta, Task, lock};
@@ -32,6 +33,9 @@ const RANGE: u64 = 16 << 20;
 /// A successor waits this long for neighbours to say what they hold.
 const COLLECT: Duration = Duration::from_millis(500);
 
+/// A task and what to sign its blocks with.
+pub(crate) type Leased = (Arc<Task>, RunSigner);
+
 /// Origins that were looked at: their open bodies wait for the lease; the rest of the metadata is
 /// kept for as long as the node may be asked to go on.
 #[derive(Default)]
@@ -40,6 +44,8 @@ pub(crate) struct PendingOrigins {
     metadata: Mutex<HashMap<ContentKey, Metadata>>,
     looking: tokio::sync::Mutex<()>,
     answers: Mutex<HashMap<RequestKey, (Instant, rpc::ResolveResult)>>,
+    /// Who brings content himself and waits for the lease to sign it under.
+    pub(crate) importing: Mutex<HashMap<ContentKey, oneshot::Sender<Leased>>>,
 }
 
 impl PendingOrigins {
@@ -182,6 +188,12 @@ impl Node {
         self.sessions.tell(&content, from_node::Message::LeaseResult(result));
         let Ok(Some((task, signer))) = outcome else { return };
         self.connect_members(&task, &lease.members);
+        let importer = lock(&self.origins.importing).remove(&content);
+        if let Some(importer) = importer {
+            // The bytes come from a client. One that gave up meanwhile has cleaned up after itself.
+            let _ = importer.send((task, signer));
+            return;
+        }
         let ended = self.emit(&task, &signer, &lease).await;
         if let Err(failure) = ended {
             task.fail(failure.clone());
@@ -198,7 +210,7 @@ impl Node {
         }
     }
 
-    fn give_up_lease(&self, task: &Arc<Task>) {
+    pub(crate) fn give_up_lease(&self, task: &Arc<Task>) {
         let ((), effects) = task.drive(|s, now| {
             s.lease = None;
             s.engine.stop_emitting(now);
@@ -361,7 +373,7 @@ impl Node {
     }
 
     /// Signs, stores and offers blocks that the origin delivered.
-    fn publish(
+    pub(crate) fn publish(
         &self,
         task: &Arc<Task>,
         signer: &RunSigner,
@@ -395,6 +407,18 @@ impl Node {
         Ok(())
     }
 
+    /// Has this node sign by its own word, for nobody else to believe.
+    pub(crate) fn sign_alone(&self, task: &Arc<Task>) -> RunSigner {
+        let signer = RunSigner::new(self.signing.clone(), task.key(), 0);
+        task.update_meta(|m| m.unproven = true);
+        let (_, effects): (_, Effects) = task.drive(|s, now| {
+            s.lease = Some(signer.clone());
+            s.engine.start_emitting(now, Stripe::WHOLE, Duration::ZERO);
+        });
+        self.apply(task, effects);
+        signer
+    }
+
     /// Fetches a content for this node's clients alone, when no scheduler can be asked and policy
     /// allows the origin: the content's key, the task complete or on its way.
     pub(crate) async fn fetch_alone(
@@ -423,15 +447,8 @@ impl Node {
         if task.is_complete() || task.state().lease.is_some() {
             return Ok(task);
         }
-        // Signed by this node's own word, for nobody else to believe.
-        let signer = RunSigner::new(self.signing.clone(), content, 0);
         let own = EpochCert::issue(&self.signing, content, 0, *self.signing.public());
-        task.update_meta(|m| m.unproven = true);
-        let (_, effects): (_, Effects) = task.drive(|s, now| {
-            s.lease = Some(signer.clone());
-            s.engine.start_emitting(now, Stripe::WHOLE, Duration::ZERO);
-        });
-        self.apply(&task, effects);
+        let signer = self.sign_alone(&task);
         let lease = rpc::Lease {
             content: content.0.to_vec(),
             epoch: own.encode().to_vec(),

@@ -69,7 +69,7 @@ struct Waiting {
 
 /// All sessions of a node.
 pub(crate) struct Sessions {
-    tls: Option<GrpcTls>,
+    tls: Mutex<Option<GrpcTls>>,
     replicas: Mutex<Vec<Replica>>,
     waiting: Mutex<HashMap<u64, Waiting>>,
     next_id: AtomicU64,
@@ -84,7 +84,7 @@ impl Sessions {
     ) -> Self {
         let replica = |address: String| Replica { name: address.clone(), address, out: None };
         Self {
-            tls: bootstrap.tls,
+            tls: Mutex::new(bootstrap.tls),
             replicas: Mutex::new(bootstrap.addresses.into_iter().map(replica).collect()),
             waiting: Mutex::default(),
             next_id: AtomicU64::new(1),
@@ -103,6 +103,11 @@ impl Sessions {
     /// Whether there is any scheduler to have.
     pub(crate) fn any_configured(&self) -> bool {
         !lock(&self.replicas).is_empty()
+    }
+
+    /// Shows another certificate in sessions from now on.
+    pub(crate) fn set_tls(&self, tls: GrpcTls) {
+        *lock(&self.tls) = Some(tls);
     }
 
     /// Names of the replicas with a session.
@@ -258,19 +263,20 @@ impl Sessions {
     }
 
     fn endpoint(&self, address: &str) -> Result<Endpoint, tonic::transport::Error> {
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let tls = lock(&self.tls).clone();
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))?
             .connect_timeout(Duration::from_secs(3))
             .tcp_nodelay(true)
             .http2_keep_alive_interval(Duration::from_secs(5))
             .keep_alive_timeout(Duration::from_secs(5))
             .keep_alive_while_idle(true);
-        let Some(tls) = &self.tls else { return Ok(endpoint) };
+        let Some(tls) = tls else { return Ok(endpoint) };
         endpoint.tls_config(
             ClientTlsConfig::new()
                 .ca_certificate(Certificate::from_pem(&tls.ca))
                 .identity(Identity::from_pem(&tls.cert, &tls.key))
-                .domain_name(tls.server_name.clone()),
+                .domain_name(tls.server_name),
         )
     }
 }

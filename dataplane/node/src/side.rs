@@ -67,7 +67,14 @@ impl Tickets {
         if all.len() >= IN_ALL {
             return None;
         }
-        all.insert(ticket, Entry { task, uid, issued: now });
+        all.insert(
+            ticket,
+            Entry {
+                task,
+                uid,
+                issued: now,
+            },
+        );
         Some(ticket.to_vec())
     }
 
@@ -89,11 +96,7 @@ impl Tickets {
 }
 
 /// Answers on the side channel until stopped.
-pub(crate) async fn serve(
-    listener: UnixListener,
-    tickets: Arc<Tickets>,
-    stop: CancellationToken,
-) {
+pub(crate) async fn serve(listener: UnixListener, tickets: Arc<Tickets>, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(CLIENTS));
     loop {
         let place = tokio::select! {

@@ -55,7 +55,11 @@ impl Bound {
             .and_then(|()| std::fs::metadata(&first))
             .and_then(|m| std::fs::rename(&first, path).map(|()| m.ino()));
         match placed {
-            Ok(inode) => Ok(Self { listener: Some(listener), path: path.to_owned(), inode }),
+            Ok(inode) => Ok(Self {
+                listener: Some(listener),
+                path: path.to_owned(),
+                inode,
+            }),
             Err(e) => {
                 let _ = std::fs::remove_file(&first);
                 Err(fail(e))

@@ -229,6 +229,7 @@ impl Core {
             from_node::Message::LostNode(m) => self.on_lost(from, &m),
             from_node::Message::LeaseResult(m) => self.on_lease_result(from, m),
             from_node::Message::Report(m) => self.on_report(from, m),
+            from_node::Message::Import(m) => self.on_import(from, m),
             from_node::Message::PolicyAck(m) => {
                 if let Some(entry) = self.nodes.get_mut(&from) {
                     entry.hello.policy = Some(m);

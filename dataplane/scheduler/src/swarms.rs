@@ -35,12 +35,15 @@ pub(crate) struct TaskEntry {
     /// Who waits for the lease-holder to be ready.
     waiting: Vec<(NodeId, u64)>,
     ready: bool,
+    /// The node that a client brings the content to: there is no origin to go to meanwhile.
+    pub(crate) importer: Option<NodeId>,
     pub(crate) used: Duration,
 }
 
 impl TaskEntry {
     pub(crate) fn set_complete(&mut self, node: NodeId, complete: bool) {
         if complete {
+            self.importer.take_if(|importer| *importer == node);
             self.complete.insert(node);
             self.wanting.remove(&node);
         }
@@ -61,7 +64,7 @@ impl TaskEntry {
 }
 
 impl Core {
-    fn entry(&mut self, content: ContentKey) -> &mut TaskEntry {
+    pub(crate) fn entry(&mut self, content: ContentKey) -> &mut TaskEntry {
         let settings = self.settings.swarm.clone();
         let now = self.now;
         self.tasks.entry(content).or_insert_with(|| TaskEntry {
@@ -76,6 +79,7 @@ impl Core {
             unfit: HashSet::new(),
             waiting: Vec::new(),
             ready: false,
+            importer: None,
             used: now,
         })
     }
@@ -160,7 +164,7 @@ impl Core {
     }
 
     /// Enters a node in a swarm: ticket, certificates, neighbours.
-    fn join_member(&mut self, content: ContentKey, node: NodeId, held: u32) -> rpc::Joined {
+    pub(crate) fn join_member(&mut self, content: ContentKey, node: NodeId, held: u32) -> rpc::Joined {
         let mut joined = rpc::Joined { content: content.0.to_vec(), ..rpc::Joined::default() };
         let now = self.now;
         let Some(info) = self.member_info(node, held) else { return joined };
@@ -252,6 +256,7 @@ impl Core {
         let held_lease = task.swarm.holds_lease(node);
         task.swarm.leave(node);
         task.complete.remove(&node);
+        task.importer.take_if(|importer| *importer == node);
         task.wanting.remove(&node);
         task.waiting.retain(|(n, _)| *n != node);
         if held_lease {
@@ -298,7 +303,7 @@ impl Core {
         let may_fetch = self.settings.swarm.peers_may_fetch;
         let recovering = self.recovering();
         let Some(task) = self.tasks.get_mut(&content) else { return };
-        if !task.swarm.leases().is_empty() || recovering {
+        if !task.swarm.leases().is_empty() || recovering || task.importer.is_some() {
             return;
         }
         if may_fetch && !task.unfit.contains(&from) {
@@ -390,7 +395,7 @@ impl Core {
         if !task.swarm.leases().is_empty() || !task.complete.is_empty() || recovering {
             return;
         }
-        if task.wanting.is_empty() || task.geometry.is_none() {
+        if task.wanting.is_empty() || task.geometry.is_none() || task.importer.is_some() {
             return;
         }
         if let Some(seed) = self.fit_seed(&content) {
@@ -420,7 +425,7 @@ impl Core {
         }
     }
 
-    fn grant(&mut self, content: ContentKey, lease: &Lease<NodeId>) {
+    pub(crate) fn grant(&mut self, content: ContentKey, lease: &Lease<NodeId>) {
         let second = self.unix().saturating_sub(EPOCH_ZERO).min(u64::from(u32::MAX)) as u32;
         let Some(key) = self.nodes.get(&lease.node).map(|e| e.key) else { return };
         let authority = self.authority.clone();
@@ -455,7 +460,7 @@ impl Core {
 }
 
 impl TaskEntry {
-    fn remember_source(&mut self, source: &rpc::Source) {
+    pub(crate) fn remember_source(&mut self, source: &rpc::Source) {
         if source.url.is_empty() {
             return;
         }

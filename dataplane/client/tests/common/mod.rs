@@ -1,5 +1,10 @@
 //! A node without schedulers on a socket in a temporary directory, and an origin for it.
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses its part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    reason = "each test binary uses its part"
+)]
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -65,7 +70,12 @@ impl Origin {
                 tokio::spawn(async move { serve(stream, &body, rate, &sent, &asked).await });
             }
         });
-        Self { addr, sent, requests, accepting }
+        Self {
+            addr,
+            sent,
+            requests,
+            accepting,
+        }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -108,6 +118,15 @@ async fn serve(
             }
             None => (0, body.len()),
         };
+        if range.is_some() && start >= body.len() {
+            let answer = format!(
+                "HTTP/1.1 416 Range Not Satisfiable\r\ncontent-range: bytes */{}\r\n\
+                 content-length: 0\r\netag: \"v1\"\r\n\r\n",
+                body.len()
+            );
+            stream.write_all(answer.as_bytes()).await.ok()?;
+            continue;
+        }
         let status = match range {
             Some(_) => format!(
                 "206 Partial Content\r\ncontent-range: bytes {start}-{}/{}",
@@ -142,17 +161,25 @@ pub struct Served {
 
 impl Served {
     pub async fn start(dir: &Path) -> Self {
+        Self::start_in(dir, 7, vec![]).await
+    }
+
+    /// One of several nodes of a mesh.
+    pub async fn start_in(dir: &Path, id: u8, schedulers: Vec<String>) -> Self {
         let store = open_store(&dir.join("store")).await;
         let options = HttpOptions {
-            addresses: AddressPolicy { loopback: true, ..AddressPolicy::default() },
+            addresses: AddressPolicy {
+                loopback: true,
+                ..AddressPolicy::default()
+            },
             ..HttpOptions::default()
         };
         let http = Arc::new(HttpSource::new(options).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let parts = Parts {
             identity: Identity {
-                node: dragonfly_proto::id::NodeId([7; 16]),
-                name: "test".to_owned(),
+                node: dragonfly_proto::id::NodeId([id; 16]),
+                name: format!("test-{id}"),
                 zone: String::new(),
                 role: Role::Peer,
                 mesh: [1; 16],
@@ -161,12 +188,18 @@ impl Served {
             store,
             fetcher: Fetcher::new(
                 http,
-                FetchOptions { retry: RetryPolicy::default(), ..FetchOptions::default() },
+                FetchOptions {
+                    retry: RetryPolicy::default(),
+                    ..FetchOptions::default()
+                },
             ),
             security: Security::plaintext(),
             authorities: vec![],
             settings: Settings::default(),
-            schedulers: Bootstrap::default(),
+            schedulers: Bootstrap {
+                addresses: schedulers,
+                tls: None,
+            },
         };
         let node = Node::start(parts, listener).unwrap();
         let options = ApiOptions::new(dir.join("node.sock"));
@@ -174,7 +207,12 @@ impl Served {
         let stop = CancellationToken::new();
         let end = stop.clone();
         let serving = tokio::spawn(async move { api.run(end).await.unwrap() });
-        Self { dir: dir.to_owned(), node, stop, serving }
+        Self {
+            dir: dir.to_owned(),
+            node,
+            stop,
+            serving,
+        }
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -192,12 +230,50 @@ impl Served {
     }
 }
 
+/// A scheduler; the address it listens on.
+pub async fn scheduler() -> String {
+    use dragonfly_scheduler::core::{Core, CoreSettings};
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (authority, _) = dragonfly_proto::sign::SigningKey::generate().unwrap();
+    let replica = dragonfly_client::rpc::Replica {
+        name: "s".into(),
+        address: address.clone(),
+    };
+    let unix = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    let settings = CoreSettings::default();
+    let core = Core::new(
+        "s".into(),
+        vec![replica],
+        [1; 16],
+        authority.into(),
+        settings,
+        unix.as_secs(),
+    );
+    let service = dragonfly_scheduler::service::Service::new(core, false);
+    let server = service.server();
+    tokio::spawn(async move { service.run(CancellationToken::new()).await });
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    let serving = tonic::transport::Server::builder().add_service(server);
+    tokio::spawn(serving.serve_with_incoming(incoming));
+    address
+}
+
 /// The store; waits until the node before has let go of it.
 async fn open_store(dir: &Path) -> Store {
     std::fs::create_dir_all(dir).unwrap();
     for _ in 0..200 {
         let media = DiskMedia::new(dir).unwrap();
-        match Store::open(media, Options { reserve_free_percent: 0, ..Options::default() }, 0) {
+        match Store::open(
+            media,
+            Options {
+                reserve_free_percent: 0,
+                ..Options::default()
+            },
+            0,
+        ) {
             Ok(store) => return store,
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }

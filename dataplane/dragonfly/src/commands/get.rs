@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use dragonfly_client::{Client, Event, FileOptions, Kind, Range, Request};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{EXIT_CODES, Exit, Failed, Format, NodeArgs, StartNode, complain, parse_bytes, show_bytes};
+use super::{
+    EXIT_CODES, Exit, Failed, Format, NodeArgs, StartNode, complain, parse_bytes, show_bytes,
+};
 use crate::progress::{Progress, origins};
 
 /// Get content through this machine's node: from its cache, from other nodes, or from the origin
@@ -74,8 +76,10 @@ pub(crate) async fn run(args: Args, start: &dyn StartNode) -> ExitCode {
             None => get(&args, start, &progress).await,
             Some(limit) => {
                 let late = || {
-                    let text = format!("not done within {limit:?}: try again (what came is kept in \
-                         the node's cache), or with a longer --timeout");
+                    let text = format!(
+                        "not done within {limit:?}: try again (what came is kept in \
+                         the node's cache), or with a longer --timeout"
+                    );
                     Failed::new(Exit::Timeout, text)
                 };
                 let got = tokio::time::timeout(limit, get(&args, start, &progress)).await;
@@ -88,7 +92,9 @@ pub(crate) async fn run(args: Args, start: &dyn StartNode) -> ExitCode {
         () = interrupted() => Err(Failed::new(Exit::Interrupted, "interrupted")),
     };
     progress.clear();
-    let Err(failed) = outcome else { return Exit::Ok.into() };
+    let Err(failed) = outcome else {
+        return Exit::Ok.into();
+    };
     progress.failed(failed.exit as u8, &failed.text);
     if !progress.is_json() {
         complain(&failed.text);
@@ -97,9 +103,10 @@ pub(crate) async fn run(args: Args, start: &dyn StartNode) -> ExitCode {
 }
 
 async fn interrupted() {
-    let (Ok(mut int), Ok(mut term)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
+    let (Ok(mut int), Ok(mut term)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
         return std::future::pending().await;
     };
     tokio::select! {
@@ -167,7 +174,9 @@ async fn fetch(
         }
     };
     let (len, last) = if output.as_os_str() == "-" {
-        let got = client.fetch_to_writer(request, &mut stdout()?, on_event).await;
+        let got = client
+            .fetch_to_writer(request, &mut stdout()?, on_event)
+            .await;
         let got = got.map_err(Failed::from)?;
         let done = dragonfly_client::rpc::Done {
             progress: Some(got),
@@ -177,8 +186,13 @@ async fn fetch(
         progress.on(&Event::Done(done));
         (got.have, Some(got))
     } else {
-        let options = FileOptions { make_directories: args.make_directories, ..Default::default() };
-        let got = client.fetch_to_file(request, output, &options, on_event).await;
+        let options = FileOptions {
+            make_directories: args.make_directories,
+            ..Default::default()
+        };
+        let got = client
+            .fetch_to_file(request, output, &options, on_event)
+            .await;
         let len = got.map_err(explain)?.len;
         (len, last)
     };
@@ -228,7 +242,9 @@ impl Throttle {
         if !matches!(event, Event::Progress(_)) {
             return true;
         }
-        let due = self.0.is_none_or(|at| at.elapsed() >= Duration::from_millis(190));
+        let due = self
+            .0
+            .is_none_or(|at| at.elapsed() >= Duration::from_millis(190));
         if due {
             self.0 = Some(Instant::now());
         }
@@ -255,7 +271,10 @@ fn request(args: &Args) -> Result<Request, Failed> {
             headers.push(parse_header(line).ok_or_else(why)?);
         }
     }
-    let imported = args.url.strip_prefix("dragonfly://").map(|hex| format!("sha256:{hex}"));
+    let imported = args
+        .url
+        .strip_prefix("dragonfly://")
+        .map(|hex| format!("sha256:{hex}"));
     let digest = match (&args.digest, imported) {
         (Some(digest), _) => digest.clone(),
         (None, Some(digest)) => parse_digest(&digest).map_err(usage)?,
@@ -278,10 +297,15 @@ fn output(args: &Args) -> Result<PathBuf, Failed> {
     }
     let path = args.url.split(['?', '#']).next().unwrap_or_default();
     let path = path.split_once("://").map_or(path, |(_, rest)| rest);
-    let last = path.split_once('/').and_then(|(_, path)| path.rsplit('/').next());
+    let last = path
+        .split_once('/')
+        .and_then(|(_, path)| path.rsplit('/').next());
     let name = last.filter(|name| !matches!(*name, "" | "." | "..") && !name.contains('%'));
     name.map(PathBuf::from).ok_or_else(|| {
-        Failed::new(Exit::Usage, "the URL ends in no file name: say where to with -O FILE")
+        Failed::new(
+            Exit::Usage,
+            "the URL ends in no file name: say where to with -O FILE",
+        )
     })
 }
 
@@ -297,7 +321,9 @@ fn parse_digest(text: &str) -> Result<String, String> {
     if hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Ok(lower);
     }
-    Err(format!("`{text}` is not a digest: write sha256:<64 hex digits>"))
+    Err(format!(
+        "`{text}` is not a digest: write sha256:<64 hex digits>"
+    ))
 }
 
 fn parse_range(text: &str) -> Result<Range, String> {
@@ -320,7 +346,9 @@ fn parse_range(text: &str) -> Result<Range, String> {
 
 fn parse_time(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is not a time: write 30s, 5m or 2h");
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| c.is_ascii_alphabetic())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let factor = match unit {
         "ms" => 0.001,
@@ -360,7 +388,12 @@ mod tests {
 
     #[test]
     fn times_have_units() {
-        for (text, want) in [("30s", 30_000), ("5m", 300_000), ("250ms", 250), ("2h", 7_200_000)] {
+        for (text, want) in [
+            ("30s", 30_000),
+            ("5m", 300_000),
+            ("250ms", 250),
+            ("2h", 7_200_000),
+        ] {
             assert_eq!(parse_time(text), Ok(Duration::from_millis(want)), "{text}");
         }
         for text in ["", "0s", "-1s", "5 weeks", "nan"] {
@@ -371,7 +404,10 @@ mod tests {
     #[test]
     fn a_header_keeps_colons_in_its_value() {
         let got = parse_header("Authorization: Basic a:b");
-        assert_eq!(got, Some(("Authorization".to_owned(), "Basic a:b".to_owned())));
+        assert_eq!(
+            got,
+            Some(("Authorization".to_owned(), "Basic a:b".to_owned()))
+        );
         assert_eq!(parse_header("no colon"), None);
     }
 }

@@ -33,12 +33,19 @@ pub(crate) async fn run(args: Args) -> ExitCode {
 
 async fn import(args: &Args) -> Result<(), Failed> {
     let client = args.node.connect().await?;
-    let done = client.import(&args.file, args.url.as_deref(), &args.content_type).await?;
+    let done = client
+        .import(&args.file, args.url.as_deref(), &args.content_type)
+        .await?;
     if args.output == Format::Json {
         let json = serde_json::json!({
             "task": done.task, "digest": done.digest, "length": done.len, "url": done.url,
         });
         return say(&format!("{json}\n"));
     }
-    say(&format!("{}  {}  {}\n", done.url, done.digest, show_bytes(done.len)))
+    say(&format!(
+        "{}  {}  {}\n",
+        done.url,
+        done.digest,
+        show_bytes(done.len)
+    ))
 }

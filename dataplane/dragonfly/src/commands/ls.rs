@@ -29,7 +29,10 @@ async fn ls(args: &Args) -> Result<(), Failed> {
         return say(&lines);
     }
     let rows: Vec<_> = tasks.iter().map(row).collect();
-    say(&table(&["TASK", "SIZE", "HELD", "USED", "STATE", "URL"], &rows))
+    say(&table(
+        &["TASK", "SIZE", "HELD", "USED", "STATE", "URL"],
+        &rows,
+    ))
 }
 
 fn row(t: &TaskStat) -> Vec<String> {
@@ -58,7 +61,8 @@ pub(super) fn held(t: &TaskStat) -> String {
 pub(super) fn used(t: &TaskStat) -> String {
     let at = i64::try_from(t.last_used_unix_ms).ok();
     let at = at.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    at.map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()).unwrap_or_default()
+    at.map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+        .unwrap_or_default()
 }
 
 /// What happens with it.

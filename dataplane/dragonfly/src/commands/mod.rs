@@ -71,7 +71,10 @@ pub(crate) struct Failed {
 
 impl Failed {
     pub(crate) fn new(exit: Exit, text: impl Into<String>) -> Self {
-        Self { exit, text: text.into() }
+        Self {
+            exit,
+            text: text.into(),
+        }
     }
 }
 
@@ -127,7 +130,8 @@ impl NodeArgs {
         let system = Path::new("/run/dragonfly/node.sock");
         let own = std::env::var_os("XDG_RUNTIME_DIR")
             .map(|dir| Path::new(&dir).join("dragonfly/node.sock"));
-        own.filter(|own| !system.exists() && own.exists()).unwrap_or_else(|| system.to_owned())
+        own.filter(|own| !system.exists() && own.exists())
+            .unwrap_or_else(|| system.to_owned())
     }
 
     pub(crate) async fn connect(&self) -> Result<Client, Failed> {
@@ -175,9 +179,14 @@ pub(crate) fn is_task_id(text: &str) -> bool {
 
 /// `512`, `64K`, `10M`, `1.5G`: bytes, in powers of 1024; a trailing `B`, `iB` or `/s` is allowed.
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
-    let bare = text.trim().trim_end_matches("/s").trim_end_matches(['B', 'b']);
+    let bare = text
+        .trim()
+        .trim_end_matches("/s")
+        .trim_end_matches(['B', 'b']);
     let bare = bare.trim_end_matches('i');
-    let split = bare.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(bare.len());
+    let split = bare
+        .find(|c: char| c.is_ascii_alphabetic())
+        .unwrap_or(bare.len());
     let (number, unit) = bare.split_at(split);
     let power = match unit.to_ascii_uppercase().as_str() {
         "" => 0,
@@ -187,7 +196,10 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
         "T" => 4,
         _ => return Err(format!("`{text}`: write bytes like 512, 64K, 10M or 1G")),
     };
-    let number: f64 = number.trim().parse().map_err(|_| format!("`{text}` is no number of bytes"))?;
+    let number: f64 = number
+        .trim()
+        .parse()
+        .map_err(|_| format!("`{text}` is no number of bytes"))?;
     if !(0.0..1e15).contains(&number) {
         return Err(format!("`{text}` is not a possible number of bytes"));
     }
@@ -202,7 +214,10 @@ pub(crate) fn show_bytes(n: u64) -> String {
 /// Rows under headings, columns aligned.
 pub(crate) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
     let width = |i: usize| {
-        let cells = rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count());
+        let cells = rows
+            .iter()
+            .filter_map(|r| r.get(i))
+            .map(|c| c.chars().count());
         cells.chain([heads[i].len()]).max().unwrap_or(0)
     };
     let widths: Vec<_> = (0..heads.len()).map(width).collect();

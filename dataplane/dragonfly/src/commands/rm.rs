@@ -24,7 +24,10 @@ async fn rm(args: &Args) -> Result<(), Failed> {
     let client = args.node.connect().await?;
     for what in &args.what {
         let Some(task) = stat::find(&client, what).await? else {
-            return Err(Failed::new(Exit::Denied, format!("the node holds nothing of {what}")));
+            return Err(Failed::new(
+                Exit::Denied,
+                format!("the node holds nothing of {what}"),
+            ));
         };
         if client.delete_task(&task.task).await? {
             say(&format!("{what} is in use: deleted when that is over\n"))?;

@@ -37,8 +37,14 @@ async fn stat(args: &Args) -> Result<(), Failed> {
     let rows = [
         ("task", t.task.clone()),
         ("url", t.url.clone()),
-        ("size", total.map_or_else(|| "not known yet".to_owned(), show_bytes)),
-        ("held", format!("{} ({})", show_bytes(t.held_bytes), ls::held(&t))),
+        (
+            "size",
+            total.map_or_else(|| "not known yet".to_owned(), show_bytes),
+        ),
+        (
+            "held",
+            format!("{} ({})", show_bytes(t.held_bytes), ls::held(&t)),
+        ),
         ("state", ls::state(&t).to_owned()),
         ("type", t.content_type.clone()),
         ("digest", t.digest.clone()),
@@ -46,7 +52,9 @@ async fn stat(args: &Args) -> Result<(), Failed> {
         ("neighbours", t.neighbours.to_string()),
     ];
     let lines = rows.iter().filter(|(_, v)| !v.is_empty());
-    say(&lines.map(|(k, v)| format!("{k:<11} {v}\n")).collect::<String>())
+    say(&lines
+        .map(|(k, v)| format!("{k:<11} {v}\n"))
+        .collect::<String>())
 }
 
 /// What somebody means by a URL, an id or the beginning of one.

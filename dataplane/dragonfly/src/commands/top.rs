@@ -98,7 +98,10 @@ async fn mesh(args: &Args, channel: Channel) -> Result<String, Failed> {
     let mut client = SchedulerClient::new(channel).max_decoding_message_size(64 << 20);
     let reply = client.inspect(rpc::InspectRequest {}).await.map_err(|s| {
         let address = args.scheduler.as_deref().unwrap_or_default();
-        let text = format!("the scheduler at {address} does not answer: {}", s.message());
+        let text = format!(
+            "the scheduler at {address} does not answer: {}",
+            s.message()
+        );
         Failed::new(Exit::Unavailable, text)
     })?;
     let reply = reply.into_inner();
@@ -114,7 +117,9 @@ fn mesh_table(reply: &rpc::InspectReply, tasks: usize) -> String {
     busy.sort_by_key(|t| std::cmp::Reverse(t.members.saturating_sub(t.complete)));
     let rows: Vec<_> = busy.iter().take(tasks).map(|t| task_row(t)).collect();
     let revision = reply.policy.as_ref().map_or(0, |p| p.revision);
-    let heads = ["NODE", "ROLE", "ZONE", "IN/S", "OUT/S", "ORIGIN", "SEEDS", "PEERS", "SENT", "TASKS"];
+    let heads = [
+        "NODE", "ROLE", "ZONE", "IN/S", "OUT/S", "ORIGIN", "SEEDS", "PEERS", "SENT", "TASKS",
+    ];
     let mut out = format!(
         "scheduler {}, policy {revision}: {} nodes, {} tasks\n\n",
         reply.scheduler,
@@ -123,7 +128,10 @@ fn mesh_table(reply: &rpc::InspectReply, tasks: usize) -> String {
     );
     out.push_str(&table(&heads, &nodes));
     out.push('\n');
-    out.push_str(&table(&["TASK", "SIZE", "MEMBERS", "COMPLETE", "EMITTER", "URL"], &rows));
+    out.push_str(&table(
+        &["TASK", "SIZE", "MEMBERS", "COMPLETE", "EMITTER", "URL"],
+        &rows,
+    ));
     out
 }
 
@@ -214,7 +222,11 @@ async fn node(args: &Args) -> Result<String, Failed> {
     };
     let rows = [vec![
         s.name,
-        format!("{} of {}", show_bytes(s.stored_bytes), show_bytes(s.quota_bytes)),
+        format!(
+            "{} of {}",
+            show_bytes(s.stored_bytes),
+            show_bytes(s.quota_bytes)
+        ),
         show_bytes(t.from_cache),
         show_bytes(t.from_origin),
         show_bytes(t.from_seeds),
@@ -223,7 +235,16 @@ async fn node(args: &Args) -> Result<String, Failed> {
         s.connections.to_string(),
         schedulers,
     ]];
-    let heads =
-        ["NODE", "STORED", "CACHE", "ORIGIN", "SEEDS", "PEERS", "SENT", "LINKS", "SCHEDULERS"];
+    let heads = [
+        "NODE",
+        "STORED",
+        "CACHE",
+        "ORIGIN",
+        "SEEDS",
+        "PEERS",
+        "SENT",
+        "LINKS",
+        "SCHEDULERS",
+    ];
     Ok(table(&heads, &rows))
 }

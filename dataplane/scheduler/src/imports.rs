@@ -1,0 +1,70 @@
+//! Content that clients bring to nodes: no origin is asked, so the node signs it, whatever policy says
+//! of who may go to origins.
+//!
+//! A digest speaks for itself. What an origin's URL means only seeds may say, who would be believed
+//! when they look at the origin too; anybody may name things under `dragonfly://`.
+
+use std::time::Duration;
+
+use dragonfly_proto::geometry::Geometry;
+use dragonfly_proto::id::{ContentKey, NodeId, RequestKey};
+use dragonfly_proto::rpc;
+use dragonfly_swarm::engine::Stripe;
+use dragonfly_swarm::membership::Lease;
+
+use crate::core::Core;
+use crate::lookups::Lookup;
+
+/// How long a source means what was imported for it.
+const KNOWN: Duration = Duration::from_secs(24 * 3600);
+
+impl Core {
+    pub(crate) fn on_import(&mut self, from: NodeId, m: rpc::Import) {
+        let source = m.source.unwrap_or_default();
+        let (Some(content), Some(request)) = (
+            ContentKey::from_slice(&m.content),
+            RequestKey::from_slice(&m.request_key),
+        ) else {
+            return;
+        };
+        // The key is of a digest: what a source without one means, its origin says.
+        let by_digest = ContentKey::from_digest(&source.domain, &source.digest);
+        let geometry = m.geometry.as_ref().and_then(|g| Geometry::try_from(g).ok());
+        let Some(geometry) = geometry.filter(|_| content == by_digest) else {
+            tracing::warn!(node = %from, "an import that makes no sense");
+            return;
+        };
+        let origin = m.origin.unwrap_or_default();
+        let task = self.entry(content);
+        task.geometry.get_or_insert(geometry);
+        task.origin = origin.clone();
+        task.remember_source(&source);
+        if !m.held {
+            task.importer = Some(from);
+        }
+        let may_name = source.url.starts_with("dragonfly://")
+            || self.nodes.get(&from).is_some_and(|e| e.is_seed());
+        if may_name {
+            let until = self.now + KNOWN;
+            self.lookups.insert(
+                request,
+                Lookup::Known {
+                    content,
+                    origin,
+                    until,
+                },
+            );
+        }
+        if m.held {
+            return;
+        }
+        self.join_member(content, from, 0);
+        let lease = Lease {
+            epoch: 0,
+            node: from,
+            stripe: Stripe::WHOLE,
+            collect: Duration::ZERO,
+        };
+        self.grant(content, &lease);
+    }
+}
