@@ -40,20 +40,25 @@ const CLIENTS: usize = 64;
 /// A client says its ticket at once or not at all.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-struct Entry {
-    task: Arc<Task>,
+struct Entry<T> {
+    task: T,
     /// Absent where the system does not say who the peer is.
     uid: Option<u32>,
     issued: Instant,
 }
 
 /// The tickets given out and not used yet. They keep their content from being evicted.
-#[derive(Default)]
-pub(crate) struct Tickets(Mutex<HashMap<[u8; TICKET], Entry>>);
+pub(crate) struct Tickets<T = Arc<Task>>(Mutex<HashMap<[u8; TICKET], Entry<T>>>);
 
-impl Tickets {
+impl<T> Default for Tickets<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T> Tickets<T> {
     /// A ticket for a task; none when there are too many, or no randomness.
-    pub(crate) fn issue(&self, task: Arc<Task>, uid: Option<u32>, now: Instant) -> Option<Vec<u8>> {
+    pub(crate) fn issue(&self, task: T, uid: Option<u32>, now: Instant) -> Option<Vec<u8>> {
         let mut ticket = [0; TICKET];
         aws_lc_rs::rand::fill(&mut ticket).ok()?;
         let mut all = lock(&self.0);
@@ -78,7 +83,7 @@ impl Tickets {
         Some(ticket.to_vec())
     }
 
-    fn redeem(&self, ticket: &[u8; TICKET], uid: Option<u32>, now: Instant) -> Option<Arc<Task>> {
+    fn redeem(&self, ticket: &[u8; TICKET], uid: Option<u32>, now: Instant) -> Option<T> {
         let mut all = lock(&self.0);
         let entry = all.get(ticket)?;
         if entry.uid != uid {
@@ -155,4 +160,42 @@ async fn answer(mut stream: UnixStream, tickets: &Tickets) -> io::Result<()> {
             Ok(())
         })
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(ticket: &[u8]) -> [u8; TICKET] {
+        ticket.try_into().unwrap()
+    }
+
+    #[test]
+    fn a_ticket_is_for_one_user_once_and_for_a_minute() {
+        let (tickets, now) = (Tickets::default(), Instant::now());
+        let ticket = shown(&tickets.issue("a", Some(1), now).unwrap());
+        assert_eq!(
+            tickets.redeem(&ticket, Some(2), now),
+            None,
+            "another user's"
+        );
+        assert_eq!(tickets.redeem(&ticket, None, now), None, "nobody's");
+        assert_eq!(tickets.redeem(&ticket, Some(1), now), Some("a"));
+        assert_eq!(tickets.redeem(&ticket, Some(1), now), None, "used");
+        let late = shown(&tickets.issue("b", Some(1), now).unwrap());
+        assert_eq!(tickets.redeem(&late, Some(1), now + LIFE), None);
+    }
+
+    #[test]
+    fn a_user_with_many_tickets_loses_its_own_oldest() {
+        let (tickets, now) = (Tickets::default(), Instant::now());
+        let others = shown(&tickets.issue(0, Some(2), now).unwrap());
+        let at = |i: usize| now + Duration::from_millis(i as u64);
+        let mine: Vec<_> = (0..=PER_USER)
+            .map(|i| shown(&tickets.issue(i, Some(1), at(i)).unwrap()))
+            .collect();
+        assert_eq!(tickets.redeem(&mine[0], Some(1), at(0)), None);
+        assert_eq!(tickets.redeem(&mine[1], Some(1), at(0)), Some(1));
+        assert_eq!(tickets.redeem(&others, Some(2), at(0)), Some(0));
+    }
 }

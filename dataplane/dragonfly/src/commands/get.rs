@@ -9,7 +9,8 @@ use dragonfly_client::{Client, Event, FileOptions, Kind, Range, Request};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    EXIT_CODES, Exit, Failed, Format, NodeArgs, StartNode, complain, parse_bytes, show_bytes,
+    EXIT_CODES, Exit, Failed, Format, NodeArgs, StartNode, complain, imported_digest, parse_bytes,
+    show_bytes,
 };
 use crate::progress::{Progress, origins};
 
@@ -20,7 +21,7 @@ use crate::progress::{Progress, origins};
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_CODES)]
 pub(crate) struct Args {
-    /// What to get; `dragonfly://<hex of a sha256>` for what was imported without a URL
+    /// What to get; `dragonfly://<hex of its sha256>` or `dragonfly://<name>` for what was imported
     url: String,
     /// Where to; `-` is standard output, in order while it comes [default: the URL's last part]
     #[arg(short = 'O', long, value_name = "FILE")]
@@ -50,7 +51,7 @@ pub(crate) struct Args {
     /// Give up after this long: 30s, 5m, 2h
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     timeout: Option<Duration>,
-    /// Downloads of lower numbers are served first
+    /// Downloads of lower numbers are to be served first; no effect yet
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=7))]
     priority: u32,
     /// `json`: a line of JSON for each event, always on the standard error stream (standard output is
@@ -67,31 +68,35 @@ pub(crate) struct Args {
     node: NodeArgs,
 }
 
+/// For a node of our own to end in good order.
+const STOP: Duration = Duration::from_secs(10);
+
 /// Runs it. `start` makes a node where none runs.
 pub(crate) async fn run(args: Args, start: &dyn StartNode) -> ExitCode {
     let progress = Progress::new(args.output == Format::Json, args.quiet);
     let limit = args.timeout;
+    let mut stop = None;
     let got = async {
-        match limit {
-            None => get(&args, start, &progress).await,
-            Some(limit) => {
-                let late = || {
-                    let text = format!(
-                        "not done within {limit:?}: try again (what came is kept in \
-                         the node's cache), or with a longer --timeout"
-                    );
-                    Failed::new(Exit::Timeout, text)
-                };
-                let got = tokio::time::timeout(limit, get(&args, start, &progress)).await;
-                got.unwrap_or_else(|_| Err(late()))
-            }
-        }
+        let got = get(&args, start, &progress, &mut stop);
+        let Some(limit) = limit else { return got.await };
+        let got = tokio::time::timeout(limit, got).await;
+        got.unwrap_or_else(|_| {
+            let text = format!(
+                "not done within {limit:?}: try again (what came is kept in the node's cache), or \
+                 with a longer --timeout"
+            );
+            Err(Failed::new(Exit::Timeout, text))
+        })
     };
     let outcome = tokio::select! {
         outcome = got => outcome,
         () = interrupted() => Err(Failed::new(Exit::Interrupted, "interrupted")),
     };
     progress.clear();
+    if let Some(stop) = stop {
+        // However it ended: what the temporary node holds is to be found again. Not for ever, though.
+        let _ = tokio::time::timeout(STOP, stop).await;
+    }
     let Err(failed) = outcome else {
         return Exit::Ok.into();
     };
@@ -115,24 +120,30 @@ async fn interrupted() {
     }
 }
 
-async fn get(args: &Args, start: &dyn StartNode, progress: &Progress) -> Result<(), Failed> {
+/// `stop` is set when a node of our own has to be stopped afterwards.
+async fn get(
+    args: &Args,
+    start: &dyn StartNode,
+    progress: &Progress,
+    stop: &mut Option<Stop>,
+) -> Result<(), Failed> {
     let request = request(args)?;
     let output = output(args)?;
-    let (client, stop) = node(args, start).await?;
-    let outcome = fetch(args, &client, &request, &output, progress).await;
-    if let Some(stop) = stop {
-        stop.await;
-    }
-    outcome
+    let client = node(args, start, stop).await?;
+    fetch(args, &client, &request, &output, progress).await
 }
 
 type Stop = futures::future::BoxFuture<'static, ()>;
 
 /// The machine's node, or one of our own.
-async fn node(args: &Args, start: &dyn StartNode) -> Result<(Client, Option<Stop>), Failed> {
+async fn node(
+    args: &Args,
+    start: &dyn StartNode,
+    stop: &mut Option<Stop>,
+) -> Result<Client, Failed> {
     if !args.no_node {
         match args.node.connect().await {
-            Ok(client) => return Ok((client, None)),
+            Ok(client) => return Ok(client),
             // Who names a socket means that node.
             Err(failed) if args.node.socket.is_some() => return Err(failed),
             Err(_) => {}
@@ -146,13 +157,8 @@ async fn node(args: &Args, start: &dyn StartNode) -> Result<(Client, Option<Stop
         );
         Failed::new(Exit::Unavailable, text)
     })?;
-    match Client::connect(&started.socket).await {
-        Ok(client) => Ok((client, Some(started.stop))),
-        Err(e) => {
-            started.stop.await;
-            Err(e.into())
-        }
-    }
+    *stop = Some(started.stop);
+    Ok(Client::connect(&started.socket).await?)
 }
 
 async fn fetch(
@@ -271,13 +277,10 @@ fn request(args: &Args) -> Result<Request, Failed> {
             headers.push(parse_header(line).ok_or_else(why)?);
         }
     }
-    let imported = args
-        .url
-        .strip_prefix("dragonfly://")
-        .map(|hex| format!("sha256:{hex}"));
+    let imported = imported_digest(&args.url);
     let digest = match (&args.digest, imported) {
         (Some(digest), _) => digest.clone(),
-        (None, Some(digest)) => parse_digest(&digest).map_err(usage)?,
+        (None, Some(digest)) => digest,
         (None, None) => String::new(),
     };
     Ok(Request {

@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use dragonfly_client::{Client, Request, rpc::TaskStat};
 
-use super::{EXIT_CODES, Exit, Failed, Format, NodeArgs, ended, is_task_id, ls, say, show_bytes};
+use super::{
+    EXIT_CODES, Exit, Failed, Format, NodeArgs, ended, imported_digest, is_task_id, ls, say,
+    show_bytes,
+};
 
 /// Show what the node holds of one content, without asking anybody
 #[derive(Debug, clap::Args)]
@@ -73,8 +76,6 @@ pub(super) async fn find(client: &Client, what: &str) -> Result<Option<TaskStat>
         return Ok(all.pop());
     }
     let mut request = Request::new(what);
-    if let Some(hex) = what.strip_prefix("dragonfly://") {
-        request.digest = format!("sha256:{hex}");
-    }
+    request.digest = imported_digest(what).unwrap_or_default();
     Ok(client.stat(&request).await?)
 }
