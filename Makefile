@@ -1,0 +1,70 @@
+# Everything that people do with this repository. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Arguments of some targets.
+URL ?=
+SIZE ?=
+PEERS ?=
+RUNS ?= 5
+BENCH ?= swarm
+
+.PHONY: help
+help: ## What there is
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+.PHONY: setup
+setup:
+	@scripts/setup.sh test
+
+.PHONY: build
+build: ## The binary, optimised: target/release/dragonfly
+	@scripts/setup.sh
+	cargo build --release -p dragonfly
+
+.PHONY: demo
+demo: ## Distribute real files among real peers on this machine (URL=, SIZE=, PEERS=)
+	@scripts/setup.sh
+	cargo build --release -p dragonfly -p dragonfly-e2e
+	target/release/demo $(if $(URL),--url '$(URL)') $(if $(SIZE),--size $(SIZE)) $(if $(PEERS),--peers $(PEERS))
+
+.PHONY: test
+test: setup ## All tests that are quick; needs nothing but Rust on a Debian
+	cargo build --locked -p dragonfly
+	cargo test --locked --workspace
+	cargo test --locked -p dragonfly-client --test python -- --ignored
+
+.PHONY: test-full
+test-full: test ## make test, then what takes long: all simulated scenarios, throughput of the store
+	cargo build --release -p dragonfly
+	cargo test --release -p dragonfly-swarm -- --ignored --nocapture
+	cargo test --release -p dragonfly-storage --test throughput -- --ignored --nocapture
+	target/release/dragonfly simulate --peers 5000 --scenario equal
+
+.PHONY: bench
+bench: ## Compare with other systems on shaped links; writes docs/benchmarks.md (needs root)
+	@scripts/setup.sh bench
+	cargo build --release -p dragonfly -p dragonfly-e2e
+	target/release/bench --bench $(BENCH) --runs $(RUNS)
+
+.PHONY: crds
+crds: ## Write config/crd from the types
+	cargo run --locked -p dragonfly-crds --features crdgen --bin crdgen
+
+.PHONY: lint
+lint: ## Formatting, clippy, documentation
+	cargo fmt --all -- --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --quiet
+
+.PHONY: presubmit
+presubmit: lint test ## What a change must pass
+
+.PHONY: fuzz
+fuzz: ## Build the fuzz targets (nightly and cargo-fuzz are needed)
+	@for crate in dataplane/proto crds dataplane/storage; do (cd $$crate/fuzz && cargo +nightly fuzz build); done
+
+.PHONY: clean
+clean: ## Remove what was built
+	cargo clean
