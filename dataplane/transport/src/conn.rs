@@ -21,6 +21,9 @@ pub enum CloseReason {
     /// This side closed it.
     #[error("closed here: {0}")]
     Local(String),
+    /// Another connection to the same node is kept in its place.
+    #[error("another connection to the same node is kept")]
+    Replaced,
     /// The other side closed it, or the network did.
     #[error("lost: {0}")]
     Lost(String),
@@ -94,13 +97,18 @@ impl Conn {
     /// What the node keeps with this connection; made at the first call, so that no frame needs a
     /// look-up in a table of all connections. Every call names the same type.
     pub fn state<T: Default + Send + Sync + 'static>(&self) -> Option<&T> {
-        self.attached.get_or_init(|| Box::new(T::default())).downcast_ref()
+        self.attached
+            .get_or_init(|| Box::new(T::default()))
+            .downcast_ref()
     }
 
     /// Bytes of blocks received and sent.
     #[must_use]
     pub fn traffic(&self) -> (u64, u64) {
-        (self.received.load(Ordering::Relaxed), self.sent.load(Ordering::Relaxed))
+        (
+            self.received.load(Ordering::Relaxed),
+            self.sent.load(Ordering::Relaxed),
+        )
     }
 
     /// Queues a frame; it goes out before any further block.
@@ -111,7 +119,9 @@ impl Conn {
             queue.len() > MAX_QUEUED
         };
         if full {
-            self.close(CloseReason::Lost("the other side reads too slowly".to_owned()));
+            self.close(CloseReason::Lost(
+                "the other side reads too slowly".to_owned(),
+            ));
         }
         self.wake.notify_one();
     }
@@ -123,7 +133,10 @@ impl Conn {
 
     /// Ends the connection; the first reason counts.
     pub fn close(&self, reason: CloseReason) {
-        self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        self.reason
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(reason);
         self.closed.store(true, Ordering::Release);
         self.stop.notify_one();
     }
@@ -135,7 +148,11 @@ impl Conn {
     }
 
     pub(crate) fn reason(&self) -> CloseReason {
-        let reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let reason = self
+            .reason
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         reason.unwrap_or_else(|| CloseReason::Lost("end of stream".to_owned()))
     }
 
@@ -146,6 +163,10 @@ impl Conn {
     }
 
     pub(crate) fn has_queued(&self) -> bool {
-        !self.queue.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        !self
+            .queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
     }
 }

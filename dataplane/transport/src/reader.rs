@@ -24,7 +24,13 @@ pub(crate) async fn run<H: Handler, R: AsyncRead + Unpin>(
     io: R,
     silence: Duration,
 ) -> CloseReason {
-    let mut reader = FrameReader { io, ahead: vec![0; READ_AHEAD], start: 0, end: 0, silence };
+    let mut reader = FrameReader {
+        io,
+        ahead: vec![0; READ_AHEAD],
+        start: 0,
+        end: 0,
+        silence,
+    };
     let mut block = Vec::new();
     let mut body = Vec::new();
     loop {
@@ -43,7 +49,11 @@ async fn step<H: Handler, R: AsyncRead + Unpin>(
 ) -> Result<(), CloseReason> {
     if !block.is_empty() && reader.start == reader.end {
         // Between bursts a thousand connections must not each sit on a megabyte.
-        if timeout(IDLE_BUFFER, reader.fill()).await.map(|r| r.map(|()| true)).unwrap_or(Ok(false))? {
+        if timeout(IDLE_BUFFER, reader.fill())
+            .await
+            .map(|r| r.map(|()| true))
+            .unwrap_or(Ok(false))?
+        {
         } else {
             *block = Vec::new();
         }
@@ -94,8 +104,12 @@ async fn data<H: Handler, R: AsyncRead + Unpin>(
         }
     }
     conn.received.fetch_add(len as u64, Ordering::Relaxed);
-    let block =
-        Block { index: header.index, proof, data: block, hash: *hasher.finalize().as_bytes() };
+    let block = Block {
+        index: header.index,
+        proof,
+        data: block,
+        hash: *hasher.finalize().as_bytes(),
+    };
     if let Some(pause) = handler.block(conn, frame.stream, &block)? {
         tokio::time::sleep(pause).await;
     }

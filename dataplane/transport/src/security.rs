@@ -58,7 +58,10 @@ impl TlsConfig {
             .with_protocol_versions(versions)?
             .with_root_certificates(store)
             .with_client_auth_cert(chain, key.clone_key())?;
-        Ok(Self { client: Arc::new(client), server: Arc::new(server) })
+        Ok(Self {
+            client: Arc::new(client),
+            server: Arc::new(server),
+        })
     }
 }
 
@@ -81,13 +84,19 @@ impl Security {
 
     /// Uses another identity for connections from now on.
     pub fn replace(&self, config: TlsConfig) {
-        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(config);
+        *self
+            .0
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(config);
     }
 
     /// What new connections use; `None`: plaintext.
     #[must_use]
     pub fn current(&self) -> Option<TlsConfig> {
-        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.0
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
     }
 }
 

@@ -12,6 +12,7 @@ use dragonfly_proto::id::NodeId;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -19,6 +20,10 @@ use crate::conn::{CloseReason, Conn};
 use crate::security::{Security, SecurityError, is_node, server_name};
 use crate::socket::{self, Shared};
 use crate::{Handler, reader, writer};
+
+/// Callers that may be in the middle of TLS and greeting at once; further ones wait in the kernel's
+/// queue, so that a crowd of silent callers costs a bounded number of descriptors.
+const MAX_GREETING: usize = 1024;
 
 /// Who this node is to others.
 #[derive(Debug, Clone, Copy)]
@@ -78,6 +83,9 @@ pub enum ConnectError {
     /// It is banned for now.
     #[error("node {0} is banned")]
     Banned(NodeId),
+    /// Another connection to it was preferred and has ended meanwhile.
+    #[error("the connection to node {0} ended while another one was made")]
+    Gone(NodeId),
 }
 
 /// The node's connections.
@@ -89,6 +97,7 @@ pub struct Mesh<H> {
     handler: Arc<H>,
     conns: Mutex<HashMap<NodeId, Arc<Conn>>>,
     dialling: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
+    greeting: Arc<Semaphore>,
     next_id: AtomicU64,
 }
 
@@ -102,6 +111,7 @@ impl<H: Handler> Mesh<H> {
             handler,
             conns: Mutex::default(),
             dialling: Mutex::default(),
+            greeting: Arc::new(Semaphore::new(MAX_GREETING)),
             next_id: AtomicU64::new(1),
         })
     }
@@ -114,10 +124,13 @@ impl<H: Handler> Mesh<H> {
     /// Accepts until the listener fails; an accept that fails for want of descriptors is retried.
     pub async fn accept(self: Arc<Self>, listener: TcpListener) {
         loop {
+            // Never closed.
+            let turn = self.greeting.clone().acquire_owned().await.ok();
             match listener.accept().await {
                 Ok((stream, addr)) => {
                     let mesh = self.clone();
                     tokio::spawn(async move {
+                        let _turn = turn;
                         if let Err(e) = mesh.greet_and_run(stream, addr, None).await {
                             tracing::debug!(%addr, error = %e, "refused a connection");
                         }
@@ -224,7 +237,7 @@ impl<H: Handler> Mesh<H> {
             (None, _) => {
                 let mut io = shared;
                 let peer = self.greet(&mut io, addr, dialled, limit).await?;
-                Ok(self.spawn(peer, addr, dialled.is_some(), io.clone(), io, socket, false))
+                self.spawn(peer, addr, dialled.is_some(), io.clone(), io, socket, false)
             }
             (Some(tls), Some(node)) => {
                 let name = server_name(&node).map_err(|e| ConnectError::Security(addr, e))?;
@@ -233,7 +246,7 @@ impl<H: Handler> Mesh<H> {
                 let mut io = tokio_rustls::TlsStream::from(io);
                 let peer = self.greet(&mut io, addr, dialled, limit).await?;
                 let (r, w) = tokio::io::split(io);
-                Ok(self.spawn(peer, addr, true, r, w, socket, true))
+                self.spawn(peer, addr, true, r, w, socket, true)
             }
             (Some(tls), None) => {
                 let accept = TlsAcceptor::from(tls.server).accept(shared);
@@ -244,7 +257,7 @@ impl<H: Handler> Mesh<H> {
                 let peer = self.greet(&mut io, addr, None, limit).await?;
                 is_node(&cert, &peer).map_err(|e| ConnectError::Security(addr, e))?;
                 let (r, w) = tokio::io::split(io);
-                Ok(self.spawn(peer, addr, false, r, w, socket, true))
+                self.spawn(peer, addr, false, r, w, socket, true)
             }
         }
     }
@@ -263,9 +276,13 @@ impl<H: Handler> Mesh<H> {
             let mut theirs = [0; Greeting::LEN];
             io.read_exact(&mut theirs).await.map(|_| theirs)
         };
-        let theirs = within(limit, exchange).await.map_err(|source| {
-            ConnectError::Unreachable { node: expected.unwrap_or(NodeId([0; 16])), addr, source }
-        })?;
+        let theirs = within(limit, exchange)
+            .await
+            .map_err(|source| ConnectError::Unreachable {
+                node: expected.unwrap_or(NodeId([0; 16])),
+                addr,
+                source,
+            })?;
         let g = Greeting::decode(&theirs).map_err(|e| ConnectError::Greeting(addr, e))?;
         let meant = expected.is_none_or(|n| n == g.node) && g.node != self.local.node;
         if g.mesh != self.local.mesh || !meant {
@@ -274,7 +291,10 @@ impl<H: Handler> Mesh<H> {
         Ok(g.node)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one connection, made just above")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one connection, made just above"
+    )]
     fn spawn<R, W>(
         self: &Arc<Self>,
         peer: NodeId,
@@ -284,7 +304,7 @@ impl<H: Handler> Mesh<H> {
         w: W,
         socket: Arc<TcpStream>,
         encrypted: bool,
-    ) -> Arc<Conn>
+    ) -> Result<Arc<Conn>, ConnectError>
     where
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
@@ -292,10 +312,11 @@ impl<H: Handler> Mesh<H> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let conn = Conn::new(id, peer, addr, dialled);
         if let Some(loser) = self.admit(&conn) {
-            loser.close(CloseReason::Local("a second connection between the same nodes".into()));
+            loser.close(CloseReason::Replaced);
             if Arc::ptr_eq(&loser, &conn) {
-                // The one that stays is what the caller wants.
-                return self.get(&peer).unwrap_or(conn);
+                // The one that stays is what the caller wants; this one was never opened, so what
+                // is queued on it would never leave.
+                return self.get(&peer).ok_or(ConnectError::Gone(peer));
             }
         }
         let (mesh, c, silence) = (self.clone(), conn.clone(), self.timeouts.silence);
@@ -316,7 +337,7 @@ impl<H: Handler> Mesh<H> {
             }
             mesh.handler.closed(&c, &c.reason());
         });
-        conn
+        Ok(conn)
     }
 
     /// Enters a connection in the table; of two between the same nodes both sides keep the one
@@ -342,11 +363,10 @@ impl<H: Handler> Mesh<H> {
     }
 }
 
-async fn within<T>(
-    limit: Duration,
-    work: impl Future<Output = io::Result<T>>,
-) -> io::Result<T> {
-    timeout(limit, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(limit, work)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 fn tls_error(e: &io::Error) -> SecurityError {

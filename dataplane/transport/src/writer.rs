@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dragonfly_proto::frame::{DataHeader, Frame};
 use tokio::io::{AsyncWrite, AsyncWriteExt, Interest};
@@ -25,8 +25,12 @@ pub(crate) async fn run<H: Handler, W: AsyncWrite + Unpin>(
     encrypted: bool,
 ) -> CloseReason {
     let mut buf = Vec::new();
+    let mut said = Instant::now();
     loop {
-        let done = turn(conn, handler, &mut io, socket, encrypted, &mut buf).await;
+        let done = turn(
+            conn, handler, &mut io, socket, encrypted, &mut buf, &mut said,
+        )
+        .await;
         if let Err(e) = done {
             return CloseReason::Lost(e.to_string());
         }
@@ -41,10 +45,17 @@ async fn turn<H: Handler, W: AsyncWrite + Unpin>(
     socket: &TcpStream,
     encrypted: bool,
     buf: &mut Vec<u8>,
+    said: &mut Instant,
 ) -> io::Result<()> {
     buf.clear();
     conn.take_queue(buf);
+    // Counted from what was said last, not from when the wait began: a connection that is woken
+    // again and again and has nothing to send must not fall silent.
+    if buf.is_empty() && said.elapsed() >= HEARTBEAT {
+        Frame::Ping.encode(0, buf);
+    }
     if !buf.is_empty() {
+        *said = Instant::now();
         io.write_all(buf).await?;
         io.flush().await?;
         if buf.capacity() > 256 << 10 {
@@ -65,14 +76,15 @@ async fn turn<H: Handler, W: AsyncWrite + Unpin>(
             let len = block.payload.len();
             conn.sent.fetch_add(u64::from(len), Ordering::Relaxed);
             handler.sent(conn, block.stream, block.index, len);
+            *said = Instant::now();
             return Ok(());
         }
         Next::Idle => HEARTBEAT,
         Next::Later(pause) => pause.min(HEARTBEAT),
     };
-    if tokio::time::timeout(pause, conn.wake.notified()).await.is_err() && pause == HEARTBEAT {
-        conn.send(0, &Frame::Ping);
-    }
+    let pause = pause.min(HEARTBEAT.saturating_sub(said.elapsed()));
+    // Whichever it is, the next turn finds out what there is to say.
+    let _ = tokio::time::timeout(pause, conn.wake.notified()).await;
     Ok(())
 }
 
