@@ -173,6 +173,7 @@ impl Node {
             id: 0,
             request_key: key.0.to_vec(),
             source: Some(source.clone()),
+            replicas: self.sessions.connected(),
         };
         let resolved = match self.sessions.resolve(ask).await {
             Ok(resolved) => resolved,
@@ -204,6 +205,7 @@ impl Node {
             None => {
                 let join = rpc::Join {
                     wants: true,
+                    resolver: resolved.resolver,
                     ..self.join_message(&task, Some(source.clone()))
                 };
                 match self.sessions.join(join).await {

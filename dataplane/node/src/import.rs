@@ -77,7 +77,9 @@ impl Shared {
         if held && (proven() || !node.sessions.any_configured()) {
             coming.remember(node);
             let named = from_node::Message::Import(coming.message(true));
-            node.sessions.tell(&coming.content, named);
+            node.sessions.tell(&coming.content, named.clone());
+            // The name's replica may be another than the content's.
+            node.sessions.tell(&ContentKey(coming.request.0), named);
             return Ok(Ok(()));
         }
         if held {
@@ -233,6 +235,8 @@ impl Node {
             from_node::Message::Import(coming.message(false)),
         ) {
             let leased = tokio::time::timeout(LEASE, leased).await;
+            let named = from_node::Message::Import(coming.message(true));
+            self.sessions.tell(&ContentKey(coming.request.0), named);
             return leased.ok().and_then(Result::ok).ok_or_else(|| {
                 lock(&self.origins.importing).remove(&coming.content);
                 let text = "the scheduler gives no lease for the import: try again";

@@ -31,7 +31,7 @@ impl Node {
         }
     }
 
-    pub(crate) fn on_scheduler(self: &Arc<Self>, message: to_node::Message) {
+    pub(crate) fn on_scheduler(self: &Arc<Self>, from: String, message: to_node::Message) {
         match message {
             to_node::Message::Policy(policy) => {
                 self.policies.send_replace(Some(policy));
@@ -54,10 +54,10 @@ impl Node {
                 }
             }
             to_node::Message::ResolveAt(ask) => {
-                tokio::spawn(self.clone().resolve_at(ask));
+                tokio::spawn(self.clone().resolve_at(from, ask));
             }
             to_node::Message::Lease(lease) => {
-                tokio::spawn(self.clone().hold_lease(lease));
+                tokio::spawn(self.clone().hold_lease(from, lease));
             }
             to_node::Message::Welcome(_) | to_node::Message::Resolved(_) => {}
         }
@@ -123,6 +123,7 @@ impl Node {
             epochs,
             emitter: state.lease.is_some(),
             neighbours: state.links.values().map(|l| l.conn.peer().0.to_vec()).collect(),
+            resolver: vec![],
         }
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dragonfly_proto::geometry::Geometry;
 use dragonfly_proto::id::{ContentKey, NodeId};
-use dragonfly_proto::rpc::{self, failure::Code, from_node, to_node};
+use dragonfly_proto::rpc::{self, failure::Code, from_node};
 use dragonfly_proto::sign::{PublicKey, SigningKey};
 use dragonfly_proto::ticket::Ticket;
 use dragonfly_proto::trust::{EpochCert, SignedSize, Verifier};
@@ -26,7 +26,7 @@ use crate::limits::RateLimit;
 use crate::links::ConnState;
 use crate::metrics::Metrics;
 use crate::origin::PendingOrigins;
-use crate::session::Sessions;
+use crate::session::{FromScheduler, Sessions};
 use crate::task::{Effects, Meta, Task, from_hex, lock};
 
 /// A node that misbehaved is not spoken to for this long.
@@ -614,15 +614,15 @@ impl Node {
 
     async fn listen_to_schedulers(
         self: Arc<Self>,
-        mut inbox: mpsc::UnboundedReceiver<to_node::Message>,
+        mut inbox: mpsc::UnboundedReceiver<FromScheduler>,
     ) {
         loop {
             let message = tokio::select! {
                 m = inbox.recv() => m,
                 () = self.stop.cancelled() => None,
             };
-            let Some(message) = message else { return };
-            self.on_scheduler(message);
+            let Some((from, message)) = message else { return };
+            self.on_scheduler(from, message);
         }
     }
 }

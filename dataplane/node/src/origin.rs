@@ -111,7 +111,7 @@ fn content_key(source: &rpc::Source, key: &RequestKey, m: &Metadata) -> ContentK
 
 impl Node {
     /// Looks at the origin for a request, for whoever asked the scheduler.
-    pub(crate) async fn resolve_at(self: Arc<Self>, ask: rpc::ResolveAt) {
+    pub(crate) async fn resolve_at(self: Arc<Self>, from: String, ask: rpc::ResolveAt) {
         let id = ask.id;
         let mut result = match self.look(&ask).await {
             Ok(result) => result,
@@ -120,7 +120,7 @@ impl Node {
         result.id = id;
         // The replica that asked owns the request key; if it is gone, so is its question.
         if let Some(key) = ContentKey::from_slice(&ask.request_key) {
-            self.sessions.tell(&key, from_node::Message::ResolveResult(result));
+            self.sessions.reply(&from, &key.0, from_node::Message::ResolveResult(result));
         }
     }
 
@@ -172,7 +172,7 @@ impl Node {
     }
 
     /// Holds a lease until the task is complete, put away or failed.
-    pub(crate) async fn hold_lease(self: Arc<Self>, lease: rpc::Lease) {
+    pub(crate) async fn hold_lease(self: Arc<Self>, from: String, lease: rpc::Lease) {
         let Some(content) = ContentKey::from_slice(&lease.content) else { return };
         let cert = EpochCert::decode(&lease.epoch).ok();
         let epoch = cert.map_or(0, |c| c.epoch);
@@ -185,7 +185,7 @@ impl Node {
             Err(failure) => Some(failure.clone()),
         };
         let result = rpc::LeaseResult { content: lease.content.clone(), epoch, failure };
-        self.sessions.tell(&content, from_node::Message::LeaseResult(result));
+        self.sessions.reply(&from, &content.0, from_node::Message::LeaseResult(result));
         let Ok(Some((task, signer))) = outcome else { return };
         self.connect_members(&task, &lease.members);
         let importer = lock(&self.origins.importing).remove(&content);
@@ -202,7 +202,7 @@ impl Node {
                 epoch,
                 failure: Some(failure),
             };
-            self.sessions.tell(&content, from_node::Message::LeaseResult(result));
+            self.sessions.reply(&from, &content.0, from_node::Message::LeaseResult(result));
         }
         let still_mine = task.state().lease.as_ref().is_some_and(|l| l.epoch() == epoch);
         if still_mine && task.failure().is_some() {

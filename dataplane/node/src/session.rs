@@ -49,6 +49,9 @@ pub struct Bootstrap {
     pub tls: Option<GrpcTls>,
 }
 
+/// A message and the replica that it came from.
+pub(crate) type FromScheduler = (String, to_node::Message);
+
 #[derive(Debug)]
 struct Replica {
     /// Its name once it said so; its address until then.
@@ -73,14 +76,14 @@ pub(crate) struct Sessions {
     replicas: Mutex<Vec<Replica>>,
     waiting: Mutex<HashMap<u64, Waiting>>,
     next_id: AtomicU64,
-    inbox: mpsc::UnboundedSender<to_node::Message>,
+    inbox: mpsc::UnboundedSender<FromScheduler>,
     connected: watch::Sender<usize>,
 }
 
 impl Sessions {
     pub(crate) fn new(
         bootstrap: Bootstrap,
-        inbox: mpsc::UnboundedSender<to_node::Message>,
+        inbox: mpsc::UnboundedSender<FromScheduler>,
     ) -> Self {
         let replica = |address: String| Replica { name: address.clone(), address, out: None };
         Self {
@@ -138,6 +141,19 @@ impl Sessions {
     ) -> bool {
         let Some((_, out)) = self.pick(&key.0) else { return false };
         out.try_send(FromNode { message: Some(message) }).is_ok()
+    }
+
+    /// Answers a replica; where that one is gone, tells the key's scheduler of now.
+    pub(crate) fn reply(&self, to: &str, key: &[u8; 32], message: from_node::Message) {
+        let out = {
+            let replicas = lock(&self.replicas);
+            replicas.iter().find(|r| r.name == to).and_then(|r| r.out.clone())
+        };
+        let out = out.or_else(|| self.pick(key).map(|(_, out)| out));
+        if let Some(out) = out {
+            // A replica that does not read its session loses it, and asks anew.
+            let _ = out.try_send(FromNode { message: Some(message) });
+        }
     }
 
     pub(crate) fn broadcast(&self, message: from_node::Message) {
@@ -356,13 +372,13 @@ async fn session(node: &Arc<Node>, address: &str) -> Result<(), String> {
         spawn_keep(node, address);
     }
     tracing::info!(%address, scheduler = welcome.scheduler, "session with the scheduler is up");
-    let rejoin = tokio::spawn(node.clone().rejoin(welcome.scheduler, out));
+    let rejoin = tokio::spawn(node.clone().rejoin(welcome.scheduler.clone(), out));
     let ended = loop {
         match stream.message().await {
             Ok(Some(m)) => {
                 if let Some(m) = m.message.and_then(|m| node.sessions.answer(m)) {
                     // The inbox lives as long as the node does.
-                    let _ = node.sessions.inbox.send(m);
+                    let _ = node.sessions.inbox.send((welcome.scheduler.clone(), m));
                 }
             }
             Ok(None) => break Ok(()),

@@ -13,7 +13,7 @@ use dragonfly_swarm::engine::Stripe;
 use dragonfly_swarm::membership::Lease;
 
 use crate::core::Core;
-use crate::lookups::Lookup;
+use crate::lookups::{Known, Lookup};
 
 /// How long a source means what was imported for it.
 const KNOWN: Duration = Duration::from_secs(24 * 3600);
@@ -46,14 +46,8 @@ impl Core {
             || self.nodes.get(&from).is_some_and(|e| e.is_seed());
         if may_name {
             let until = self.now + KNOWN;
-            self.lookups.insert(
-                request,
-                Lookup::Known {
-                    content,
-                    origin,
-                    until,
-                },
-            );
+            let known = Known { content, geometry, origin, until, by: from };
+            self.lookups.insert(request, Lookup::Known(Box::new(known)));
         }
         if m.held {
             return;

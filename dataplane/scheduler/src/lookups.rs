@@ -24,11 +24,31 @@ pub(crate) enum Lookup {
         ask: u64,
         since: Duration,
         source: rpc::Source,
-        waiting: Vec<(NodeId, u64)>,
+        waiting: Vec<Waiter>,
         tried: Vec<NodeId>,
     },
     /// The answer and until when it holds.
-    Known { content: ContentKey, origin: rpc::OriginInfo, until: Duration },
+    Known(Box<Known>),
+}
+
+/// What the origin said.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    pub(crate) content: ContentKey,
+    pub(crate) geometry: Geometry,
+    pub(crate) origin: rpc::OriginInfo,
+    pub(crate) until: Duration,
+    /// Who looked.
+    pub(crate) by: NodeId,
+}
+
+/// A node that waits for an answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Waiter {
+    node: NodeId,
+    id: u64,
+    /// The replicas it has sessions with.
+    replicas: Vec<String>,
 }
 
 impl Core {
@@ -36,6 +56,7 @@ impl Core {
         let Some(key) = RequestKey::from_slice(&m.request_key) else {
             return self.fail(from, m.id, rpc::Failure::new(Code::Invalid, "no request key"));
         };
+        let waiter = Waiter { node: from, id: m.id, replicas: m.replicas };
         let source = m.source.unwrap_or_default();
         if !source.digest.is_empty() {
             // Known by its digest: no origin has to be asked what it is.
@@ -45,14 +66,12 @@ impl Core {
             }
         }
         match self.lookups.get_mut(&key) {
-            Some(Lookup::Known { content, origin, until })
-                if *until > self.now && self.tasks.contains_key(content) =>
-            {
-                let (content, origin) = (*content, origin.clone());
-                self.resolved(from, m.id, content, origin, &source);
+            Some(Lookup::Known(known)) if known.until > self.now => {
+                let known = known.clone();
+                self.give(waiter, &known, &source);
             }
-            Some(Lookup::Asked { waiting, .. }) => waiting.push((from, m.id)),
-            _ => self.ask(key, source, vec![(from, m.id)], vec![]),
+            Some(Lookup::Asked { waiting, .. }) => waiting.push(waiter),
+            _ => self.ask(key, source, vec![waiter], vec![]),
         }
     }
 
@@ -61,7 +80,7 @@ impl Core {
         &mut self,
         key: RequestKey,
         source: rpc::Source,
-        waiting: Vec<(NodeId, u64)>,
+        waiting: Vec<Waiter>,
         mut tried: Vec<NodeId>,
     ) {
         let seeds: Vec<(&str, NodeId)> = self
@@ -73,7 +92,7 @@ impl Core {
         let order = rendezvous(&key.0, seeds.iter().map(|(name, _)| *name));
         let home = order.first().and_then(|n| seeds.iter().find(|(name, _)| name == n));
         let may_fetch = self.settings.swarm.peers_may_fetch;
-        let peer = waiting.iter().map(|w| w.0).find(|n| {
+        let peer = waiting.iter().map(|w| w.node).find(|n| {
             may_fetch && !tried.contains(n) && self.nodes.get(n).is_some_and(|e| e.gone.is_none())
         });
         let Some(at) = home.map(|(_, id)| *id).or(peer) else {
@@ -82,8 +101,8 @@ impl Core {
             } else {
                 "no seed is there, and policy keeps peers from the origin (spec.backToSource)"
             };
-            for (node, id) in waiting {
-                self.fail(node, id, rpc::Failure::new(Code::NoSource, why));
+            for w in waiting {
+                self.fail(w.node, w.id, rpc::Failure::new(Code::NoSource, why));
             }
             self.lookups.remove(&key);
             return;
@@ -100,7 +119,7 @@ impl Core {
         self.asked.insert(ask, key);
         if self.lookups.len() >= MAX_LOOKUPS {
             let now = self.now;
-            self.lookups.retain(|_, l| !matches!(l, Lookup::Known { until, .. } if *until < now));
+            self.lookups.retain(|_, l| !matches!(l, Lookup::Known(k) if k.until < now));
         }
         let since = self.now;
         self.lookups.insert(key, Lookup::Asked { at, ask, since, source, waiting, tried });
@@ -121,8 +140,8 @@ impl Core {
             if elsewhere && self.others_left(&tried) {
                 return self.ask(key, source, waiting, tried);
             }
-            for (node, id) in waiting {
-                self.fail(node, id, failure.clone());
+            for w in waiting {
+                self.fail(w.node, w.id, failure.clone());
             }
             return;
         }
@@ -130,18 +149,43 @@ impl Core {
         let geometry = m.geometry.as_ref().and_then(|g| Geometry::try_from(g).ok());
         let (Some(content), Some(geometry)) = (content, geometry) else {
             let failure = rpc::Failure::new(Code::Internal, "a seed gave an answer without content");
-            return waiting.into_iter().for_each(|(node, id)| self.fail(node, id, failure.clone()));
+            return waiting.into_iter().for_each(|w| self.fail(w.node, w.id, failure.clone()));
         };
         let origin = m.origin.unwrap_or_default();
         let until = self.now + Duration::from_millis(origin.fresh_ms);
-        if !origin.validator.is_empty() || !source.digest.is_empty() {
-            let known = Lookup::Known { content, origin: origin.clone(), until };
-            self.lookups.insert(key, known);
+        let lasts = !origin.validator.is_empty() || !source.digest.is_empty();
+        let known = Known { content, geometry, origin, until, by: from };
+        if lasts {
+            self.lookups.insert(key, Lookup::Known(Box::new(known.clone())));
         }
-        self.found(content, geometry, &origin, &source, from);
-        for (node, id) in waiting {
-            self.resolved(node, id, content, origin.clone(), &source);
+        for waiter in waiting {
+            self.give(waiter, &known, &source);
         }
+    }
+
+    /// Tells a node what its source holds; where this replica is the content's too, it joins at once.
+    fn give(&mut self, w: Waiter, known: &Known, source: &rpc::Source) {
+        if self.is_mine(&known.content, &w.replicas) {
+            if !self.tasks.contains_key(&known.content) {
+                self.found(known.content, known.geometry, &known.origin, source, known.by);
+            }
+            return self.resolved(w.node, w.id, known.content, known.origin.clone(), source);
+        }
+        let resolved = rpc::Resolved {
+            id: w.id,
+            content: known.content.0.to_vec(),
+            geometry: Some((&known.geometry).into()),
+            origin: Some(known.origin.clone()),
+            resolver: known.by.0.to_vec(),
+            ..rpc::Resolved::default()
+        };
+        self.send(w.node, to_node::Message::Resolved(resolved));
+    }
+
+    /// Whether this replica is responsible for a content among those that the node has sessions with.
+    fn is_mine(&self, content: &ContentKey, replicas: &[String]) -> bool {
+        let known = replicas.iter().take(64).map(String::as_str);
+        rendezvous(&content.0, known).first().is_none_or(|first| *first == self.name)
     }
 
     fn others_left(&self, tried: &[NodeId]) -> bool {
@@ -184,6 +228,6 @@ impl Core {
 
     /// The content turned out not to be what was said: ask again next time.
     pub(crate) fn forget_lookups_of(&mut self, content: &ContentKey) {
-        self.lookups.retain(|_, l| !matches!(l, Lookup::Known { content: c, .. } if c == content));
+        self.lookups.retain(|_, l| !matches!(l, Lookup::Known(k) if k.content == *content));
     }
 }

@@ -159,6 +159,7 @@ impl Core {
             geometry: task.geometry.as_ref().map(Into::into),
             origin: Some(task.origin.clone()),
             joined: Some(joined),
+            resolver: vec![],
         };
         self.send(node, to_node::Message::Resolved(resolved));
     }
@@ -242,7 +243,23 @@ impl Core {
         joined.id = m.id;
         self.send(from, to_node::Message::Joined(joined));
         if m.wants {
+            self.prefer_resolver(content, &m.resolver);
             self.ensure_lease(content);
+        }
+    }
+
+    /// The node that looked at the origin for another replica has its answer open: the first lease is
+    /// best with it.
+    fn prefer_resolver(&mut self, content: ContentKey, resolver: &[u8]) {
+        let Some(by) = NodeId::from_slice(resolver) else { return };
+        let Some(task) = self.tasks.get(&content) else { return };
+        let free = task.swarm.leases().is_empty() && task.complete.is_empty();
+        let fit = !task.unfit.contains(&by) && task.geometry.is_some();
+        let may = self.nodes.get(&by).is_some_and(|e| {
+            e.gone.is_none() && (e.is_seed() || self.settings.swarm.peers_may_fetch)
+        });
+        if free && fit && may && !self.recovering() {
+            self.lease_to(content, by);
         }
     }
 
