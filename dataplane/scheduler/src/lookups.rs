@@ -28,26 +28,40 @@ pub(crate) enum Lookup {
         tried: Vec<NodeId>,
     },
     /// The answer and until when it holds.
-    Known { content: ContentKey, origin: rpc::OriginInfo, until: Duration },
+    Known {
+        content: ContentKey,
+        origin: rpc::OriginInfo,
+        until: Duration,
+    },
 }
 
 impl Core {
     pub(crate) fn on_resolve(&mut self, from: NodeId, m: rpc::Resolve) {
         let Some(key) = RequestKey::from_slice(&m.request_key) else {
-            return self.fail(from, m.id, rpc::Failure::new(Code::Invalid, "no request key"));
+            return self.fail(
+                from,
+                m.id,
+                rpc::Failure::new(Code::Invalid, "no request key"),
+            );
         };
         let source = m.source.unwrap_or_default();
         if !source.digest.is_empty() {
             // Known by its digest: no origin has to be asked what it is.
             let content = ContentKey::from_digest(&source.domain, &source.digest);
-            if self.tasks.get(&content).is_some_and(|t| t.geometry.is_some()) {
+            if self
+                .tasks
+                .get(&content)
+                .is_some_and(|t| t.geometry.is_some())
+            {
                 return self.resolved(from, m.id, content, rpc::OriginInfo::default(), &source);
             }
         }
         match self.lookups.get_mut(&key) {
-            Some(Lookup::Known { content, origin, until })
-                if *until > self.now && self.tasks.contains_key(content) =>
-            {
+            Some(Lookup::Known {
+                content,
+                origin,
+                until,
+            }) if *until > self.now && self.tasks.contains_key(content) => {
                 let (content, origin) = (*content, origin.clone());
                 self.resolved(from, m.id, content, origin, &source);
             }
@@ -64,19 +78,12 @@ impl Core {
         waiting: Vec<(NodeId, u64)>,
         mut tried: Vec<NodeId>,
     ) {
-        let seeds: Vec<(&str, NodeId)> = self
-            .nodes
-            .iter()
-            .filter(|(id, e)| e.is_seed() && e.gone.is_none() && !tried.contains(id))
-            .map(|(id, e)| (e.hello.name.as_str(), *id))
-            .collect();
-        let order = rendezvous(&key.0, seeds.iter().map(|(name, _)| *name));
-        let home = order.first().and_then(|n| seeds.iter().find(|(name, _)| name == n));
+        let home = self.home_seed(&key.0, |id| !tried.contains(id));
         let may_fetch = self.settings.swarm.peers_may_fetch;
         let peer = waiting.iter().map(|w| w.0).find(|n| {
             may_fetch && !tried.contains(n) && self.nodes.get(n).is_some_and(|e| e.gone.is_none())
         });
-        let Some(at) = home.map(|(_, id)| *id).or(peer) else {
+        let Some(at) = home.or(peer) else {
             let why = if may_fetch {
                 "no seed is there and nobody who asks is left to look at the origin"
             } else {
@@ -99,20 +106,46 @@ impl Core {
         self.send(at, to_node::Message::ResolveAt(message));
         self.asked.insert(ask, key);
         if self.lookups.len() >= MAX_LOOKUPS {
-            let now = self.now;
-            self.lookups.retain(|_, l| !matches!(l, Lookup::Known { until, .. } if *until < now));
+            self.forget_stale_lookups();
+        }
+        if self.lookups.len() >= MAX_LOOKUPS {
+            // All fresh: they only save questions.
+            self.lookups
+                .retain(|_, l| matches!(l, Lookup::Asked { .. }));
         }
         let since = self.now;
-        self.lookups.insert(key, Lookup::Asked { at, ask, since, source, waiting, tried });
+        self.lookups.insert(
+            key,
+            Lookup::Asked {
+                at,
+                ask,
+                since,
+                source,
+                waiting,
+                tried,
+            },
+        );
     }
 
     pub(crate) fn on_resolve_result(&mut self, from: NodeId, m: rpc::ResolveResult) {
-        let Some(key) = self.asked.remove(&m.id) else { return };
-        let Some(Lookup::Asked { ask, .. }) = self.lookups.get(&key) else { return };
-        if *ask != m.id {
+        let Some(key) = self.asked.get(&m.id).copied() else {
+            return;
+        };
+        let Some(Lookup::Asked { ask, at, .. }) = self.lookups.get(&key) else {
+            return;
+        };
+        // Nobody answers a question that was put to another: the answer says what everybody gets.
+        if *ask != m.id || *at != from {
             return;
         }
-        let Some(Lookup::Asked { source, waiting, tried, .. }) = self.lookups.remove(&key) else {
+        self.asked.remove(&m.id);
+        let Some(Lookup::Asked {
+            source,
+            waiting,
+            tried,
+            ..
+        }) = self.lookups.remove(&key)
+        else {
             return;
         };
         if let Some(failure) = m.failure {
@@ -129,23 +162,79 @@ impl Core {
         let content = ContentKey::from_slice(&m.content);
         let geometry = m.geometry.as_ref().and_then(|g| Geometry::try_from(g).ok());
         let (Some(content), Some(geometry)) = (content, geometry) else {
-            let failure = rpc::Failure::new(Code::Internal, "a seed gave an answer without content");
-            return waiting.into_iter().for_each(|(node, id)| self.fail(node, id, failure.clone()));
+            let failure =
+                rpc::Failure::new(Code::Internal, "a seed gave an answer without content");
+            return waiting
+                .into_iter()
+                .for_each(|(node, id)| self.fail(node, id, failure.clone()));
         };
         let origin = m.origin.unwrap_or_default();
         let until = self.now + Duration::from_millis(origin.fresh_ms);
         if !origin.validator.is_empty() || !source.digest.is_empty() {
-            let known = Lookup::Known { content, origin: origin.clone(), until };
+            let known = Lookup::Known {
+                content,
+                origin: origin.clone(),
+                until,
+            };
             self.lookups.insert(key, known);
         }
         self.found(content, geometry, &origin, &source, from);
         for (node, id) in waiting {
-            self.resolved(node, id, content, origin.clone(), &source);
+            if self.nodes.get(&node).is_some_and(|e| e.gone.is_none()) {
+                self.resolved(node, id, content, origin.clone(), &source);
+            }
         }
     }
 
+    /// A node's new session: what it is still to answer is put to it again.
+    pub(crate) fn ask_again(&mut self, node: NodeId) {
+        let open = self.lookups.iter().filter_map(|(key, l)| match l {
+            Lookup::Asked {
+                at, ask, source, ..
+            } if *at == node => Some(rpc::ResolveAt {
+                id: *ask,
+                request_key: key.0.to_vec(),
+                source: Some(source.clone()),
+            }),
+            _ => None,
+        });
+        let open: Vec<_> = open.collect();
+        open.into_iter()
+            .for_each(|ask| self.send(node, to_node::Message::ResolveAt(ask)));
+    }
+
+    pub(crate) fn forget_stale_lookups(&mut self) {
+        let now = self.now;
+        self.lookups
+            .retain(|_, l| !matches!(l, Lookup::Known { until, .. } if *until <= now));
+    }
+
+    /// The seed that a key belongs to, of those with a session that are `fit`. Of two that go by one
+    /// name always the same.
+    pub(crate) fn home_seed(
+        &self,
+        key: &[u8; 32],
+        fit: impl Fn(&NodeId) -> bool,
+    ) -> Option<NodeId> {
+        let mut seeds: Vec<(&str, NodeId)> = self
+            .nodes
+            .iter()
+            .filter(|(id, e)| e.is_seed() && e.gone.is_none() && fit(id))
+            .map(|(id, e)| (e.hello.name.as_str(), *id))
+            .collect();
+        seeds.sort_unstable();
+        let order = rendezvous(key, seeds.iter().map(|(name, _)| *name));
+        let first = order.first()?;
+        seeds
+            .iter()
+            .find(|(name, _)| name == first)
+            .map(|(_, id)| *id)
+    }
+
     fn others_left(&self, tried: &[NodeId]) -> bool {
-        self.nodes.iter().any(|(id, e)| e.is_seed() && e.gone.is_none() && !tried.contains(id))
+        self.nodes
+            .iter()
+            .any(|(id, e)| e.is_seed() && e.gone.is_none() && !tried.contains(id))
     }
 
     /// Questions that wait for a node that went away go to the next.
@@ -157,7 +246,14 @@ impl Core {
             .map(|(key, _)| *key)
             .collect();
         for key in orphaned {
-            if let Some(Lookup::Asked { ask, source, waiting, tried, .. }) = self.lookups.remove(&key) {
+            if let Some(Lookup::Asked {
+                ask,
+                source,
+                waiting,
+                tried,
+                ..
+            }) = self.lookups.remove(&key)
+            {
                 self.asked.remove(&ask);
                 self.ask(key, source, waiting, tried);
             }
@@ -178,12 +274,17 @@ impl Core {
     }
 
     pub(crate) fn fail(&mut self, node: NodeId, id: u64, failure: rpc::Failure) {
-        let resolved = rpc::Resolved { id, failure: Some(failure), ..rpc::Resolved::default() };
+        let resolved = rpc::Resolved {
+            id,
+            failure: Some(failure),
+            ..rpc::Resolved::default()
+        };
         self.send(node, to_node::Message::Resolved(resolved));
     }
 
     /// The content turned out not to be what was said: ask again next time.
     pub(crate) fn forget_lookups_of(&mut self, content: &ContentKey) {
-        self.lookups.retain(|_, l| !matches!(l, Lookup::Known { content: c, .. } if c == content));
+        self.lookups
+            .retain(|_, l| !matches!(l, Lookup::Known { content: c, .. } if c == content));
     }
 }
