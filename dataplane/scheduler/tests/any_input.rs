@@ -147,7 +147,7 @@ fn message() -> impl Strategy<Value = Message> {
 enum Step {
     Connect(u8, bool, u8),
     Disconnect(u8),
-    Say(u8, Message),
+    Say(u8, Box<Message>),
     Pass(u16),
 }
 
@@ -155,7 +155,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         2 => (0..7_u8, any::<bool>(), 0..3_u8).prop_map(|(n, s, k)| Step::Connect(n, s, k)),
         1 => (0..7_u8).prop_map(Step::Disconnect),
-        12 => (0..7_u8, message()).prop_map(|(n, m)| Step::Say(n, m)),
+        12 => (0..7_u8, message()).prop_map(|(n, m)| Step::Say(n, Box::new(m))),
         2 => (1..4000_u16).prop_map(Step::Pass),
     ]
 }
@@ -176,7 +176,7 @@ proptest! {
                     w.connect(hello(n, role, &format!("n{}", n / 2), key));
                 }
                 Step::Disconnect(n) => w.disconnect(n),
-                Step::Say(n, message) => w.say(n, message),
+                Step::Say(n, message) => w.say(n, *message),
                 Step::Pass(ms) => w.pass(f64::from(ms) / 1000.0),
             }
             let _ = w.core.inspect();
