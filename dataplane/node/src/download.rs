@@ -195,7 +195,17 @@ impl Node {
             // An earlier attempt failed for all; this one begins anew.
             self.forget_task(&content);
         }
-        let task = self.open(content, geometry, meta(source, &origin))?;
+        let mut task = self.open(content, geometry, meta(source, &origin))?;
+        if task.is_unproven() && !task.is_complete() {
+            if task.state().lease.is_some() {
+                // Begun while there was no scheduler, and still on its way.
+                return Ok(task);
+            }
+            // Left over from then: nobody could be given it, and nobody can tell it from a lie.
+            self.forget_task(&content);
+            self.store.delete(&content).map_err(|e| crate::node::storage_failure(&e))?;
+            task = self.open(content, geometry, meta(source, &origin))?;
+        }
         *crate::task::lock(&task.source) = Some(source.clone());
         if task.is_complete() || task.state().joined {
             return Ok(task);

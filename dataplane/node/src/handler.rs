@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use dragonfly_proto::frame::{DataHeader, Frame, Hello};
 use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc;
-use dragonfly_proto::trust::{Leaf, Proof};
+use dragonfly_proto::trust::{Leaf, Proof, TrustError};
 use dragonfly_swarm::engine::{Disposition, NeighbourInfo};
 use dragonfly_transport::{
     Block, CloseReason, Conn, Handler, Next, Outgoing, Payload, Violation, Welcome,
@@ -15,15 +15,28 @@ use dragonfly_transport::{
 
 use crate::links::{ConnState, Stream};
 use crate::node::{Node, unix_now};
-use crate::task::{Link, Task, new_neighbour_id};
+use crate::task::{Link, Task, most_blocks, new_neighbour_id};
 use crate::wire;
 
 /// How long to wait before a refused task is asked for again: the scheduler's word may still be on
 /// its way to the other node.
 const REFUSED_AGAIN: [u64; 5] = [20, 60, 200, 700, 2000];
 
+/// Blocks of epochs never told of that a connection may bring: an honest node may have lost a
+/// certificate, and it is not banned for the first of them.
+const UNKNOWN_EPOCHS: u32 = 8;
+/// Whether another connection to a node came up is looked at this long after one was lost: of two
+/// made at the same moment one goes.
+const ANOTHER: Duration = Duration::from_millis(300);
+
 impl Handler for Node {
     fn opened(&self, conn: &Arc<Conn>) {
+        if self.stop.is_cancelled() {
+            return conn.close(CloseReason::Local("shutting down".to_owned()));
+        }
+        if self.is_banned(&conn.peer()) {
+            return conn.close(CloseReason::Local("banned".to_owned()));
+        }
         tracing::debug!(peer = %conn.peer(), addr = %conn.addr(), "connected");
     }
 
@@ -43,9 +56,7 @@ impl Handler for Node {
         match frame {
             Frame::Close => self.unlink(links, stream),
             Frame::Epoch(cert) => {
-                if s.task.add_epoch(&cert).map_err(|e| Violation(e.to_string()))? {
-                    self.tell_epochs(&s.task, &[cert]);
-                }
+                s.task.add_epoch(&cert).map_err(|e| Violation(e.to_string()))?;
             }
             Frame::Size(size) => {
                 let effects = s.task.set_size(&size).map_err(Violation)?;
@@ -53,7 +64,7 @@ impl Handler for Node {
             }
             Frame::Pex(peers) => self.on_pex(&s.task, peers),
             frame => {
-                let max = s.task.geometry().max_blocks();
+                let max = most_blocks(&s.task.geometry());
                 let control = links.with_map(stream, |map| wire::control(&frame, map, max));
                 if let Some(control) = control.map_err(Violation)? {
                     let (done, effects) =
@@ -111,6 +122,15 @@ impl Handler for Node {
         let leaf = Leaf { index: block.index, len, hash: block.hash };
         let checked = Proof::decode(block.proof)
             .and_then(|proof| s.task.verifier().check(&leaf, &proof));
+        if let Err(TrustError::UnknownEpoch(epoch)) = checked
+            && conn.state::<ConnState>().is_some_and(|l| l.unknown_epoch() <= UNKNOWN_EPOCHS)
+        {
+            tracing::debug!(peer = %conn.peer(), epoch, "a block of an unknown epoch");
+            let ((), effects) =
+                s.task.drive(|st, now| st.engine.block_lost(now, s.neighbour, block.index));
+            self.apply(&s.task, effects);
+            return Ok(None);
+        }
         if let Err(e) = checked {
             self.metrics.blocks_rejected.inc();
             let ((), effects) =
@@ -170,7 +190,10 @@ impl Handler for Node {
         self.upload_limit.take(u64::from(bytes));
         let Some(s) = conn.state::<ConnState>().and_then(|l| l.ours(stream)) else { return };
         s.task.traffic.uploaded.fetch_add(u64::from(bytes), Ordering::Relaxed);
-        let ((), effects) = s.task.drive(|st, now| st.engine.data_sent(now, s.neighbour, index));
+        let ((), effects) = s.task.drive(|st, now| {
+            st.used = Instant::now();
+            st.engine.data_sent(now, s.neighbour, index);
+        });
         self.apply(&s.task, effects);
     }
 
@@ -182,10 +205,33 @@ impl Handler for Node {
             tracing::debug!(%peer, %reason, "connection closed");
         }
         let Some(links) = conn.state::<ConnState>() else { return };
-        for s in links.drain() {
+        let (streams, mut contents) = links.drain();
+        contents.extend(streams.iter().map(|s| s.task.key()));
+        let banned = matches!(reason, CloseReason::Violation(_));
+        // Of two connections that were made at once one goes, and what was said on it is lost: it is
+        // said again on the other.
+        let other = self.mesh().and_then(|m| m.get(&peer)).filter(|_| !banned);
+        for s in streams {
             self.leave(&s);
-            self.lost(&s.task, peer, &reason.to_string(), matches!(reason, CloseReason::Violation(_)));
+            if other.is_none() {
+                self.lost(&s.task, peer, &reason.to_string(), banned);
+            }
         }
+        if banned || contents.is_empty() || self.stop.is_cancelled() {
+            return;
+        }
+        contents.sort_unstable();
+        contents.dedup();
+        if let Some(other) = other {
+            return self.hello_again(&other, &contents);
+        }
+        let Some(node) = self.me() else { return };
+        tokio::spawn(async move {
+            tokio::time::sleep(ANOTHER).await;
+            if let Some(other) = node.mesh().and_then(|m| m.get(&peer)) {
+                node.hello_again(&other, &contents);
+            }
+        });
     }
 }
 
@@ -202,6 +248,13 @@ fn outgoing(
 }
 
 impl Node {
+    fn hello_again(&self, conn: &Arc<Conn>, contents: &[ContentKey]) {
+        let Some(links) = conn.state::<ConnState>() else { return };
+        for task in contents.iter().filter_map(|c| self.find(c)) {
+            self.say_hello(conn, links, &task);
+        }
+    }
+
     fn received(&self, s: &Stream, index: u32) -> Result<(), Violation> {
         let (done, effects) =
             s.task.drive(|st, now| st.engine.block_received(now, s.neighbour, index));
@@ -242,6 +295,9 @@ impl Node {
         let Some(task) = self.find_or_revive(&content) else {
             return refuse("this node does not have the task (yet)".to_owned());
         };
+        if task.is_unproven() {
+            return refuse("this node cannot prove what it has of the task".to_owned());
+        }
         let geometry = task.geometry();
         let same_len = hello.total_len.is_none()
             || geometry.total_len().is_none()
@@ -270,9 +326,6 @@ impl Node {
             let seed = hello.emitter || st.seeds.contains(&conn.peer());
             st.links.insert(neighbour, Link { conn: conn.clone(), ours, seed });
             st.used = Instant::now();
-            if let Some(size) = st.size {
-                conn.send(ours, &Frame::Size(size));
-            }
             seed
         };
         tracing::debug!(peer = %conn.peer(), task = %content.short(), seed, "neighbours");
@@ -280,6 +333,11 @@ impl Node {
         // before goes ahead of the first block that needs it.
         let epochs: Vec<_> = task.verifier().epochs().copied().collect();
         epochs.into_iter().for_each(|e| conn.send(ours, &Frame::Epoch(e)));
+        // Behind the certificates: who cannot check it takes it for a lie.
+        let size = task.state().size;
+        if let Some(size) = size {
+            conn.send(ours, &Frame::Size(size));
+        }
         let ((), effects) = task.drive(|st, now| {
             let info = NeighbourInfo { emitter: hello.emitter, ..NeighbourInfo::default() };
             st.engine.join(now, neighbour, info);
@@ -297,6 +355,9 @@ impl Node {
         links: &ConnState,
         task: &Arc<Task>,
     ) -> Option<u32> {
+        if task.is_unproven() {
+            return None;
+        }
         let (ticket, geometry, emitter) = {
             let state = task.state();
             let ticket = state.ticket.or_else(|| self.ticket(&task.key()))?;
@@ -336,7 +397,7 @@ impl Node {
         }
     }
 
-    fn leave(&self, s: &Stream) {
+    pub(crate) fn leave(&self, s: &Stream) {
         let ((), effects) = s.task.drive(|st, now| {
             st.links.remove(&s.neighbour);
             st.engine.leave(now, s.neighbour);

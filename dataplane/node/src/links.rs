@@ -1,6 +1,7 @@
 //! What this node keeps with each connection: its streams, and which of them have blocks to send.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use dragonfly_proto::id::ContentKey;
@@ -25,6 +26,8 @@ struct Streams {
     theirs: HashMap<u32, Stream>,
     /// By ours.
     ours: HashMap<u32, Stream>,
+    /// The other side's number, by content.
+    bound: HashMap<ContentKey, u32>,
     /// HELLO sent, by content: our number.
     hello_sent: HashMap<ContentKey, u32>,
     /// Parts of block maps on their way, by the other side's number.
@@ -38,6 +41,7 @@ struct Streams {
 pub(crate) struct ConnState {
     streams: Mutex<Streams>,
     ready: Mutex<VecDeque<u32>>,
+    unknown_epochs: AtomicU32,
 }
 
 impl ConnState {
@@ -63,6 +67,7 @@ impl ConnState {
             return false;
         }
         s.refused.remove(&stream.task.key());
+        s.bound.insert(stream.task.key(), theirs);
         s.ours.insert(stream.ours, stream.clone());
         s.theirs.insert(theirs, stream);
         true
@@ -78,8 +83,20 @@ impl ConnState {
 
     /// The other side's number for a content that is bound.
     pub(crate) fn bound(&self, content: &ContentKey) -> Option<u32> {
-        let s = lock(&self.streams);
-        s.theirs.iter().find(|(_, stream)| stream.task.key() == *content).map(|(n, _)| *n)
+        lock(&self.streams).bound.get(content).copied()
+    }
+
+    /// Ends what there is of a content on this connection: our number, when the other side was told
+    /// one, and the stream, when there is one.
+    pub(crate) fn close(&self, content: &ContentKey) -> (Option<u32>, Option<Stream>) {
+        let stream = self.bound(content).and_then(|theirs| self.unbind(theirs));
+        let said = lock(&self.streams).hello_sent.remove(content);
+        (stream.as_ref().map(|s| s.ours).or(said), stream)
+    }
+
+    /// A block came under an epoch that nobody told of: how many did so far.
+    pub(crate) fn unknown_epoch(&self) -> u32 {
+        self.unknown_epochs.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Runs `f` on the part of a block map that came so far on this stream.
@@ -100,6 +117,7 @@ impl ConnState {
         let stream = s.theirs.remove(&theirs)?;
         s.ours.remove(&stream.ours);
         s.hello_sent.remove(&stream.task.key());
+        s.bound.remove(&stream.task.key());
         Some(stream)
     }
 
@@ -114,13 +132,15 @@ impl ConnState {
         *n
     }
 
-    /// All streams, for when the connection is gone.
-    pub(crate) fn drain(&self) -> Vec<Stream> {
+    /// All streams, and all contents of which the other side was told, for when the connection is
+    /// gone.
+    pub(crate) fn drain(&self) -> (Vec<Stream>, Vec<ContentKey>) {
         let mut s = lock(&self.streams);
         s.ours.clear();
-        s.hello_sent.clear();
+        s.bound.clear();
         s.maps.clear();
-        s.theirs.drain().map(|(_, stream)| stream).collect()
+        let told = s.hello_sent.drain().map(|(content, _)| content).collect();
+        (s.theirs.drain().map(|(_, stream)| stream).collect(), told)
     }
 
     /// A stream has blocks to send.

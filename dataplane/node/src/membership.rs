@@ -68,16 +68,10 @@ impl Node {
     }
 
     pub(crate) fn take_epochs(&self, task: &Arc<Task>, epochs: &[Vec<u8>]) {
-        let mut new = vec![];
         for cert in epochs.iter().filter_map(|e| EpochCert::decode(e).ok()) {
-            match task.add_epoch(&cert) {
-                Ok(true) => new.push(cert),
-                Ok(false) => {}
-                Err(error) => tracing::warn!(task = %task.key().short(), %error, "from a scheduler"),
+            if let Err(error) = task.add_epoch(&cert) {
+                tracing::warn!(task = %task.key().short(), %error, "from a scheduler");
             }
-        }
-        if !new.is_empty() {
-            self.tell_epochs(task, &new);
         }
     }
 

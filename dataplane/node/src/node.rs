@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -27,7 +28,7 @@ use crate::links::ConnState;
 use crate::metrics::Metrics;
 use crate::origin::PendingOrigins;
 use crate::session::{FromScheduler, Sessions};
-use crate::task::{Effects, Meta, Task, from_hex, lock};
+use crate::task::{Effects, Meta, Task, from_hex, lock, most_blocks};
 
 /// A node that misbehaved is not spoken to for this long.
 const BAN: Duration = Duration::from_secs(600);
@@ -326,6 +327,7 @@ impl Node {
     /// A task in use, or one on disk that is put in use: another node asks for it.
     pub(crate) fn find_or_revive(&self, content: &ContentKey) -> Option<Arc<Task>> {
         if let Some(task) = self.find(content) {
+            task.state().used = Instant::now();
             return Some(task);
         }
         let stored = self.store.open_task(content).ok().flatten()?;
@@ -343,6 +345,8 @@ impl Node {
     ) -> Result<Arc<Task>, rpc::Failure> {
         let mut tasks = lock(&self.tasks);
         if let Some(task) = tasks.get(&content) {
+            // Or it would be put away before its new user is entered.
+            task.state().used = Instant::now();
             return Ok(task.clone());
         }
         let wanted = dragonfly_storage::Geometry {
@@ -368,7 +372,7 @@ impl Node {
         if !self.settings.borrow().slowest_first {
             config.objective = Objective::Average;
         }
-        config.max_blocks = geometry.max_blocks();
+        config.max_blocks = most_blocks(&geometry);
         let size = meta.size.as_ref().and_then(size_from_meta);
         let task = Task::new(content, stored, geometry, config, verifier, meta);
         task.state().size = size;
@@ -416,7 +420,15 @@ impl Node {
         }
         if effects.need_source {
             let ask = rpc::NeedSource { content, ranges: vec![] };
-            self.sessions.tell(&task.key(), from_node::Message::NeedSource(ask));
+            if self.sessions.tell(&task.key(), from_node::Message::NeedSource(ask)) {
+                task.unheard.store(0, Ordering::Relaxed);
+            } else if task.unheard.fetch_add(1, Ordering::Relaxed) > 0
+                && self.settings().back_to_source
+                && let Some(node) = self.me()
+            {
+                // Neither scheduler nor anybody who has the rest, twice in a row.
+                node.go_alone(task);
+            }
         }
     }
 
@@ -508,16 +520,6 @@ impl Node {
         }
     }
 
-    /// New certificates of a task, to its neighbours.
-    pub(crate) fn tell_epochs(&self, task: &Arc<Task>, certs: &[EpochCert]) {
-        let state = task.state();
-        for link in state.links.values() {
-            for cert in certs {
-                link.conn.send(link.ours, &dragonfly_proto::frame::Frame::Epoch(*cert));
-            }
-        }
-    }
-
     // ---- time -------------------------------------------------------------------------------
 
     /// Ticks the engines that have something to time; sleeps while there are none.
@@ -575,14 +577,49 @@ impl Node {
     }
 
     fn put_idle_away(&self) {
-        let mut tasks = lock(&self.tasks);
-        tasks.retain(|_, task| {
+        let mut idle = vec![];
+        lock(&self.tasks).retain(|_, task| {
             let s = task.state();
-            !s.wants.is_empty()
-                || s.used.elapsed() < IDLE
-                || s.links.values().any(|l| !l.conn.is_closed() && l.conn.traffic() != (0, 0))
-                || s.lease.is_some() && s.used.elapsed() < IDLE * 2
+            let limit = if s.lease.is_some() { IDLE * 2 } else { IDLE };
+            let keep = !s.wants.is_empty() || s.used.elapsed() < limit;
+            let leased = s.lease.is_some();
+            drop(s);
+            if !keep {
+                idle.push((task.clone(), leased));
+            }
+            keep
         });
+        for (task, leased) in idle {
+            self.close_streams(&task);
+            task.notify_emission();
+            if leased && !task.is_complete() {
+                // Whoever wants the rest later must find a lease-holder that reads.
+                self.sessions.tell(&task.key(), from_node::Message::Leave(rpc::Leave {
+                    content: task.key().0.to_vec(),
+                }));
+                if task.store.held_count() > 0 && !task.is_unproven() {
+                    let join = rpc::Join { emitter: false, ..self.join_message(&task, None) };
+                    self.sessions.tell(&task.key(), from_node::Message::Join(join));
+                }
+            }
+        }
+        let used: std::collections::HashSet<_> = lock(&self.tasks).keys().copied().collect();
+        self.origins.keep_only(&used);
+    }
+
+    /// Takes a task out of all connections; the other sides are told.
+    pub(crate) fn close_streams(&self, task: &Arc<Task>) {
+        let Some(mesh) = self.mesh() else { return };
+        for conn in mesh.all() {
+            let Some(links) = conn.state::<ConnState>() else { continue };
+            let (ours, stream) = links.close(&task.key());
+            if let Some(ours) = ours {
+                conn.send(ours, &dragonfly_proto::frame::Frame::Close);
+            }
+            if let Some(stream) = stream {
+                self.leave(&stream);
+            }
+        }
     }
 
     /// A content is no longer held.
@@ -593,8 +630,18 @@ impl Node {
         self.sessions.tell(content, from_node::Message::Leave(leave));
     }
 
+    /// Puts a task out of use. Its streams end: bound to what is forgotten they would keep what
+    /// follows it from its neighbours.
     pub(crate) fn forget_task(&self, content: &ContentKey) -> Option<Arc<Task>> {
-        lock(&self.tasks).remove(content)
+        let task = lock(&self.tasks).remove(content)?;
+        self.close_streams(&task);
+        task.notify_emission();
+        Some(task)
+    }
+
+    /// Whether this is the task that is in use for its content.
+    pub(crate) fn is_current(&self, task: &Arc<Task>) -> bool {
+        lock(&self.tasks).get(&task.key()).is_some_and(|t| Arc::ptr_eq(t, task))
     }
 
     fn report(&self) {

@@ -42,7 +42,8 @@ pub(crate) type Leased = (Arc<Task>, RunSigner);
 pub(crate) struct PendingOrigins {
     begun: Mutex<HashMap<ContentKey, (Instant, Begun)>>,
     metadata: Mutex<HashMap<ContentKey, Metadata>>,
-    looking: tokio::sync::Mutex<()>,
+    /// One look at a time for a request; others are not kept waiting by an origin that is slow.
+    looking: Mutex<HashMap<RequestKey, Arc<tokio::sync::Mutex<()>>>>,
     answers: Mutex<HashMap<RequestKey, (Instant, rpc::ResolveResult)>>,
     /// Who brings content himself and waits for the lease to sign it under.
     pub(crate) importing: Mutex<HashMap<ContentKey, oneshot::Sender<Leased>>>,
@@ -54,6 +55,25 @@ impl PendingOrigins {
         all.retain(|_, (at, _)| at.elapsed() < BEGUN_KEPT);
         lock(&self.metadata).insert(content, begun.metadata().clone());
         all.entry(content).or_insert((Instant::now(), begun));
+    }
+
+    fn drop_old_bodies(&self) {
+        lock(&self.begun).retain(|_, (at, _)| at.elapsed() < BEGUN_KEPT);
+    }
+
+    /// What is known of a content at its origin turned out wrong, or it cannot be read there.
+    fn forget(&self, content: &ContentKey) {
+        lock(&self.begun).remove(content);
+        lock(&self.metadata).remove(content);
+        lock(&self.answers).retain(|_, (_, answer)| answer.content != content.0);
+    }
+
+    /// Forgets what belongs to no task in use.
+    pub(crate) fn keep_only(&self, used: &std::collections::HashSet<ContentKey>) {
+        self.drop_old_bodies();
+        let begun: Vec<_> = lock(&self.begun).keys().copied().collect();
+        lock(&self.metadata).retain(|content, _| used.contains(content) || begun.contains(content));
+        lock(&self.answers).retain(|_, (until, _)| *until > Instant::now());
     }
 
     fn take(&self, content: &ContentKey) -> Option<Begun> {
@@ -132,7 +152,24 @@ impl Node {
         let invalid = || rpc::Failure::new(Code::Invalid, "a resolve without source or key");
         let source = ask.source.as_ref().ok_or_else(invalid)?;
         let key = RequestKey::from_slice(&ask.request_key).ok_or_else(invalid)?;
-        let _one_at_a_time = self.origins.looking.lock().await;
+        let gate = lock(&self.origins.looking).entry(key).or_default().clone();
+        let found = {
+            let _one_at_a_time = gate.lock().await;
+            self.look_now(source, key).await
+        };
+        let mut looking = lock(&self.origins.looking);
+        // The map and this call hold one each: nobody else waits.
+        if Arc::strong_count(&gate) <= 2 {
+            looking.remove(&key);
+        }
+        found
+    }
+
+    async fn look_now(
+        &self,
+        source: &rpc::Source,
+        key: RequestKey,
+    ) -> Result<rpc::ResolveResult, rpc::Failure> {
         let kept = lock(&self.origins.answers).get(&key).cloned();
         if let Some((until, answer)) = kept
             && until > Instant::now()
@@ -150,6 +187,13 @@ impl Node {
             lock(&self.origins.metadata).insert(content, metadata.clone());
         } else {
             self.origins.put(content, begun);
+            if let Some(node) = self.me() {
+                // A body that nobody takes occupies the origin.
+                tokio::spawn(async move {
+                    tokio::time::sleep(BEGUN_KEPT).await;
+                    node.origins.drop_old_bodies();
+                });
+            }
         }
         let fresh = self.settings().freshness;
         let answer = rpc::ResolveResult {
@@ -196,6 +240,7 @@ impl Node {
         }
         let ended = self.emit(&task, &signer, &lease).await;
         if let Err(failure) = ended {
+            self.origins.forget(&content);
             task.fail(failure.clone());
             let result = rpc::LeaseResult {
                 content: lease.content.clone(),
@@ -237,11 +282,18 @@ impl Node {
             self.forget_task(&content);
             return self.take_lease(content, lease, cert);
         }
+        if task.is_unproven() {
+            // Read while there was no scheduler: nobody could be served from it. Who waits for it
+            // here begins again, with the others.
+            let text = "the mesh is back: this content is read anew, for all".to_owned();
+            task.fail(rpc::Failure::new(Code::Changed, text));
+            self.forget_task(&content);
+            self.store.delete(&content).map_err(|e| crate::node::storage_failure(&e))?;
+            return self.take_lease(content, lease, cert);
+        }
         *lock(&task.source) = lease.source.clone();
         self.take_epochs(&task, &lease.epochs);
-        if task.add_epoch(&cert).map_err(|e| wrong(e.to_string()))? {
-            self.tell_epochs(&task, &[cert]);
-        }
+        task.add_epoch(&cert).map_err(|e| wrong(e.to_string()))?;
         if let Ok(ticket) = Ticket::decode(&lease.ticket) {
             self.keep_ticket(ticket);
             task.state().ticket = Some(ticket);
@@ -287,7 +339,7 @@ impl Node {
     ) -> Result<(), rpc::Failure> {
         let mut begun = self.origins.take(&task.key());
         loop {
-            if !wait_for_demand(task).await {
+            if !self.wait_for_demand(task).await {
                 return Ok(());
             }
             let next = match begun.take() {
@@ -298,6 +350,27 @@ impl Node {
             if task.is_complete() || task.failure().is_some() {
                 return Ok(());
             }
+        }
+    }
+
+    /// Waits until somebody wants a block that only the origin has; false when the lease is over, the
+    /// task put away, or nothing can be wanted any more. While the lease is held somebody waits:
+    /// the scheduler gives none to others.
+    async fn wait_for_demand(&self, task: &Arc<Task>) -> bool {
+        loop {
+            {
+                let state = task.state();
+                if state.lease.is_none() || state.failure.is_some() {
+                    return false;
+                }
+                if !state.engine.origin_wanted(1).is_empty() {
+                    return true;
+                }
+            }
+            if task.is_complete() || self.stop.is_cancelled() || !self.is_current(task) {
+                return false;
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(200), task.emission.notified()).await;
         }
     }
 
@@ -437,32 +510,47 @@ impl Node {
         let geometry = found.geometry.as_ref().and_then(|g| Geometry::try_from(g).ok());
         let geometry = geometry.ok_or_else(gone)?;
         let origin = found.origin.clone().unwrap_or_default();
-        let mut meta = meta(source, &origin);
-        meta.unproven = true;
         if self.find(&content).is_some_and(|t| t.failure().is_some()) {
             // An earlier attempt failed; this one begins anew.
             self.forget_task(&content);
         }
-        let task = self.open(content, geometry, meta)?;
-        if task.is_complete() || task.state().lease.is_some() {
-            return Ok(task);
+        let task = self.open(content, geometry, meta(source, &origin))?;
+        *lock(&task.source) = Some(source.clone());
+        let swarm_lives = task.neighbours() > 0;
+        if !swarm_lives {
+            self.go_alone(&task);
         }
+        Ok(task)
+    }
+
+    /// Reads a content's rest for this node's clients alone: there is no scheduler to give the lease,
+    /// and nobody who has it. What comes so cannot be proven to others, so the node leaves the swarm
+    /// of this content: offering it would make a liar of it.
+    pub(crate) fn go_alone(self: &Arc<Self>, task: &Arc<Task>) {
+        let source = lock(&task.source).clone();
+        let (Some(source), content) = (source, task.key()) else { return };
+        if task.is_complete() || task.state().lease.is_some() {
+            return;
+        }
+        tracing::warn!(task = %content.short(), "reading the origin without a lease");
+        self.close_streams(task);
         let own = EpochCert::issue(&self.signing, content, 0, *self.signing.public());
-        let signer = self.sign_alone(&task);
+        let signer = self.sign_alone(task);
+        let validator = task.meta().validator;
         let lease = rpc::Lease {
             content: content.0.to_vec(),
             epoch: own.encode().to_vec(),
-            source: Some(source.clone()),
-            origin: Some(origin),
+            source: Some(source),
+            origin: Some(rpc::OriginInfo { validator, ..rpc::OriginInfo::default() }),
             ..rpc::Lease::default()
         };
         let (node, emitted) = (self.clone(), task.clone());
         tokio::spawn(async move {
             if let Err(failure) = node.emit(&emitted, &signer, &lease).await {
+                node.origins.forget(&content);
                 emitted.fail(failure);
             }
         });
-        Ok(task)
     }
 }
 
@@ -478,29 +566,6 @@ pub(crate) fn meta(source: &rpc::Source, origin: &rpc::OriginInfo) -> Meta {
         validator: origin.validator.clone(),
         digest: source.digest.clone(),
         ..Meta::default()
-    }
-}
-
-/// Waits until somebody wants a block that only the origin has; false when the lease is idle for too
-/// long, over, or nothing can be wanted any more.
-async fn wait_for_demand(task: &Arc<Task>) -> bool {
-    loop {
-        {
-            let state = task.state();
-            if state.lease.is_none() || state.failure.is_some() {
-                return false;
-            }
-            if !state.engine.origin_wanted(1).is_empty() {
-                return true;
-            }
-        }
-        if task.is_complete() {
-            return false;
-        }
-        let waited = tokio::time::timeout(Duration::from_millis(200), task.emission.notified());
-        if waited.await.is_err() && task.state().used.elapsed() > EMIT_IDLE * 4 {
-            return false;
-        }
     }
 }
 

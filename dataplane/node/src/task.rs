@@ -24,6 +24,16 @@ use tokio::sync::Notify;
 use crate::links::ConnState;
 use crate::wire;
 
+/// Most blocks of content whose length is unknown: a neighbour's word that it holds the last block
+/// that could be must not cost more than this many counters.
+const UNKNOWN_MAX_BLOCKS: u32 = 1 << 20;
+
+/// Most blocks that a content may have here.
+pub(crate) fn most_blocks(g: &Geometry) -> u32 {
+    let most = g.max_blocks();
+    if g.total_len().is_none() { most.min(UNKNOWN_MAX_BLOCKS) } else { most }
+}
+
 /// A neighbour in this task.
 #[derive(Debug, Clone)]
 pub(crate) struct Link {
@@ -131,6 +141,8 @@ pub struct Task {
     pub(crate) digest: tokio::sync::OnceCell<Result<String, rpc::Failure>>,
     /// For the accounts.
     pub traffic: Traffic,
+    /// How often in a row a source was called for and there was no scheduler to hear it.
+    pub(crate) unheard: AtomicU32,
     next_user: AtomicU64,
     started: Instant,
 }
@@ -189,6 +201,7 @@ impl Task {
             source: Mutex::default(),
             digest: tokio::sync::OnceCell::new(),
             traffic: Traffic::default(),
+            unheard: AtomicU32::new(0),
             next_user: AtomicU64::new(1),
             started: Instant::now(),
         };
@@ -235,6 +248,11 @@ impl Task {
         if let Err(error) = saved {
             tracing::warn!(task = %self.key, error, "cannot keep the task's metadata");
         }
+    }
+
+    /// Whether other nodes could not check what is held here.
+    pub(crate) fn is_unproven(&self) -> bool {
+        lock(&self.meta).unproven
     }
 
     /// How the content is cut; the length may be unknown yet.
@@ -369,10 +387,15 @@ impl Task {
         effects
     }
 
-    /// A lease's certificate; true when it is new and the others should hear of it.
+    /// A lease's certificate; true when it is new. Neighbours hear of it before anything slow is
+    /// done: blocks of the epoch may come in elsewhere and be relayed meanwhile, and who gets a
+    /// block of an epoch that it was not told of takes its neighbour for a liar.
     pub(crate) fn add_epoch(&self, cert: &EpochCert) -> Result<bool, TrustError> {
         let new = self.verifier().add_epoch(cert)?;
         if new {
+            for link in self.state().links.values() {
+                link.conn.send(link.ours, &Frame::Epoch(*cert));
+            }
             let text: String = cert.encode().iter().map(|b| format!("{b:02x}")).collect();
             self.update_meta(|m| m.epochs.push(text));
         }

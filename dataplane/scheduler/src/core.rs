@@ -35,7 +35,10 @@ pub struct CoreSettings {
 
 impl Default for CoreSettings {
     fn default() -> Self {
-        Self { swarm: Settings::default(), ticket_ttl: Duration::from_secs(24 * 3600) }
+        Self {
+            swarm: Settings::default(),
+            ticket_ttl: Duration::from_secs(24 * 3600),
+        }
     }
 }
 
@@ -158,27 +161,34 @@ impl Core {
             .as_slice()
             .try_into()
             .map_err(|_| Refused("the node's signing key is not 32 bytes".to_owned()))?;
-        if hello.addresses.len() > 16 || hello.name.len() > 253 || hello.zone.len() > 253 {
+        let long = |text: &String| text.len() > 256;
+        if hello.addresses.len() > 16
+            || hello.addresses.iter().any(long)
+            || [&hello.name, &hello.zone, &hello.version]
+                .into_iter()
+                .any(long)
+        {
             return Err(Refused("name, zone or addresses are too long".to_owned()));
         }
         let zone = self.zone(&hello.zone);
-        self.send(node, to_node::Message::Welcome(rpc::Welcome {
-            scheduler: self.name.clone(),
-            replicas: self.replicas.clone(),
-            authorities: vec![self.authority.public().to_vec()],
-            mesh: self.mesh.to_vec(),
-        }));
+        self.send(
+            node,
+            to_node::Message::Welcome(rpc::Welcome {
+                scheduler: self.name.clone(),
+                replicas: self.replicas.clone(),
+                authorities: vec![self.authority.public().to_vec()],
+                mesh: self.mesh.to_vec(),
+            }),
+        );
         if let Some(policy) = &self.policy {
             let runs = hello.policy.as_ref();
             if runs.is_none_or(|r| r.uid != policy.uid || r.hash != policy.hash) {
                 self.send(node, to_node::Message::Policy(policy.clone()));
             }
         }
-        let restarted = self.nodes.get(&node).is_some_and(|old| old.key != key);
-        if restarted {
-            // Another process: what the old one held leases for, this one cannot sign.
-            self.node_gone(node);
-        }
+        let old = self.nodes.get(&node);
+        let restarted = old.is_some_and(|old| old.key != key);
+        let again = old.is_some();
         let entry = NodeEntry {
             hello,
             key,
@@ -190,6 +200,15 @@ impl Core {
             reported: now,
         };
         self.nodes.insert(node, entry);
+        if restarted {
+            // Another process: what the old one held leases for, this one cannot sign. Only now that
+            // its new key is known: a lease that finds no better holder comes back to it.
+            self.node_gone(node);
+        }
+        if again {
+            // What it was asked may have been lost with its old session.
+            self.ask_again(node);
+        }
         Ok(node)
     }
 
@@ -217,6 +236,10 @@ impl Core {
     /// A message from a node with a session.
     pub fn handle(&mut self, now: Duration, from: NodeId, message: from_node::Message) {
         self.now = now;
+        if !self.nodes.contains_key(&from) {
+            // Its session is over, and what it had was given to others.
+            return;
+        }
         self.totals.messages += 1;
         match message {
             from_node::Message::Hello(_) => {}
@@ -242,27 +265,37 @@ impl Core {
         let now = self.now;
         let load = report.load.min(1000) as f32 / 1000.0;
         for t in report.tasks.iter().take(256) {
-            if let Some(task) = ContentKey::from_slice(&t.content).and_then(|k| self.tasks.get_mut(&k)) {
+            if let Some(task) =
+                ContentKey::from_slice(&t.content).and_then(|k| self.tasks.get_mut(&k))
+            {
                 task.swarm.report(from, t.held, load);
                 task.set_complete(from, t.complete);
+                task.settle();
             }
         }
-        self.totals.from_origin += report.from_origin;
-        self.totals.from_seeds += report.from_seeds;
-        self.totals.from_peers += report.from_peers;
-        let Some(entry) = self.nodes.get_mut(&from) else { return };
-        let seconds = (now - entry.reported).as_secs_f64().max(1.0);
-        let received = report.from_origin + report.from_seeds + report.from_peers;
+        // Whatever a node says, no sum overflows.
+        let add = |sum: &mut u64, n: u64| *sum = sum.saturating_add(n);
+        add(&mut self.totals.from_origin, report.from_origin);
+        add(&mut self.totals.from_seeds, report.from_seeds);
+        add(&mut self.totals.from_peers, report.from_peers);
+        let Some(entry) = self.nodes.get_mut(&from) else {
+            return;
+        };
+        let seconds = now.saturating_sub(entry.reported).as_secs_f64().max(1.0);
+        let received = report
+            .from_origin
+            .saturating_add(report.from_seeds)
+            .saturating_add(report.from_peers);
         entry.rate_in = (received as f64 / seconds) as u64;
         entry.rate_out = (report.uploaded as f64 / seconds) as u64;
         entry.reported = now;
         let t = &mut entry.totals;
-        t.from_origin += report.from_origin;
-        t.from_seeds += report.from_seeds;
-        t.from_peers += report.from_peers;
-        t.uploaded += report.uploaded;
-        t.tasks_done += report.tasks_done;
-        t.tasks_failed += report.tasks_failed;
+        add(&mut t.from_origin, report.from_origin);
+        add(&mut t.from_seeds, report.from_seeds);
+        add(&mut t.from_peers, report.from_peers);
+        add(&mut t.uploaded, report.uploaded);
+        add(&mut t.tasks_done, report.tasks_done);
+        add(&mut t.tasks_failed, report.tasks_failed);
         t.active_tasks = report.active_tasks;
         t.connections = report.connections;
         t.stored_bytes = report.stored_bytes;
@@ -285,7 +318,10 @@ impl Core {
         let dead: Vec<_> = self
             .nodes
             .iter()
-            .filter(|(_, e)| e.gone.is_some_and(|at| now.saturating_sub(at) > SESSION_GRACE))
+            .filter(|(_, e)| {
+                e.gone
+                    .is_some_and(|at| now.saturating_sub(at) > SESSION_GRACE)
+            })
             .map(|(id, _)| *id)
             .collect();
         for node in dead {
@@ -293,26 +329,39 @@ impl Core {
             self.nodes.remove(&node);
         }
         self.renew_lookups();
+        self.renew_leases();
         if now.saturating_sub(self.last_sweep) > Duration::from_secs(30) {
             self.last_sweep = now;
-            self.tasks.retain(|_, t| !t.swarm.is_empty() || now.saturating_sub(t.used) < TASK_IDLE);
+            self.forget_stale_lookups();
+            self.tasks
+                .retain(|_, t| !t.swarm.is_empty() || now.saturating_sub(t.used) < TASK_IDLE);
         }
+    }
+
+    /// Whether the source of a content, a client's credentials included, is in memory.
+    #[must_use]
+    pub fn keeps_source(&self, content: &ContentKey) -> bool {
+        self.tasks.get(content).is_some_and(TaskEntry::keeps_source)
     }
 
     /// What it knows, for people.
     #[must_use]
     pub fn inspect(&self) -> rpc::InspectReply {
-        let nodes = self.nodes.iter().filter(|(_, e)| e.gone.is_none()).map(|(id, e)| rpc::NodeInfo {
-            node: id.0.to_vec(),
-            name: e.hello.name.clone(),
-            role: e.hello.role,
-            zone: e.hello.zone.clone(),
-            addresses: e.hello.addresses.clone(),
-            totals: Some(e.totals.clone()),
-            rate_in: e.rate_in,
-            rate_out: e.rate_out,
-            policy: e.hello.policy.clone(),
-        });
+        let nodes = self
+            .nodes
+            .iter()
+            .filter(|(_, e)| e.gone.is_none())
+            .map(|(id, e)| rpc::NodeInfo {
+                node: id.0.to_vec(),
+                name: e.hello.name.clone(),
+                role: e.hello.role,
+                zone: e.hello.zone.clone(),
+                addresses: e.hello.addresses.clone(),
+                totals: Some(e.totals.clone()),
+                rate_in: e.rate_in,
+                rate_out: e.rate_out,
+                policy: e.hello.policy.clone(),
+            });
         let tasks = self.tasks.iter().map(|(key, t)| rpc::TaskInfo {
             content: key.0.to_vec(),
             geometry: t.geometry.as_ref().map(Into::into),

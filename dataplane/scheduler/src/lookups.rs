@@ -54,14 +54,22 @@ pub(crate) struct Waiter {
 impl Core {
     pub(crate) fn on_resolve(&mut self, from: NodeId, m: rpc::Resolve) {
         let Some(key) = RequestKey::from_slice(&m.request_key) else {
-            return self.fail(from, m.id, rpc::Failure::new(Code::Invalid, "no request key"));
+            return self.fail(
+                from,
+                m.id,
+                rpc::Failure::new(Code::Invalid, "no request key"),
+            );
         };
         let waiter = Waiter { node: from, id: m.id, replicas: m.replicas };
         let source = m.source.unwrap_or_default();
         if !source.digest.is_empty() {
             // Known by its digest: no origin has to be asked what it is.
             let content = ContentKey::from_digest(&source.domain, &source.digest);
-            if self.tasks.get(&content).is_some_and(|t| t.geometry.is_some()) {
+            if self
+                .tasks
+                .get(&content)
+                .is_some_and(|t| t.geometry.is_some())
+            {
                 return self.resolved(from, m.id, content, rpc::OriginInfo::default(), &source);
             }
         }
@@ -83,19 +91,12 @@ impl Core {
         waiting: Vec<Waiter>,
         mut tried: Vec<NodeId>,
     ) {
-        let seeds: Vec<(&str, NodeId)> = self
-            .nodes
-            .iter()
-            .filter(|(id, e)| e.is_seed() && e.gone.is_none() && !tried.contains(id))
-            .map(|(id, e)| (e.hello.name.as_str(), *id))
-            .collect();
-        let order = rendezvous(&key.0, seeds.iter().map(|(name, _)| *name));
-        let home = order.first().and_then(|n| seeds.iter().find(|(name, _)| name == n));
+        let home = self.home_seed(&key.0, |id| !tried.contains(id));
         let may_fetch = self.settings.swarm.peers_may_fetch;
         let peer = waiting.iter().map(|w| w.node).find(|n| {
             may_fetch && !tried.contains(n) && self.nodes.get(n).is_some_and(|e| e.gone.is_none())
         });
-        let Some(at) = home.map(|(_, id)| *id).or(peer) else {
+        let Some(at) = home.or(peer) else {
             let why = if may_fetch {
                 "no seed is there and nobody who asks is left to look at the origin"
             } else {
@@ -118,20 +119,46 @@ impl Core {
         self.send(at, to_node::Message::ResolveAt(message));
         self.asked.insert(ask, key);
         if self.lookups.len() >= MAX_LOOKUPS {
-            let now = self.now;
-            self.lookups.retain(|_, l| !matches!(l, Lookup::Known(k) if k.until < now));
+            self.forget_stale_lookups();
+        }
+        if self.lookups.len() >= MAX_LOOKUPS {
+            // All fresh: they only save questions.
+            self.lookups
+                .retain(|_, l| matches!(l, Lookup::Asked { .. }));
         }
         let since = self.now;
-        self.lookups.insert(key, Lookup::Asked { at, ask, since, source, waiting, tried });
+        self.lookups.insert(
+            key,
+            Lookup::Asked {
+                at,
+                ask,
+                since,
+                source,
+                waiting,
+                tried,
+            },
+        );
     }
 
     pub(crate) fn on_resolve_result(&mut self, from: NodeId, m: rpc::ResolveResult) {
-        let Some(key) = self.asked.remove(&m.id) else { return };
-        let Some(Lookup::Asked { ask, .. }) = self.lookups.get(&key) else { return };
-        if *ask != m.id {
+        let Some(key) = self.asked.get(&m.id).copied() else {
+            return;
+        };
+        let Some(Lookup::Asked { ask, at, .. }) = self.lookups.get(&key) else {
+            return;
+        };
+        // Nobody answers a question that was put to another: the answer says what everybody gets.
+        if *ask != m.id || *at != from {
             return;
         }
-        let Some(Lookup::Asked { source, waiting, tried, .. }) = self.lookups.remove(&key) else {
+        self.asked.remove(&m.id);
+        let Some(Lookup::Asked {
+            source,
+            waiting,
+            tried,
+            ..
+        }) = self.lookups.remove(&key)
+        else {
             return;
         };
         if let Some(failure) = m.failure {
@@ -159,7 +186,9 @@ impl Core {
             self.lookups.insert(key, Lookup::Known(Box::new(known.clone())));
         }
         for waiter in waiting {
-            self.give(waiter, &known, &source);
+            if self.nodes.get(&waiter.node).is_some_and(|e| e.gone.is_none()) {
+                self.give(waiter, &known, &source);
+            }
         }
     }
 
@@ -188,8 +217,55 @@ impl Core {
         rendezvous(&content.0, known).first().is_none_or(|first| *first == self.name)
     }
 
+    /// A node's new session: what it is still to answer is put to it again.
+    pub(crate) fn ask_again(&mut self, node: NodeId) {
+        let open = self.lookups.iter().filter_map(|(key, l)| match l {
+            Lookup::Asked {
+                at, ask, source, ..
+            } if *at == node => Some(rpc::ResolveAt {
+                id: *ask,
+                request_key: key.0.to_vec(),
+                source: Some(source.clone()),
+            }),
+            _ => None,
+        });
+        let open: Vec<_> = open.collect();
+        open.into_iter()
+            .for_each(|ask| self.send(node, to_node::Message::ResolveAt(ask)));
+    }
+
+    pub(crate) fn forget_stale_lookups(&mut self) {
+        let now = self.now;
+        self.lookups
+            .retain(|_, l| !matches!(l, Lookup::Known(k) if k.until <= now));
+    }
+
+    /// The seed that a key belongs to, of those with a session that are `fit`. Of two that go by one
+    /// name always the same.
+    pub(crate) fn home_seed(
+        &self,
+        key: &[u8; 32],
+        fit: impl Fn(&NodeId) -> bool,
+    ) -> Option<NodeId> {
+        let mut seeds: Vec<(&str, NodeId)> = self
+            .nodes
+            .iter()
+            .filter(|(id, e)| e.is_seed() && e.gone.is_none() && fit(id))
+            .map(|(id, e)| (e.hello.name.as_str(), *id))
+            .collect();
+        seeds.sort_unstable();
+        let order = rendezvous(key, seeds.iter().map(|(name, _)| *name));
+        let first = order.first()?;
+        seeds
+            .iter()
+            .find(|(name, _)| name == first)
+            .map(|(_, id)| *id)
+    }
+
     fn others_left(&self, tried: &[NodeId]) -> bool {
-        self.nodes.iter().any(|(id, e)| e.is_seed() && e.gone.is_none() && !tried.contains(id))
+        self.nodes
+            .iter()
+            .any(|(id, e)| e.is_seed() && e.gone.is_none() && !tried.contains(id))
     }
 
     /// Questions that wait for a node that went away go to the next.
@@ -201,7 +277,14 @@ impl Core {
             .map(|(key, _)| *key)
             .collect();
         for key in orphaned {
-            if let Some(Lookup::Asked { ask, source, waiting, tried, .. }) = self.lookups.remove(&key) {
+            if let Some(Lookup::Asked {
+                ask,
+                source,
+                waiting,
+                tried,
+                ..
+            }) = self.lookups.remove(&key)
+            {
                 self.asked.remove(&ask);
                 self.ask(key, source, waiting, tried);
             }
@@ -222,7 +305,11 @@ impl Core {
     }
 
     pub(crate) fn fail(&mut self, node: NodeId, id: u64, failure: rpc::Failure) {
-        let resolved = rpc::Resolved { id, failure: Some(failure), ..rpc::Resolved::default() };
+        let resolved = rpc::Resolved {
+            id,
+            failure: Some(failure),
+            ..rpc::Resolved::default()
+        };
         self.send(node, to_node::Message::Resolved(resolved));
     }
 

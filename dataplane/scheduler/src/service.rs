@@ -49,7 +49,9 @@ impl Service {
             started: Instant::now(),
             identified,
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// The tonic service, its message limits set.
@@ -87,11 +89,17 @@ impl Service {
     }
 
     fn core(&self) -> MutexGuard<'_, Core> {
-        self.inner.core.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner
+            .core
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn sessions(&self) -> MutexGuard<'_, HashMap<NodeId, Session>> {
-        self.inner.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner
+            .sessions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs a decision and queues what it wants sent. The core stays locked meanwhile, so that
@@ -102,8 +110,12 @@ impl Service {
         let out = core.take_out();
         let mut sessions = self.sessions();
         for (node, message) in out {
-            let Some(session) = sessions.get(&node) else { continue };
-            let message = Ok(ToNode { message: Some(message) });
+            let Some(session) = sessions.get(&node) else {
+                continue;
+            };
+            let message = Ok(ToNode {
+                message: Some(message),
+            });
             if session.out.try_send(message).is_err() {
                 tracing::warn!(%node, "does not read its session; cutting it off");
                 sessions.remove(&node);
@@ -115,7 +127,9 @@ impl Service {
     async fn read(&self, node: NodeId, number: u64, mut from: Streaming<FromNode>) {
         loop {
             match from.message().await {
-                Ok(Some(FromNode { message: Some(message) })) => {
+                Ok(Some(FromNode {
+                    message: Some(message),
+                })) => {
                     self.with(|core, now| core.handle(now, node, message));
                 }
                 Ok(Some(_)) => {}
@@ -154,7 +168,9 @@ impl Scheduler for Service {
         let first = tokio::time::timeout(Duration::from_secs(10), from.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no hello"))??;
         let Some(from_node::Message::Hello(hello)) = first.and_then(|m| m.message) else {
-            return Err(Status::invalid_argument("the first message of a session is hello"));
+            return Err(Status::invalid_argument(
+                "the first message of a session is hello",
+            ));
         };
         let (out, messages) = mpsc::channel(QUEUE);
         let number = fastrand::u64(..);

@@ -9,7 +9,7 @@ use dragonfly_proto::rpc::{self, failure::Code, to_node};
 use dragonfly_proto::ticket::Ticket;
 use dragonfly_proto::trust::{EpochCert, MAX_EPOCHS};
 use dragonfly_swarm::membership::{
-    Command, Introduction, Lease, LeastConnected, MemberInfo, Refill, Swarm, rendezvous,
+    Command, Introduction, Lease, LeastConnected, MemberInfo, Refill, Swarm,
 };
 
 use crate::core::Core;
@@ -17,6 +17,13 @@ use crate::core::Core;
 /// Seconds since 1970 at 2026-01-01: epochs count from there, so that a scheduler that forgot all
 /// never gives a number twice.
 const EPOCH_ZERO: u64 = 1_767_225_600;
+
+/// A lease-holder that has not said that it began is told again after this.
+const LEASE_AGAIN: Duration = Duration::from_secs(10);
+/// Told so often in vain, it is taken for unfit.
+const LEASE_TRIES: u32 = 3;
+/// Members that find no source are believed, but the lease-holder is reminded at most so often.
+const REMIND: Duration = Duration::from_secs(2);
 
 /// One content.
 pub(crate) struct TaskEntry {
@@ -37,16 +44,30 @@ pub(crate) struct TaskEntry {
     ready: bool,
     /// The node that a client brings the content to: there is no origin to go to meanwhile.
     pub(crate) importer: Option<NodeId>,
+    /// When the lease-holder was last told, and how often since it last answered.
+    told: (Duration, u32),
     pub(crate) used: Duration,
 }
 
 impl TaskEntry {
     pub(crate) fn set_complete(&mut self, node: NodeId, complete: bool) {
-        if complete {
+        if complete && self.swarm.contains(node) {
             self.importer.take_if(|importer| *importer == node);
             self.complete.insert(node);
             self.wanting.remove(&node);
         }
+    }
+
+    /// A client's headers are kept only while somebody wants the content.
+    pub(crate) fn settle(&mut self) {
+        if self.wanting.is_empty() && self.waiting.is_empty() {
+            self.source = None;
+        }
+    }
+
+    /// Whether it keeps what a client may have sent as its credentials.
+    pub(crate) const fn keeps_source(&self) -> bool {
+        self.source.is_some()
     }
 
     pub(crate) fn complete_members(&self) -> usize {
@@ -58,7 +79,11 @@ impl TaskEntry {
     }
 
     pub(crate) fn emitter_name(&self, core: &Core) -> String {
-        let holder = self.swarm.leases().first().and_then(|l| core.nodes.get(&l.node));
+        let holder = self
+            .swarm
+            .leases()
+            .first()
+            .and_then(|l| core.nodes.get(&l.node));
         holder.map(|e| e.hello.name.clone()).unwrap_or_default()
     }
 }
@@ -80,6 +105,7 @@ impl Core {
             waiting: Vec::new(),
             ready: false,
             importer: None,
+            told: (now, 0),
             used: now,
         })
     }
@@ -105,22 +131,27 @@ impl Core {
 
     /// Makes a node a member and gives it the lease.
     fn lease_to(&mut self, content: ContentKey, node: NodeId) {
-        let Some(info) = self.member_info(node, 0) else { return };
-        let Some(task) = self.tasks.get_mut(&content) else { return };
+        let Some(info) = self.member_info(node, 0) else {
+            return;
+        };
+        let Some(task) = self.tasks.get_mut(&content) else {
+            return;
+        };
         // Refused only when banned: then there is no lease, and members are told so.
         let _ = task.swarm.join(node, info);
-        if info.seed {
-            task.swarm.assign_leases();
-        } else {
-            task.swarm.request_lease(node);
-        }
+        task.swarm.assign_leases_to(node);
         self.drain(content);
     }
 
     fn member_info(&self, node: NodeId, held: u32) -> Option<MemberInfo> {
         let entry = self.nodes.get(&node)?;
         let load = entry.totals.load.min(1000) as f32 / 1000.0;
-        Some(MemberInfo { seed: entry.is_seed(), zone: entry.zone, held, load })
+        Some(MemberInfo {
+            seed: entry.is_seed(),
+            zone: entry.zone,
+            held,
+            load,
+        })
     }
 
     /// Answers a resolve, and joins the node, as soon as there is somebody to get bytes from.
@@ -132,15 +163,18 @@ impl Core {
         origin: rpc::OriginInfo,
         source: &rpc::Source,
     ) {
+        let now = self.now;
         let task = self.entry(content);
-        task.used = task.used.max(Duration::ZERO);
+        task.used = now;
         task.remember_source(source);
         if !origin.validator.is_empty() {
             task.origin = origin;
         }
         task.wanting.insert(node);
-        self.ensure_lease(content);
-        let Some(task) = self.tasks.get_mut(&content) else { return };
+        self.ensure_lease(content, false);
+        let Some(task) = self.tasks.get_mut(&content) else {
+            return;
+        };
         let leased = !task.swarm.leases().is_empty();
         if leased && !task.ready && !task.swarm.holds_lease(node) {
             task.waiting.push((node, id));
@@ -151,7 +185,9 @@ impl Core {
 
     fn answer(&mut self, node: NodeId, id: u64, content: ContentKey) {
         let joined = self.join_member(content, node, 0);
-        let Some(task) = self.tasks.get(&content) else { return };
+        let Some(task) = self.tasks.get(&content) else {
+            return;
+        };
         let resolved = rpc::Resolved {
             id,
             failure: joined.failure.clone(),
@@ -166,10 +202,17 @@ impl Core {
 
     /// Enters a node in a swarm: ticket, certificates, neighbours.
     pub(crate) fn join_member(&mut self, content: ContentKey, node: NodeId, held: u32) -> rpc::Joined {
-        let mut joined = rpc::Joined { content: content.0.to_vec(), ..rpc::Joined::default() };
+        let mut joined = rpc::Joined {
+            content: content.0.to_vec(),
+            ..rpc::Joined::default()
+        };
         let now = self.now;
-        let Some(info) = self.member_info(node, held) else { return joined };
-        let Some(task) = self.tasks.get_mut(&content) else { return joined };
+        let Some(info) = self.member_info(node, held) else {
+            return joined;
+        };
+        let Some(task) = self.tasks.get_mut(&content) else {
+            return joined;
+        };
         task.used = now;
         let met = match task.swarm.join(node, info) {
             Ok(met) => met,
@@ -189,7 +232,9 @@ impl Core {
 
     fn ticket(&self, content: ContentKey, node: NodeId) -> Vec<u8> {
         let expires = self.unix() + self.settings.ticket_ttl.as_secs();
-        Ticket::issue(&self.authority, content, node, expires).encode().to_vec()
+        Ticket::issue(&self.authority, content, node, expires)
+            .encode()
+            .to_vec()
     }
 
     fn member(&self, i: &Introduction<NodeId>) -> Option<rpc::Member> {
@@ -204,12 +249,19 @@ impl Core {
     }
 
     pub(crate) fn on_join(&mut self, from: NodeId, m: rpc::Join) {
-        let Some(content) = ContentKey::from_slice(&m.content) else { return };
+        let Some(content) = ContentKey::from_slice(&m.content) else {
+            return;
+        };
         let geometry = m.geometry.as_ref().and_then(|g| Geometry::try_from(g).ok());
-        let certs = m.epochs.iter().take(MAX_EPOCHS).filter_map(|e| EpochCert::decode(e).ok());
+        let certs = m
+            .epochs
+            .iter()
+            .take(MAX_EPOCHS)
+            .filter_map(|e| EpochCert::decode(e).ok());
         let authority = [*self.authority.public()];
-        let certs: Vec<_> =
-            certs.filter(|c| c.content == content && c.is_from(&authority)).collect();
+        let certs: Vec<_> = certs
+            .filter(|c| c.content == content && c.is_from(&authority))
+            .collect();
         let task = self.entry(content);
         match (task.geometry, geometry) {
             (None, Some(g)) => task.geometry = Some(g),
@@ -227,24 +279,39 @@ impl Core {
         if let Some(source) = &m.source {
             task.remember_source(source);
         }
+        let mut joined = self.join_member(content, from, m.held);
+        joined.id = m.id;
+        let refused = joined.failure.is_some();
+        self.send(from, to_node::Message::Joined(joined));
+        let Some(task) = self.tasks.get_mut(&content) else {
+            return;
+        };
+        if refused {
+            return task.settle();
+        }
         task.set_complete(from, m.complete);
-        if m.wants {
+        if m.wants && !m.complete {
             task.wanting.insert(from);
+        } else {
+            task.wanting.remove(&from);
         }
         if m.emitter {
-            // This scheduler restarted: the lease is still held.
-            task.ready = true;
+            // This scheduler restarted, or lost the word that the holder began: the lease is held.
             task.unfit.remove(&from);
             if task.swarm.leases().is_empty() {
                 self.lease_to(content, from);
             }
+            self.lease_began(content);
+        } else if task.swarm.holds_lease(from) {
+            // It does not know of it, or no more.
+            self.remind(content);
         }
-        let mut joined = self.join_member(content, from, m.held);
-        joined.id = m.id;
-        self.send(from, to_node::Message::Joined(joined));
         if m.wants {
             self.prefer_resolver(content, &m.resolver);
-            self.ensure_lease(content);
+            self.ensure_lease(content, false);
+        }
+        if let Some(task) = self.tasks.get_mut(&content) {
+            task.settle();
         }
     }
 
@@ -264,25 +331,71 @@ impl Core {
     }
 
     pub(crate) fn on_leave(&mut self, from: NodeId, m: &rpc::Leave) {
-        let Some(content) = ContentKey::from_slice(&m.content) else { return };
+        let Some(content) = ContentKey::from_slice(&m.content) else {
+            return;
+        };
         self.leave(content, from);
     }
 
     fn leave(&mut self, content: ContentKey, node: NodeId) {
-        let Some(task) = self.tasks.get_mut(&content) else { return };
+        let Some(task) = self.tasks.get(&content) else {
+            return;
+        };
         let held_lease = task.swarm.holds_lease(node);
+        if held_lease {
+            // Seeds go before peers, and a seed that is no member yet is still a seed.
+            let next = self.home_seed(&content.0, |id| *id != node && !task.unfit.contains(id));
+            if let Some(info) = next.and_then(|n| self.member_info(n, 0))
+                && let (Some(next), Some(task)) = (next, self.tasks.get_mut(&content))
+                && !task.wanting.is_empty()
+            {
+                let _ = task.swarm.join(next, info);
+            }
+        }
+        let Some(task) = self.tasks.get_mut(&content) else {
+            return;
+        };
+        if held_lease {
+            task.ready = false;
+        }
         task.swarm.leave(node);
         task.complete.remove(&node);
         task.importer.take_if(|importer| *importer == node);
         task.wanting.remove(&node);
         task.waiting.retain(|(n, _)| *n != node);
-        if held_lease {
-            task.ready = false;
-        }
+        task.settle();
         self.drain(content);
         if held_lease {
-            self.ensure_lease(content);
+            self.ensure_lease(content, false);
+            let Some(task) = self.tasks.get(&content) else {
+                return;
+            };
+            if task.swarm.leases().is_empty() {
+                // Nobody may go to the origin now: who waits for that joins, and calls for a source
+                // when the members have not all of it.
+                self.answer_waiting(content);
+            }
         }
+    }
+
+    /// The lease-holder began: who waited for it may come.
+    fn lease_began(&mut self, content: ContentKey) {
+        let Some(task) = self.tasks.get_mut(&content) else {
+            return;
+        };
+        task.ready = true;
+        task.told.1 = 0;
+        self.answer_waiting(content);
+    }
+
+    fn answer_waiting(&mut self, content: ContentKey) {
+        let Some(task) = self.tasks.get_mut(&content) else {
+            return;
+        };
+        let waiting = std::mem::take(&mut task.waiting);
+        waiting
+            .into_iter()
+            .for_each(|(node, id)| self.answer(node, id, content));
     }
 
     /// A node is dead: its tasks go on without it, its leases go to others.
@@ -290,20 +403,33 @@ impl Core {
         let its: Vec<_> = self
             .tasks
             .iter()
-            .filter(|(_, t)| t.complete.contains(&node) || t.swarm.contains(node))
+            .filter(|(_, t)| {
+                t.swarm.contains(node)
+                    || t.complete.contains(&node)
+                    || t.wanting.contains(&node)
+                    || t.waiting.iter().any(|w| w.0 == node)
+            })
             .map(|(key, _)| *key)
             .collect();
-        its.into_iter().for_each(|content| self.leave(content, node));
+        its.into_iter()
+            .for_each(|content| self.leave(content, node));
     }
 
     pub(crate) fn on_need_neighbours(&mut self, from: NodeId, m: &rpc::NeedNeighbours) {
-        let Some(content) = ContentKey::from_slice(&m.content) else { return };
+        let Some(content) = ContentKey::from_slice(&m.content) else {
+            return;
+        };
         let now = self.now;
-        let Some(task) = self.tasks.get_mut(&content) else { return };
+        let Some(task) = self.tasks.get_mut(&content) else {
+            return;
+        };
         task.used = now;
         let refill = task.swarm.refill(now, from);
         self.drain(content);
-        let mut reply = rpc::Neighbours { content: content.0.to_vec(), ..Default::default() };
+        let mut reply = rpc::Neighbours {
+            content: content.0.to_vec(),
+            ..Default::default()
+        };
         match refill {
             Refill::More(i) => reply.members.extend(self.member(&i)),
             Refill::Exhausted => reply.exhausted = true,
@@ -313,14 +439,31 @@ impl Core {
     }
 
     pub(crate) fn on_need_source(&mut self, from: NodeId, m: &rpc::NeedSource) {
-        let Some(content) = ContentKey::from_slice(&m.content) else { return };
-        let Some(task) = self.tasks.get_mut(&content) else { return };
+        let Some(content) = ContentKey::from_slice(&m.content) else {
+            return;
+        };
+        let Some(task) = self.tasks.get_mut(&content) else {
+            return;
+        };
+        if !task.swarm.contains(from) {
+            return;
+        }
         task.wanting.insert(from);
-        self.ensure_lease(content);
+        // Whoever says that it has all may lie, or be cut off from this member: believe who misses.
+        self.ensure_lease(content, true);
         let may_fetch = self.settings.swarm.peers_may_fetch;
         let recovering = self.recovering();
-        let Some(task) = self.tasks.get_mut(&content) else { return };
-        if !task.swarm.leases().is_empty() || recovering || task.importer.is_some() {
+        let now = self.now;
+        let Some(task) = self.tasks.get_mut(&content) else {
+            return;
+        };
+        if recovering || task.importer.is_some() {
+            return;
+        }
+        if !task.swarm.leases().is_empty() {
+            if now.saturating_sub(task.told.0) >= REMIND {
+                self.remind(content);
+            }
             return;
         }
         if may_fetch && !task.unfit.contains(&from) {
@@ -332,9 +475,71 @@ impl Core {
         }
     }
 
+    /// Tells the holders of a content's leases again what they hold: their answer, or the message,
+    /// may be lost, or they may have put the content away.
+    fn remind(&mut self, content: ContentKey) {
+        let now = self.now;
+        let Some(task) = self.tasks.get_mut(&content) else {
+            return;
+        };
+        task.told = (now, task.told.1 + 1);
+        let leases = task.swarm.leases().to_vec();
+        for lease in leases {
+            let Some(key) = self.nodes.get(&lease.node).map(|e| e.key) else {
+                continue;
+            };
+            let Some(task) = self.tasks.get(&content) else {
+                return;
+            };
+            let cert = task.epochs.iter().rev().find(|c| c.key == key).copied();
+            if let Some(cert) = cert {
+                self.send_lease(content, &lease, cert);
+            }
+        }
+    }
+
+    /// Leases that nobody was there to take, or whose holder does not answer. With every tick.
+    pub(crate) fn renew_leases(&mut self) {
+        if self.recovering() {
+            return;
+        }
+        let now = self.now;
+        let (mut without, mut late) = (vec![], vec![]);
+        for (key, task) in &self.tasks {
+            if task.swarm.leases().is_empty() {
+                if !task.wanting.is_empty() && task.complete.is_empty() {
+                    without.push(*key);
+                }
+            } else if !task.ready && now.saturating_sub(task.told.0) > LEASE_AGAIN {
+                late.push(*key);
+            }
+        }
+        for content in without {
+            self.ensure_lease(content, false);
+        }
+        for content in late {
+            let Some(task) = self.tasks.get_mut(&content) else {
+                continue;
+            };
+            if task.told.1 < LEASE_TRIES {
+                self.remind(content);
+                continue;
+            }
+            let holders: Vec<_> = task.swarm.leases().iter().map(|l| l.node).collect();
+            task.unfit.extend(&holders);
+            holders
+                .into_iter()
+                .for_each(|node| self.leave(content, node));
+        }
+    }
+
     pub(crate) fn on_lost(&mut self, from: NodeId, m: &rpc::LostNode) {
-        let Some(content) = ContentKey::from_slice(&m.content) else { return };
-        let Some(whom) = NodeId::from_slice(&m.node) else { return };
+        let Some(content) = ContentKey::from_slice(&m.content) else {
+            return;
+        };
+        let Some(whom) = NodeId::from_slice(&m.node) else {
+            return;
+        };
         tracing::debug!(%from, %whom, reason = m.reason, banned = m.banned, "lost");
         let dead = self.nodes.get(&whom).is_none_or(|e| e.gone.is_some());
         if dead {
@@ -342,7 +547,9 @@ impl Core {
             self.node_gone(whom);
             return;
         }
-        let Some(task) = self.tasks.get_mut(&content) else { return };
+        let Some(task) = self.tasks.get_mut(&content) else {
+            return;
+        };
         if m.banned {
             task.swarm.accuse(from, whom);
         } else {
@@ -352,22 +559,27 @@ impl Core {
     }
 
     pub(crate) fn on_lease_result(&mut self, from: NodeId, m: rpc::LeaseResult) {
-        let Some(content) = ContentKey::from_slice(&m.content) else { return };
-        let Some(task) = self.tasks.get_mut(&content) else { return };
+        let Some(content) = ContentKey::from_slice(&m.content) else {
+            return;
+        };
+        let Some(task) = self.tasks.get_mut(&content) else {
+            return;
+        };
         if !task.swarm.holds_lease(from) {
             return;
         }
         let Some(failure) = m.failure else {
-            task.ready = true;
-            let waiting = std::mem::take(&mut task.waiting);
-            return waiting.into_iter().for_each(|(node, id)| self.answer(node, id, content));
+            return self.lease_began(content);
         };
         tracing::warn!(task = %content.short(), node = %from, failure.message, "lease failed");
         task.unfit.insert(from);
         task.ready = false;
-        let elsewhere =
-            matches!(failure.code(), Code::OriginUnavailable | Code::NoSpace | Code::Internal);
-        if elsewhere && self.fit_seed(&content).is_some() {
+        let elsewhere = matches!(
+            failure.code(),
+            Code::OriginUnavailable | Code::NoSpace | Code::Internal
+        );
+        let held_by_others = task.complete.iter().any(|n| *n != from);
+        if held_by_others || elsewhere && self.fit_seed(&content).is_some() {
             self.leave(content, from);
         } else {
             self.fail_task(content, &failure);
@@ -377,8 +589,14 @@ impl Core {
     /// Everybody who wants the content hears why there is no more of it.
     fn fail_task(&mut self, content: ContentKey, failure: &rpc::Failure) {
         self.forget_lookups_of(&content);
-        let Some(task) = self.tasks.remove(&content) else { return };
-        for (node, id) in task.waiting {
+        let Some(old) = self.tasks.remove(&content) else {
+            return;
+        };
+        // Everything begins anew, but no epoch is ever given to a second key.
+        let task = self.entry(content);
+        task.epochs = old.epochs;
+        task.url = old.url;
+        for (node, id) in old.waiting {
             self.fail(node, id, failure.clone());
         }
         let message = rpc::Epochs {
@@ -386,7 +604,7 @@ impl Core {
             epochs: vec![],
             failure: Some(failure.clone()),
         };
-        for node in task.wanting {
+        for node in old.wanting {
             self.send(node, to_node::Message::Epochs(message.clone()));
         }
     }
@@ -394,22 +612,18 @@ impl Core {
     /// The seed that should hold a content's lease now.
     fn fit_seed(&self, content: &ContentKey) -> Option<NodeId> {
         let task = self.tasks.get(content)?;
-        let seeds: Vec<(&str, NodeId)> = self
-            .nodes
-            .iter()
-            .filter(|(id, e)| e.is_seed() && e.gone.is_none() && !task.unfit.contains(id))
-            .map(|(id, e)| (e.hello.name.as_str(), *id))
-            .collect();
-        let order = rendezvous(&content.0, seeds.iter().map(|s| s.0));
-        let first = order.first()?;
-        seeds.iter().find(|s| s.0 == *first).map(|s| s.1)
+        self.home_seed(&content.0, |id| !task.unfit.contains(id))
     }
 
-    /// Sees to it that somebody may go to the origin, unless the swarm has all there is.
-    fn ensure_lease(&mut self, content: ContentKey) {
+    /// Sees to it that somebody may go to the origin, unless the swarm has all there is, or says so
+    /// and is believed.
+    fn ensure_lease(&mut self, content: ContentKey, doubt: bool) {
         let recovering = self.recovering();
-        let Some(task) = self.tasks.get(&content) else { return };
-        if !task.swarm.leases().is_empty() || !task.complete.is_empty() || recovering {
+        let Some(task) = self.tasks.get(&content) else {
+            return;
+        };
+        let has_all = !task.complete.is_empty() && !doubt;
+        if !task.swarm.leases().is_empty() || has_all || recovering {
             return;
         }
         if task.wanting.is_empty() || task.geometry.is_none() || task.importer.is_some() {
@@ -443,19 +657,47 @@ impl Core {
     }
 
     pub(crate) fn grant(&mut self, content: ContentKey, lease: &Lease<NodeId>) {
-        let second = self.unix().saturating_sub(EPOCH_ZERO).min(u64::from(u32::MAX)) as u32;
-        let Some(key) = self.nodes.get(&lease.node).map(|e| e.key) else { return };
+        let second = self
+            .unix()
+            .saturating_sub(EPOCH_ZERO)
+            .min(u64::from(u32::MAX)) as u32;
+        let Some(key) = self.nodes.get(&lease.node).map(|e| e.key) else {
+            return;
+        };
         let authority = self.authority.clone();
-        let ticket = self.ticket(content, lease.node);
-        let Some(task) = self.tasks.get_mut(&content) else { return };
-        let before: Vec<_> = task.epochs.iter().map(|e| e.encode().to_vec()).collect();
+        let now = self.now;
+        let Some(task) = self.tasks.get_mut(&content) else {
+            return;
+        };
         let epoch = second.max(task.last_epoch().saturating_add(1));
         let cert = EpochCert::issue(&authority, content, epoch, key);
         task.epochs.push(cert);
         if task.epochs.len() > MAX_EPOCHS {
             task.epochs.remove(0);
         }
-        let others: Vec<NodeId> = task.swarm.neighbours(lease.node).to_vec();
+        task.ready = false;
+        task.told = (now, 0);
+        self.send_lease(content, lease, cert);
+    }
+
+    fn send_lease(&mut self, content: ContentKey, lease: &Lease<NodeId>, cert: EpochCert) {
+        let ticket = self.ticket(content, lease.node);
+        let Some(task) = self.tasks.get(&content) else {
+            return;
+        };
+        let before = task.epochs.iter().filter(|e| e.epoch != cert.epoch);
+        let epochs = before.map(|e| e.encode().to_vec()).collect();
+        let met = task
+            .swarm
+            .neighbours(lease.node)
+            .iter()
+            .filter_map(|&node| {
+                self.member(&Introduction {
+                    node,
+                    emitter: false,
+                    may_ask: None,
+                })
+            });
         let message = rpc::Lease {
             content: content.0.to_vec(),
             epoch: cert.encode().to_vec(),
@@ -465,13 +707,9 @@ impl Core {
             ticket,
             stripe_index: lease.stripe.index,
             stripe_of: lease.stripe.of,
-            epochs: before,
-            members: vec![],
+            epochs,
+            members: met.collect(),
         };
-        let met = others.into_iter().filter_map(|node| {
-            self.member(&Introduction { node, emitter: false, may_ask: None })
-        });
-        let message = rpc::Lease { members: met.collect(), ..message };
         self.send(lease.node, to_node::Message::Lease(message));
     }
 }

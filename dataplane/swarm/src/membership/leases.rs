@@ -16,6 +16,22 @@ impl<K: NodeKey> Swarm<K> {
         }
     }
 
+    /// Like [`Swarm::assign_leases`], but this member is the first holder: it looked at the origin, it
+    /// is the content's home, or it held the lease before the scheduler restarted.
+    pub fn assign_leases_to(&mut self, node: K) {
+        if !self.leases.is_empty() || !self.members.contains_key(&node) {
+            return;
+        }
+        let mut holders = vec![node];
+        let seeds = self.members.iter().filter(|(_, m)| m.info.seed);
+        for (seed, _) in seeds {
+            if holders.len() < self.settings.emitters.max(1) as usize && !holders.contains(seed) {
+                holders.push(*seed);
+            }
+        }
+        self.grant_all(&holders, 1, Duration::ZERO);
+    }
+
     /// A member knows no holder of a block it needs and asks to go to the origin itself. Granted
     /// when policy allows it, no seed holds a lease, and fewer than two peers do.
     pub fn request_lease(&mut self, node: K) {

@@ -1,0 +1,444 @@
+//! The scheduler's decisions when all goes well and when things die, on virtual time.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod kit;
+
+use dragonfly_proto::rpc::{self, Role, failure::Code, from_node};
+use dragonfly_proto::trust::EpochCert;
+use kit::{World, content, geometry, hello, node, source};
+use std::time::Duration;
+
+#[test]
+fn all_who_ask_for_one_source_are_answered_by_one_look_and_again_in_its_freshness_window_by_none() {
+    let mut w = World::running(false);
+    w.seed(100);
+    (1..=5).for_each(|n| w.peer(n));
+    let ids: Vec<u64> = (1..=3).map(|n| w.resolve(n, 1)).collect();
+    let asks = w.asks();
+    assert_eq!(asks.len(), 1);
+    w.found(node(100), asks[0].1, 1);
+    assert_eq!(
+        w.resolved(),
+        [],
+        "answered before the lease-holder is ready"
+    );
+    assert_eq!(w.leases().len(), 1);
+    w.lease_result(node(100), 1, None);
+    let got: Vec<u64> = w.resolved().into_iter().map(|r| r.1).collect();
+    assert_eq!(got, ids);
+    w.pass(20.0);
+    let late = w.resolve(4, 1);
+    assert_eq!(w.resolved().remove(0).1, late);
+    w.pass(20.0);
+    w.resolve(5, 1);
+    assert_eq!(
+        (w.asks().len(), w.leases().len()),
+        (1, 0),
+        "stale: looked at again, leased once"
+    );
+}
+
+#[test]
+fn a_seed_that_dies_while_it_is_asked_is_followed_by_the_next_and_nobody_is_left_waiting() {
+    let mut w = World::running(false);
+    [100, 101, 102].into_iter().for_each(|n| w.seed(n));
+    w.peer(1);
+    let id = w.resolve(1, 1);
+    let mut asked = vec![];
+    for _ in 0..3 {
+        let (at, _, _) = w.asks().remove(0);
+        assert!(!asked.contains(&at));
+        asked.push(at);
+        w.disconnect(at.0[0]);
+    }
+    let failed = w.resolved();
+    assert_eq!((failed.len(), failed[0].1), (1, id));
+    assert_eq!(failed[0].2.as_ref().unwrap().code(), Code::NoSource);
+}
+
+#[test]
+fn a_seed_whose_session_breaks_and_comes_back_at_once_is_asked_again() {
+    // The new session may be there before the old one's end is noticed; then nobody says that it
+    // ended.
+    for key in [100, 55] {
+        let mut w = World::running(false);
+        w.seed(100);
+        w.peer(1);
+        w.resolve(1, 1);
+        assert_eq!(w.asks().len(), 1);
+        w.connect(hello(100, Role::Seed, "seed-100", key));
+        let again = w.asks();
+        assert_eq!(again.len(), 1, "its question was lost with the old session");
+        w.found(node(100), again[0].1, 1);
+        assert_eq!(w.leases().len(), 1);
+    }
+}
+
+#[test]
+fn without_a_seed_policy_decides_whether_who_asks_looks_itself() {
+    let mut w = World::running(true);
+    w.peer(1);
+    w.resolve(1, 1);
+    assert_eq!(w.asks()[0].0, node(1));
+    let mut w = World::running(false);
+    w.peer(1);
+    w.resolve(1, 1);
+    assert_eq!(w.asks().len(), 0);
+    assert!(
+        w.resolved()[0]
+            .2
+            .as_ref()
+            .unwrap()
+            .message
+            .contains("spec.backToSource")
+    );
+}
+
+#[test]
+fn only_who_was_asked_can_answer() {
+    let mut w = World::running(false);
+    w.seed(100);
+    w.peer(1);
+    w.peer(66);
+    w.resolve(1, 1);
+    let ask = w.asks()[0].1;
+    w.found(node(66), ask, 9);
+    assert!(
+        w.leases().is_empty() && w.resolved().is_empty(),
+        "a peer answered for a seed"
+    );
+    w.found(node(100), ask, 1);
+    assert_eq!(w.leases().len(), 1);
+}
+
+#[test]
+fn a_lease_holder_that_dies_is_followed_by_another_seed_under_a_higher_epoch() {
+    for ready in [true, false] {
+        let mut w = World::running(true);
+        w.seed(100);
+        w.seed(101);
+        (1..=3).for_each(|n| w.peer(n));
+        w.resolve(1, 1);
+        let (first, ask, _) = w.asks().remove(0);
+        w.found(first, ask, 1);
+        let before = w.leases().remove(0).1;
+        if ready {
+            w.lease_result(first, 1, None);
+            assert_eq!(w.resolved().len(), 1);
+        }
+        w.disconnect(first.0[0]);
+        w.pass(1.0);
+        assert!(w.leases().is_empty(), "it may come back");
+        w.pass(2.0);
+        let leases = w.leases();
+        assert_eq!(leases.len(), 1, "{leases:?}");
+        let (second, after) = leases[0];
+        assert!(
+            second != first && [node(100), node(101)].contains(&second),
+            "{second}"
+        );
+        assert!(after.epoch > before.epoch);
+        assert_eq!(after.key, [second.0[0]; 32]);
+        assert!(w.resolved().is_empty());
+        let waits = w.resolve(2, 1);
+        w.lease_result(second, 1, None);
+        let answered: Vec<_> = w.resolved().into_iter().map(|r| (r.1, r.2)).collect();
+        assert!(answered.iter().any(|a| a.0 == waits) && answered.iter().all(|a| a.1.is_none()));
+        assert_eq!(answered.len(), if ready { 1 } else { 2 });
+    }
+}
+
+#[test]
+fn who_waits_for_a_lease_holder_that_dies_with_no_other_is_answered_and_may_ask_for_a_source() {
+    let mut w = World::running(false);
+    w.seed(100);
+    w.peer(1);
+    let id = w.resolve(1, 1);
+    let ask = w.asks()[0].1;
+    w.found(node(100), ask, 1);
+    w.disconnect(100);
+    w.pass(3.0);
+    let resolved = w.resolved();
+    assert_eq!(
+        (resolved.len(), resolved[0].1),
+        (1, id),
+        "left waiting for good"
+    );
+    w.need_source(1, 1);
+    let failures = w.failures();
+    assert_eq!(failures.len(), 1);
+    assert_eq!(
+        (failures[0].0, failures[0].1.code()),
+        (node(1), Code::NoSource)
+    );
+}
+
+#[test]
+fn a_lease_holder_that_does_not_answer_is_told_again_and_then_given_up() {
+    let mut w = World::running(false);
+    w.seed(100);
+    w.seed(101);
+    w.peer(1);
+    w.resolve(1, 1);
+    let (first, ask, _) = w.asks().remove(0);
+    w.found(first, ask, 1);
+    let told = w.leases();
+    w.pass(12.0);
+    assert_eq!(w.leases(), told, "the same lease again");
+    w.pass(40.0);
+    let others: Vec<_> = w.leases().into_iter().filter(|l| l.0 != first).collect();
+    assert!(!others.is_empty(), "nobody else is tried");
+    w.lease_result(others[0].0, 1, None);
+    assert_eq!(w.resolved().len(), 1);
+}
+
+#[test]
+fn a_seed_that_cannot_reach_the_origin_is_followed_by_another_and_what_the_origin_refuses_is_final()
+{
+    let mut w = World::running(false);
+    w.seed(100);
+    w.seed(101);
+    (1..=2).for_each(|n| w.peer(n));
+    w.begun(1);
+    let holder = [100, 101].into_iter().find(|n| {
+        let mut probe = false;
+        w.core
+            .inspect()
+            .tasks
+            .iter()
+            .for_each(|t| probe |= t.emitter == format!("seed-{n}"));
+        probe
+    });
+    let holder = node(holder.unwrap());
+    w.lease_result(holder, 1, Some(Code::OriginUnavailable));
+    let next = w.leases().remove(0);
+    assert_ne!(next.0, holder);
+    assert!(w.failures().is_empty());
+    let waits = w.resolve(2, 1);
+    w.lease_result(next.0, 1, Some(Code::Origin));
+    let failed = w.failures();
+    assert!(
+        failed
+            .iter()
+            .any(|f| f.0 == node(1) && f.1.code() == Code::Origin)
+    );
+    let told = w.resolved();
+    assert!(
+        told.iter().any(|r| r.1 == waits && r.2.is_some()),
+        "who waited hears it too"
+    );
+    assert!(
+        !w.core.keeps_source(&content(1)),
+        "credentials of a failed task stay"
+    );
+    // A new attempt may use every seed, and gives no epoch to a second key.
+    w.resolve(1, 1);
+    let (at, ask, _) = w.asks().remove(0);
+    w.found(at, ask, 1);
+    let anew = w.leases().remove(0).1;
+    assert!(
+        anew.epoch > next.1.epoch,
+        "{} is not after {}",
+        anew.epoch,
+        next.1.epoch
+    );
+}
+
+fn restarted(before: &World) -> World {
+    World::again(before.authority.clone(), false, before.now)
+}
+
+#[test]
+fn after_a_restart_who_holds_the_lease_keeps_it_whoever_joins_first() {
+    let mut old = World::running(false);
+    old.seed(101);
+    old.peer(1);
+    old.resolve(1, 1);
+    let ask = old.asks()[0].1;
+    old.found(node(101), ask, 1);
+    let cert = old.leases()[0].1;
+    let mut w = restarted(&old);
+    // Another seed holds a part of it, has the lower number and comes back first.
+    w.seed(100);
+    w.seed(101);
+    w.peer(1);
+    w.join(100, 1, |j| j.held = 50);
+    w.join(1, 1, |j| (j.wants, j.source) = (true, Some(source())));
+    assert!(w.leases().is_empty(), "a second lease while one is held");
+    w.pass(1.0);
+    w.join(101, 1, |j| {
+        (j.emitter, j.held, j.epochs) = (true, 20, vec![cert.encode().to_vec()])
+    });
+    w.pass(10.0);
+    let leases = w.leases();
+    assert!(leases.iter().all(|l| l.0 == node(101)), "{leases:?}");
+    assert!(leases.iter().all(|l| l.1.epoch > cert.epoch));
+    assert_eq!(w.core.inspect().tasks[0].emitter, "seed-101");
+}
+
+#[test]
+fn after_a_restart_a_content_whose_lease_holder_never_returns_gets_another() {
+    let mut w = World::new(false);
+    w.seed(100);
+    w.peer(1);
+    w.join(1, 1, |j| (j.wants, j.source) = (true, Some(source())));
+    assert!(w.leases().is_empty(), "nodes say first what they hold");
+    w.pass(3.0);
+    assert_eq!(w.leases().len(), 1);
+}
+
+#[test]
+fn a_seed_that_restarts_with_another_key_gets_its_lease_anew_for_that_key() {
+    let mut w = World::running(false);
+    w.seed(100);
+    w.peer(1);
+    w.begun(1);
+    w.connect(hello(100, Role::Seed, "seed-100", 55));
+    w.pass(2.0);
+    let leases = w.leases();
+    assert!(!leases.is_empty(), "the content is left without a lease");
+    assert!(
+        leases.iter().all(|l| l.1.key == [55; 32]),
+        "a lease for a key that is gone"
+    );
+    assert!(w.failures().is_empty());
+}
+
+#[test]
+fn two_seeds_of_one_name_are_told_apart_and_either_can_fail() {
+    let mut w = World::running(false);
+    w.connect(hello(100, Role::Seed, "twin", 1));
+    w.connect(hello(101, Role::Seed, "twin", 2));
+    w.peer(1);
+    w.resolve(1, 1);
+    let (first, _, _) = w.asks().remove(0);
+    w.disconnect(first.0[0]);
+    let (second, ask, _) = w.asks().remove(0);
+    assert_ne!(first, second);
+    w.found(second, ask, 1);
+    assert_eq!(w.leases()[0].0, second);
+}
+
+#[test]
+fn a_member_that_finds_no_holder_is_believed_more_than_one_that_says_it_has_all() {
+    let mut w = World::running(false);
+    w.seed(100);
+    w.peer(1);
+    w.peer(66);
+    w.join(66, 1, |j| (j.complete, j.held) = (true, 160));
+    w.join(1, 1, |j| (j.wants, j.source) = (true, Some(source())));
+    w.pass(1.0);
+    assert!(w.leases().is_empty(), "somebody has it all");
+    w.need_source(1, 1);
+    assert_eq!(
+        w.leases().len(),
+        1,
+        "the liar keeps everybody from the origin"
+    );
+}
+
+#[test]
+fn a_lease_holder_that_put_the_content_away_is_reminded_by_who_misses_blocks() {
+    let mut w = World::running(false);
+    w.seed(100);
+    w.peer(1);
+    w.begun(1);
+    w.pass(5.0);
+    w.need_source(1, 1);
+    w.need_source(1, 1);
+    let leases = w.leases();
+    assert_eq!((leases.len(), leases[0].0), (1, node(100)));
+}
+
+#[test]
+fn a_clients_credentials_are_in_memory_only_while_somebody_wants_the_content() {
+    let mut w = World::running(false);
+    w.seed(100);
+    w.peer(1);
+    w.peer(2);
+    w.begun(1);
+    assert!(w.core.keeps_source(&content(1)));
+    w.join(2, 1, |j| j.wants = true);
+    w.join(1, 1, |j| j.complete = true);
+    assert!(
+        w.core.keeps_source(&content(1)),
+        "the second still wants it"
+    );
+    w.disconnect(2);
+    w.pass(3.0);
+    assert!(!w.core.keeps_source(&content(1)));
+    assert!(
+        !w.core.inspect().tasks[0].url.contains("secret"),
+        "people are shown credentials"
+    );
+}
+
+#[test]
+fn nodes_that_left_leave_nothing_behind() {
+    let mut w = World::running(true);
+    for round in 0..50_u8 {
+        for n in 1..=20 {
+            w.peer(n);
+            w.resolve(n, round);
+            w.join(n, round, |j| {
+                (j.wants, j.complete) = (n % 2 == 0, n % 3 == 0)
+            });
+            w.need_source(n, round);
+        }
+        let asks = w.asks();
+        for (at, ask, _) in asks {
+            w.found(at, ask, round);
+        }
+        (1..=20).for_each(|n| w.disconnect(n));
+        w.pass(3.0);
+        w.said.clear();
+    }
+    assert!(w.core.inspect().nodes.is_empty());
+    assert!(
+        w.core
+            .inspect()
+            .tasks
+            .iter()
+            .all(|t| t.members + t.complete == 0)
+    );
+    w.pass(700.0);
+    assert!(w.core.inspect().tasks.is_empty());
+}
+
+#[test]
+fn messages_of_nodes_without_a_session_change_nothing() {
+    let mut w = World::running(true);
+    w.join(9, 1, |j| (j.complete, j.held) = (true, 160));
+    w.resolve(9, 1);
+    w.need_source(9, 1);
+    w.lease_result(node(9), 1, None);
+    w.found(node(9), 1, 1);
+    let report = rpc::Report {
+        from_origin: 5,
+        ..rpc::Report::default()
+    };
+    w.say(9, from_node::Message::Report(report));
+    assert!(w.said.is_empty() && w.core.inspect().tasks.is_empty());
+    assert_eq!(w.core.totals.from_origin, 0);
+}
+
+#[test]
+fn certificates_of_another_authority_are_not_handed_on() {
+    let mut w = World::running(false);
+    let (stranger, _) = dragonfly_proto::sign::SigningKey::generate().unwrap();
+    let forged = EpochCert::issue(&stranger, content(1), 7, [1; 32]);
+    w.peer(1);
+    w.peer(2);
+    w.join(1, 1, |j| {
+        (j.held, j.epochs) = (5, vec![forged.encode().to_vec(), vec![1, 2, 3]])
+    });
+    w.said.clear();
+    w.join(2, 1, |j| j.wants = true);
+    let joined = w.take(|_, m| match m {
+        rpc::to_node::Message::Joined(j) => Some(j),
+        _ => None,
+    });
+    assert!(joined[0].epochs.is_empty());
+    assert_eq!(joined[0].geometry, Some(geometry()));
+    assert!(w.now > Duration::ZERO);
+}
