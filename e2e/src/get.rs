@@ -269,7 +269,7 @@ mod tests {
             origin: 0,
             seeds: 30,
             peers: 70,
-            cache: 40,
+            cache: 0,
         };
         assert_eq!(
             (state.traffic, state.total, state.done),
