@@ -63,6 +63,12 @@ async fn failures_have_their_exit_codes_and_leave_no_file() {
             4,
             "hashes to",
         ),
+        // Again: nothing of the first failure is in the way.
+        (
+            vec!["get", &s.url, "-O", "out", "--digest", &wrong],
+            4,
+            "hashes to",
+        ),
     ] {
         let got = s.run(socket, &args).await;
         let error = text(&got.stderr);
@@ -70,7 +76,9 @@ async fn failures_have_their_exit_codes_and_leave_no_file() {
         assert!(error.contains(says), "{args:?}: {error}");
         assert!(!s.mesh.work.join("out").exists());
     }
-    // What failed with a wrong digest is not in the way of the right one.
+    // Nor is it in the way of the right digest, or of none.
+    let got = s.run(socket, &["get", &s.url, "-O", "out"]).await;
+    assert!(got.status.success(), "{}", text(&got.stderr));
     let got = s
         .run(
             socket,
