@@ -102,6 +102,8 @@ async fn nodes_without_a_token_or_with_another_meshs_are_turned_away() {
         let ready = dragonfly_e2e::http::get(stranger.admin, "/readyz").await;
         assert!(!matches!(ready, Ok((200, _))), "{} is ready", stranger.name);
     }
+    let said = strangers[1].said();
+    assert!(said.contains("no certificate yet"), "{said}");
     // With the right token the same node is welcome.
     let mut friend = mesh.another("friend", Part::Peer).unwrap();
     friend.start().unwrap();
