@@ -1,1 +1,36 @@
-//! dragonfly-e2e
+//! Meshes of real processes, for the demo and for tests of faults.
+//!
+//! - [`binary`]: where the built `dragonfly` and the sample manifests are
+//! - [`watchdog`]: nothing that was started outlives who started it
+//! - [`process`]: one process: signals, its end, its log
+//! - [`mesh`]: a scheduler, seeds and peers as processes
+//! - [`get`]: a `dragonfly get` and what it says of itself
+//! - [`origin`]: an HTTP server of files, with a speed, and a count of what it sent
+//! - [`sample`]: content to distribute, and digests of files
+//!
+//! Invariants: every process is ended by its id, in `Drop` or by the watchdog; no port is fixed; all
+//! state is under one temporary directory that goes when its mesh does.
+
+pub mod binary;
+pub mod get;
+pub mod http;
+pub mod mesh;
+pub mod origin;
+pub mod process;
+pub mod sample;
+pub mod watchdog;
+
+/// Why the harness cannot go on, for people.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct Failed(pub String);
+
+impl Failed {
+    /// What was tried, and what came of it.
+    pub fn at(what: impl std::fmt::Display, why: impl std::fmt::Display) -> Self {
+        Self(format!("{what}: {why}"))
+    }
+}
+
+/// The harness's results.
+pub type Result<T, E = Failed> = std::result::Result<T, E>;

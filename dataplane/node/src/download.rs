@@ -154,7 +154,11 @@ impl Node {
                 source.domain = format!("credential:{}", h.finalize().to_hex());
             }
         }
-        let key = RequestKey::derive(&source.domain, canonical.key(), &[]);
+        // Whoever demands a digest asks another question than whoever takes what the origin has: the
+        // answer to one, wrong digests included, must not be given to the other.
+        let digest = Some(&source.digest).filter(|d| !d.is_empty());
+        let demanded: Vec<_> = digest.map(|d| ("digest".to_owned(), d.clone())).into_iter().collect();
+        let key = RequestKey::derive(&source.domain, canonical.key(), &demanded);
         Ok((key, source))
     }
 

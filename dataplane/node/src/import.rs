@@ -141,7 +141,10 @@ impl Coming {
         }
         let geometry =
             Geometry::for_len(Some(header.total_len)).map_err(|e| invalid(e.to_string()))?;
-        let (request, source) = node.identify(source)?;
+        // It answers who asks for the name, without a digest.
+        let digest = std::mem::take(&mut source.digest);
+        let (request, mut source) = node.identify(source)?;
+        source.digest = digest;
         let content = ContentKey::from_digest(&source.domain, &source.digest);
         let origin = rpc::OriginInfo {
             validator: format!("imported {}", source.digest),

@@ -46,7 +46,13 @@ impl Core {
             || self.nodes.get(&from).is_some_and(|e| e.is_seed());
         if may_name {
             let until = self.now + KNOWN;
-            let known = Known { content, geometry, origin, until, by: from };
+            let known = Known {
+                content,
+                geometry,
+                origin,
+                until,
+                by: from,
+            };
             self.lookups.insert(request, Lookup::Known(Box::new(known)));
         }
         if m.held {

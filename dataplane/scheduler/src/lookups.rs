@@ -60,7 +60,11 @@ impl Core {
                 rpc::Failure::new(Code::Invalid, "no request key"),
             );
         };
-        let waiter = Waiter { node: from, id: m.id, replicas: m.replicas };
+        let waiter = Waiter {
+            node: from,
+            id: m.id,
+            replicas: m.replicas,
+        };
         let source = m.source.unwrap_or_default();
         if !source.digest.is_empty() {
             // Known by its digest: no origin has to be asked what it is.
@@ -175,18 +179,32 @@ impl Core {
         let content = ContentKey::from_slice(&m.content);
         let geometry = m.geometry.as_ref().and_then(|g| Geometry::try_from(g).ok());
         let (Some(content), Some(geometry)) = (content, geometry) else {
-            let failure = rpc::Failure::new(Code::Internal, "a seed gave an answer without content");
-            return waiting.into_iter().for_each(|w| self.fail(w.node, w.id, failure.clone()));
+            let failure =
+                rpc::Failure::new(Code::Internal, "a seed gave an answer without content");
+            return waiting
+                .into_iter()
+                .for_each(|w| self.fail(w.node, w.id, failure.clone()));
         };
         let origin = m.origin.unwrap_or_default();
         let until = self.now + Duration::from_millis(origin.fresh_ms);
         let lasts = !origin.validator.is_empty() || !source.digest.is_empty();
-        let known = Known { content, geometry, origin, until, by: from };
+        let known = Known {
+            content,
+            geometry,
+            origin,
+            until,
+            by: from,
+        };
         if lasts {
-            self.lookups.insert(key, Lookup::Known(Box::new(known.clone())));
+            self.lookups
+                .insert(key, Lookup::Known(Box::new(known.clone())));
         }
         for waiter in waiting {
-            if self.nodes.get(&waiter.node).is_some_and(|e| e.gone.is_none()) {
+            if self
+                .nodes
+                .get(&waiter.node)
+                .is_some_and(|e| e.gone.is_none())
+            {
                 self.give(waiter, &known, &source);
             }
         }
@@ -195,8 +213,18 @@ impl Core {
     /// Tells a node what its source holds; where this replica is the content's too, it joins at once.
     fn give(&mut self, w: Waiter, known: &Known, source: &rpc::Source) {
         if self.is_mine(&known.content, &w.replicas) {
-            if !self.tasks.contains_key(&known.content) {
-                self.found(known.content, known.geometry, &known.origin, source, known.by);
+            let begun = self
+                .tasks
+                .get(&known.content)
+                .is_some_and(|t| t.geometry.is_some());
+            if !begun {
+                self.found(
+                    known.content,
+                    known.geometry,
+                    &known.origin,
+                    source,
+                    known.by,
+                );
             }
             return self.resolved(w.node, w.id, known.content, known.origin.clone(), source);
         }
@@ -214,7 +242,9 @@ impl Core {
     /// Whether this replica is responsible for a content among those that the node has sessions with.
     fn is_mine(&self, content: &ContentKey, replicas: &[String]) -> bool {
         let known = replicas.iter().take(64).map(String::as_str);
-        rendezvous(&content.0, known).first().is_none_or(|first| *first == self.name)
+        rendezvous(&content.0, known)
+            .first()
+            .is_none_or(|first| *first == self.name)
     }
 
     /// A node's new session: what it is still to answer is put to it again.
@@ -315,6 +345,7 @@ impl Core {
 
     /// The content turned out not to be what was said: ask again next time.
     pub(crate) fn forget_lookups_of(&mut self, content: &ContentKey) {
-        self.lookups.retain(|_, l| !matches!(l, Lookup::Known(k) if k.content == *content));
+        self.lookups
+            .retain(|_, l| !matches!(l, Lookup::Known(k) if k.content == *content));
     }
 }

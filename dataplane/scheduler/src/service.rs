@@ -163,7 +163,9 @@ impl Scheduler for Service {
         &self,
         request: Request<Streaming<FromNode>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let shown = request.peer_certs().and_then(|certs| certs.first().cloned());
+        let shown = request
+            .peer_certs()
+            .and_then(|certs| certs.first().cloned());
         let mut from = request.into_inner();
         let first = tokio::time::timeout(Duration::from_secs(10), from.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no hello"))??;
@@ -179,7 +181,9 @@ impl Scheduler for Service {
             .ok_or_else(|| Status::invalid_argument("the node's identity is not 16 bytes"))?;
         if self.inner.identified {
             let cert = shown.ok_or_else(|| {
-                Status::unauthenticated("no certificate: start the node with this mesh's join token")
+                Status::unauthenticated(
+                    "no certificate: start the node with this mesh's join token",
+                )
             })?;
             dragonfly_transport::is_node(&cert, &id).map_err(|_| {
                 Status::unauthenticated(format!("the certificate is not node {id}'s"))

@@ -201,7 +201,12 @@ impl Core {
     }
 
     /// Enters a node in a swarm: ticket, certificates, neighbours.
-    pub(crate) fn join_member(&mut self, content: ContentKey, node: NodeId, held: u32) -> rpc::Joined {
+    pub(crate) fn join_member(
+        &mut self,
+        content: ContentKey,
+        node: NodeId,
+        held: u32,
+    ) -> rpc::Joined {
         let mut joined = rpc::Joined {
             content: content.0.to_vec(),
             ..rpc::Joined::default()
@@ -318,8 +323,12 @@ impl Core {
     /// The node that looked at the origin for another replica has its answer open: the first lease is
     /// best with it.
     fn prefer_resolver(&mut self, content: ContentKey, resolver: &[u8]) {
-        let Some(by) = NodeId::from_slice(resolver) else { return };
-        let Some(task) = self.tasks.get(&content) else { return };
+        let Some(by) = NodeId::from_slice(resolver) else {
+            return;
+        };
+        let Some(task) = self.tasks.get(&content) else {
+            return;
+        };
         let free = task.swarm.leases().is_empty() && task.complete.is_empty();
         let fit = !task.unfit.contains(&by) && task.geometry.is_some();
         let may = self.nodes.get(&by).is_some_and(|e| {

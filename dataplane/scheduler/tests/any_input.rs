@@ -54,8 +54,8 @@ fn join() -> impl Strategy<Value = Message> {
                 epochs,
                 emitter,
                 neighbours,
-resolver: vec![],
-})
+                resolver: vec![],
+            })
         },
     )
 }
@@ -69,8 +69,8 @@ fn message() -> impl Strategy<Value = Message> {
                 id,
                 request_key,
                 source: s.then(source),
-replicas: vec![],
-})
+                replicas: vec![],
+            })
         }),
         (0..30_u64, key(), geometry(), failure(), any::<u64>()).prop_map(
             |(id, content, geometry, failure, fresh_ms)| {

@@ -9,6 +9,7 @@ pub(crate) mod simulate;
 pub(crate) mod temporary;
 pub(crate) mod up;
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -44,7 +45,12 @@ impl LogArgs {
     /// Logs to the standard error stream from here on.
     pub(crate) fn start(&self) {
         let filter = tracing_subscriber::EnvFilter::new(&self.log);
-        let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        // No colours in files and journals.
+        let colours = std::io::stderr().is_terminal();
+        let logs = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_ansi(colours)
+            .with_writer(std::io::stderr);
         // A second subscriber in one process: the first one stays.
         let _ = if self.log_json { logs.json().try_init() } else { logs.try_init() };
     }

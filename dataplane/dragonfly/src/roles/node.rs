@@ -253,7 +253,11 @@ async fn enrolled(
         match enroll(&config.schedulers, token, id, role).await {
             Ok(credentials) => return Ok(credentials),
             Err(e) if tokio::time::Instant::now() > until => return Err(RoleError(e.to_string())),
-            Err(error) => tracing::debug!(%error, "no certificate yet"),
+            // A scheduler that starts at the same time is no news.
+            Err(error) if pause < Duration::from_secs(1) => {
+                tracing::debug!(%error, "no certificate yet");
+            }
+            Err(error) => tracing::warn!(%error, "no certificate yet; asking again"),
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}

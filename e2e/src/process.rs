@@ -1,0 +1,122 @@
+//! One process: signals, its end, its log.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{Failed, Result, watchdog};
+
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// A process of ours, in a process group of its own so that no terminal interrupts it. Killed when
+/// dropped.
+#[derive(Debug)]
+pub struct Process {
+    /// What it is called in messages.
+    pub name: String,
+    child: Child,
+    ended: Option<ExitStatus>,
+}
+
+impl Process {
+    /// Starts it; its standard streams are as the command says.
+    pub fn spawn(name: &str, command: &mut Command) -> Result<Self> {
+        command.stdin(Stdio::null()).process_group(0);
+        let child = command.spawn().map_err(|e| Failed::at(name, e))?;
+        watchdog::started(child.id());
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            ended: None,
+        })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The process as the standard library has it, for its pipes.
+    pub const fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// Sends a signal, unless it has ended.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        if self.ended().is_some() {
+            return Err(Failed::at(&self.name, "has ended already"));
+        }
+        let sent = kill_process(Pid::from_child(&self.child), signal);
+        sent.map_err(|e| Failed::at(&self.name, e))
+    }
+
+    /// SIGKILL, and until it is gone.
+    pub fn kill(&mut self) {
+        if self.ended.is_none() {
+            let _ = self.child.kill();
+            self.ended = self.child.wait().ok();
+            watchdog::ended(self.child.id());
+        }
+    }
+
+    /// How it ended, if it did.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait().ok().flatten();
+            if self.ended.is_some() {
+                watchdog::ended(self.child.id());
+            }
+        }
+        self.ended
+    }
+
+    /// Until it ends by itself.
+    pub async fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let until = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.ended() {
+                return Ok(status);
+            }
+            if Instant::now() > until {
+                return Err(Failed(format!(
+                    "{} did not end within {limit:?}",
+                    self.name
+                )));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A log that restarts of a process go on with.
+pub fn log(path: &Path) -> Result<File> {
+    let opened = OpenOptions::new().create(true).append(true).open(path);
+    opened.map_err(|e| Failed::at(path.display(), e))
+}
+
+/// The last lines of logs, for who looks into a failure.
+pub fn tail(logs: &[PathBuf], lines: usize) -> String {
+    let mut out = String::new();
+    for path in logs {
+        let text = std::fs::read(path).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let all: Vec<_> = text.lines().collect();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        out.push_str(&format!("--- {name}\n"));
+        for line in &all[all.len().saturating_sub(lines)..] {
+            out.push_str(line);
+            out.push('\n');
+        }
+    }
+    out
+}

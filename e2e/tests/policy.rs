@@ -1,0 +1,171 @@
+//! Who may join a mesh, and what edits of its manifests do.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{LIMIT, MIB, Setting, text, until};
+use dragonfly_e2e::mesh::{Mesh, Options, Part, port};
+use dragonfly_e2e::origin::Origin;
+use dragonfly_e2e::process::{Process, log};
+use dragonfly_e2e::{binary, get::Get, sample};
+use rustix::process::Signal;
+use serde_json::Value;
+
+async fn revision(s: &Setting, socket: &Path) -> u64 {
+    let top = s.run(socket, &["top", "--output", "json"]).await;
+    let json: Value = serde_json::from_slice(&top.stdout).unwrap_or_default();
+    json["policyRevision"].as_u64().unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_reaches_every_node_and_a_wrong_one_changes_nothing_but_says_where_it_is_wrong() {
+    let s = Setting::new(
+        &Options {
+            peers: 2,
+            ..Options::default()
+        },
+        8 * MIB,
+        0,
+    )
+    .await;
+    let socket = s.mesh.peers[0].socket.clone();
+    let (before, file) = (
+        revision(&s, &socket).await,
+        s.mesh.manifests.join("distribution.yaml"),
+    );
+    let good = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{good}  limits:\n    upload: 4Mi\n")).unwrap();
+    for node in s.mesh.peers.iter().chain(&s.mesh.seeds) {
+        until("the node runs the new policy", || async {
+            revision(&s, &node.socket).await > before
+        })
+        .await;
+    }
+    let edited = revision(&s, &socket).await;
+    std::fs::write(&file, format!("{good}  limits:\n    uplaod: 8Mi\n")).unwrap();
+    until("the scheduler complains", || async {
+        s.mesh.scheduler.said().contains("uplaod")
+    })
+    .await;
+    let said = s.mesh.scheduler.said();
+    let line = good.lines().count() + 2;
+    let place = format!("distribution.yaml:{line}");
+    assert!(
+        said.contains(&place) && said.contains("spec.limits"),
+        "{said}"
+    );
+    assert_eq!(revision(&s, &socket).await, edited);
+    // The limit is in force: one seed at 4 MiB/s feeds two peers that share what they have.
+    let ended = s.all_have(s.all_get()).await;
+    assert!(
+        ended.iter().any(|e| e.took > Duration::from_millis(1200)),
+        "{ended:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_without_a_token_or_with_another_meshs_are_turned_away() {
+    let mesh = Mesh::start(&Options {
+        peers: 1,
+        ..Options::default()
+    })
+    .await
+    .unwrap();
+    let mut other = Mesh::prepare(&Options {
+        seeds: 0,
+        peers: 0,
+        ..Options::default()
+    })
+    .unwrap();
+    other.scheduler.start().unwrap();
+    other.scheduler.ready().await.unwrap();
+    let token = other.scheduler.state.join("mesh/join-token");
+    let strangers = [("none", None), ("other", Some(token.as_path()))];
+    let mut strangers: Vec<_> = strangers
+        .into_iter()
+        .map(|(name, token)| mesh.another_with(name, Part::Peer, token).unwrap())
+        .collect();
+    strangers.iter_mut().for_each(|s| s.start().unwrap());
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(
+        mesh.scheduler
+            .metric("dragonfly_scheduler_nodes")
+            .await
+            .unwrap(),
+        2.0
+    );
+    for stranger in &strangers {
+        let ready = dragonfly_e2e::http::get(stranger.admin, "/readyz").await;
+        assert!(!matches!(ready, Ok((200, _))), "{} is ready", stranger.name);
+    }
+    let said = strangers[1].said();
+    assert!(said.contains("no certificate yet"), "{said}");
+    // With the right token the same node is welcome.
+    let mut friend = mesh.another("friend", Part::Peer).unwrap();
+    friend.start().unwrap();
+    friend.ready().await.unwrap();
+    assert_eq!(
+        mesh.scheduler
+            .metric("dragonfly_scheduler_nodes")
+            .await
+            .unwrap(),
+        3.0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn up_runs_the_samples_and_writes_their_status() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, said) = (dir.path().join("state"), dir.path().join("log"));
+    let mut command = Command::new(binary::dragonfly().unwrap());
+    command
+        .arg("up")
+        .arg("-f")
+        .arg(binary::samples().unwrap())
+        .args(["--peers", "2", "--state"]);
+    command
+        .arg(&state)
+        .args(["--listen", &port().unwrap().to_string()]);
+    command.stdout(Stdio::null()).stderr(log(&said).unwrap());
+    let mut up = Process::spawn("up", &mut command).unwrap();
+    let status = || -> Value {
+        let bytes = std::fs::read(state.join("status/distribution.json")).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    };
+    until("seed and two peers run the policy", || async {
+        status()["rollout"]["current"] == 3 && status()["conditions"][0]["status"] == "True"
+    })
+    .await;
+    let origin = Origin::start(0).await.unwrap();
+    let source = sample::random(&dir.path().join("source"), 8 * MIB, 7).unwrap();
+    let url = origin.serve("file", &source.path).unwrap();
+    let get = |peer: &str| {
+        let socket = state.join(peer).join("node.sock");
+        let output = dir.path().join(format!("{peer}.out"));
+        Get::start(&binary::dragonfly().unwrap(), &socket, &url, &output, &[]).unwrap()
+    };
+    for get in [get("peer-0"), get("peer-1")] {
+        let output = get.output.clone();
+        let ended = get.wait(LIMIT).await.unwrap();
+        assert_eq!(ended.code, Some(0), "{}", ended.complaint());
+        assert_eq!(sample::digest(&output).unwrap(), source.digest);
+    }
+    assert_eq!(origin.sent(), source.len);
+    until("the status tells of the traffic", || async {
+        status()["traffic"]["originBytes"] == source.len
+    })
+    .await;
+    let began = Instant::now();
+    up.signal(Signal::TERM).unwrap();
+    let ended = up.wait(Duration::from_secs(10)).await.unwrap();
+    let said = text(&std::fs::read(&said).unwrap());
+    assert!(
+        ended.success(),
+        "{ended} after {:?}\n{said}",
+        began.elapsed()
+    );
+}
