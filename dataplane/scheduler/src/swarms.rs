@@ -22,6 +22,8 @@ const EPOCH_ZERO: u64 = 1_767_225_600;
 const LEASE_AGAIN: Duration = Duration::from_secs(10);
 /// Told so often in vain, it is taken for unfit.
 const LEASE_TRIES: u32 = 3;
+/// So often in a row members may find no source before another seed gets the lease.
+const MAX_DOUBTS: u32 = 3;
 /// Members that find no source are believed, but the lease-holder is reminded at most so often.
 const REMIND: Duration = Duration::from_secs(2);
 
@@ -44,6 +46,8 @@ pub(crate) struct TaskEntry {
     ready: bool,
     /// When the lease-holder was last told, and how often since it last answered.
     told: (Duration, u32),
+    /// How often in a row members found no source although a lease is held.
+    doubts: u32,
     pub(crate) used: Duration,
 }
 
@@ -102,6 +106,7 @@ impl Core {
             waiting: Vec::new(),
             ready: false,
             told: (now, 0),
+            doubts: 0,
             used: now,
         })
     }
@@ -439,10 +444,19 @@ impl Core {
             return;
         }
         if !task.swarm.leases().is_empty() {
-            if now.saturating_sub(task.told.0) >= REMIND {
-                self.remind(content);
+            if now.saturating_sub(task.told.0) < REMIND {
+                return;
             }
-            return;
+            task.doubts += 1;
+            let holders: Vec<_> = task.swarm.leases().iter().map(|l| l.node).collect();
+            let other = self.home_seed(&content.0, |id| !holders.contains(id));
+            let Some(task) = self.tasks.get_mut(&content) else { return };
+            if task.doubts > MAX_DOUBTS && other.is_some_and(|o| !task.unfit.contains(&o)) {
+                // It has its session and reads, perhaps, but members cannot reach it.
+                task.unfit.extend(&holders);
+                return holders.into_iter().for_each(|node| self.leave(content, node));
+            }
+            return self.remind(content);
         }
         if may_fetch && !task.unfit.contains(&from) {
             self.lease_to(content, from);
@@ -655,6 +669,7 @@ impl Core {
         }
         task.ready = false;
         task.told = (now, 0);
+        task.doubts = 0;
         self.send_lease(content, lease, cert);
     }
 

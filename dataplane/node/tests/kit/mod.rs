@@ -1,5 +1,5 @@
 //! A mesh in one process, over real sockets and a real HTTP origin, for tests.
-#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(dead_code, unused, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,6 +20,8 @@ use dragonfly_transport::{Mesh as Connections, Security};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+pub mod scripted;
 
 pub const MESH: [u8; 16] = [7; 16];
 
@@ -216,15 +218,35 @@ impl TestMesh {
         settings: Settings,
         dir: tempfile::TempDir,
     ) -> TestNode {
-        let options =
-            Options { quota_bytes: 4 << 30, reserve_free_percent: 0, ..Options::default() };
-        let media = DiskMedia::new(dir.path()).unwrap();
-        let store = Store::open(media, options, 1).unwrap();
+        self.node_of(n, fastrand::u8(..), role, settings, dir, 4 << 30).await
+    }
+
+    /// `n` and `salt` make the node's identity: the same ones are the same node, restarted.
+    pub async fn node_of(
+        &self,
+        n: u8,
+        salt: u8,
+        role: Role,
+        settings: Settings,
+        dir: tempfile::TempDir,
+        quota_bytes: u64,
+    ) -> TestNode {
+        let options = Options { quota_bytes, reserve_free_percent: 0, ..Options::default() };
+        // A node that was killed a moment ago may still hold the store.
+        let store = loop {
+            match Store::open(DiskMedia::new(dir.path()).unwrap(), options.clone(), 1) {
+                Ok(store) => break store,
+                Err(e) if e.to_string().contains("in use") || e.to_string().contains("lock") => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(e) => panic!("{e}"),
+            }
+        };
         let http = HttpSource::new(dragonfly_source::http::HttpOptions::default()).unwrap();
         let listener = Connections::<Node>::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let addr = listener.local_addr().unwrap();
         let mut node = [n; 16];
-        node[15] = fastrand::u8(..);
+        node[15] = salt;
         let parts = Parts {
             identity: Identity {
                 node: NodeId(node),
@@ -244,8 +266,25 @@ impl TestMesh {
                 tls: None,
             },
         };
-        TestNode { node: Node::start(parts, listener).unwrap(), dir }
+        let node = Node::start(parts, listener).unwrap();
+        NODES.with(|nodes| nodes.borrow_mut().push(Arc::downgrade(&node)));
+        TestNode { node, dir }
     }
+}
+
+thread_local! {
+    static NODES: std::cell::RefCell<Vec<std::sync::Weak<Node>>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// What every node of this test is at: for a test that found no end.
+pub fn describe_all() {
+    NODES.with(|nodes| {
+        for node in nodes.borrow().iter().filter_map(std::sync::Weak::upgrade) {
+            for task in node.tasks() {
+                eprintln!("{:?} {task:?}: {}", *node, task.describe());
+            }
+        }
+    });
 }
 
 pub fn authority() -> Arc<SigningKey> {
