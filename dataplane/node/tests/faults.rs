@@ -29,7 +29,11 @@ async fn world(peers_may_fetch: bool) -> World {
     let addr = "127.0.0.1:0".parse().unwrap();
     let scheduler = SchedulerProcess::start(addr, authority.clone(), settings).await;
     let mesh = TestMesh::new(vec![scheduler.addr], authority.clone());
-    World { scheduler, mesh, authority }
+    World {
+        scheduler,
+        mesh,
+        authority,
+    }
 }
 
 async fn sessions() {
@@ -44,15 +48,24 @@ async fn within<T>(what: &str, seconds: u64, f: impl Future<Output = T>) -> T {
     done.unwrap_or_else(|_| panic!("{what}: no end within {seconds} s"))
 }
 
-async fn all(nodes: &[&TestNode], url: &str) -> Vec<Result<Vec<u8>, dragonfly_proto::rpc::Failure>> {
+async fn all(
+    nodes: &[&TestNode],
+    url: &str,
+) -> Vec<Result<Vec<u8>, dragonfly_proto::rpc::Failure>> {
     futures::future::join_all(nodes.iter().map(|n| read_all(n, url))).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_seed_that_dies_in_the_middle_is_followed_by_another_and_little_is_fetched_twice() {
     let w = world(false).await;
-    let seeds = [w.mesh.node(100, Role::Seed).await, w.mesh.node(101, Role::Seed).await];
-    let (a, b) = (w.mesh.node(1, Role::Peer).await, w.mesh.node(2, Role::Peer).await);
+    let seeds = [
+        w.mesh.node(100, Role::Seed).await,
+        w.mesh.node(101, Role::Seed).await,
+    ];
+    let (a, b) = (
+        w.mesh.node(1, Role::Peer).await,
+        w.mesh.node(2, Role::Peer).await,
+    );
     sessions().await;
     let body = bytes(12 << 20, 1);
     let mut script = Script::of(body.clone());
@@ -62,7 +75,10 @@ async fn a_seed_that_dies_in_the_middle_is_followed_by_another_and_little_is_fet
     let mut lost = 0;
     let kill = async {
         tokio::time::sleep(Duration::from_millis(1500)).await;
-        let first = seeds.iter().find(|s| s.node.metrics.from_origin.get() > 0).unwrap();
+        let first = seeds
+            .iter()
+            .find(|s| s.node.metrics.from_origin.get() > 0)
+            .unwrap();
         first.node.shutdown().await;
         let emitted = first.node.metrics.uploaded.get();
         lost = first.node.metrics.from_origin.get().saturating_sub(emitted);
@@ -71,10 +87,15 @@ async fn a_seed_that_dies_in_the_middle_is_followed_by_another_and_little_is_fet
     let (got, ()) = within("download", 25, async {
         let both = [&a, &b];
         tokio::join!(all(&both, &url), kill)
-    }).await;
+    })
+    .await;
     assert!(got.into_iter().all(|r| r.unwrap() == body));
     let bound = body.len() as u64 + lost + (2 << 20);
-    assert!(origin.sent() <= bound, "origin sent {}, bound {bound}", origin.sent());
+    assert!(
+        origin.sent() <= bound,
+        "origin sent {}, bound {bound}",
+        origin.sent()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -88,8 +109,12 @@ async fn without_any_scheduler_a_node_fetches_for_itself_and_offers_nothing_it_c
     let url = origin.url("file");
     assert!(within("alone", 15, read_all(&a, &url)).await.unwrap() == body);
     // The scheduler is back: others get it, and nobody is banned for what the first one has.
-    let scheduler = SchedulerProcess::start(addr, w.authority.clone(), CoreSettings::default()).await;
-    let (b, c) = (w.mesh.node(2, Role::Peer).await, w.mesh.node(3, Role::Peer).await);
+    let scheduler =
+        SchedulerProcess::start(addr, w.authority.clone(), CoreSettings::default()).await;
+    let (b, c) = (
+        w.mesh.node(2, Role::Peer).await,
+        w.mesh.node(3, Role::Peer).await,
+    );
     tokio::time::sleep(Duration::from_secs(3)).await;
     let got = within("together", 20, all(&[&b, &c, &a], &url)).await;
     assert!(got.into_iter().all(|r| r.unwrap() == body));
@@ -101,7 +126,10 @@ async fn without_any_scheduler_a_node_fetches_for_itself_and_offers_nothing_it_c
 async fn when_seed_and_scheduler_die_at_once_peers_finish_from_the_origin_where_policy_lets_them() {
     let w = world(true).await;
     let seed = w.mesh.node(100, Role::Seed).await;
-    let (a, b) = (w.mesh.node(1, Role::Peer).await, w.mesh.node(2, Role::Peer).await);
+    let (a, b) = (
+        w.mesh.node(1, Role::Peer).await,
+        w.mesh.node(2, Role::Peer).await,
+    );
     sessions().await;
     let body = bytes(8 << 20, 3);
     let mut script = Script::of(body.clone());
@@ -117,7 +145,8 @@ async fn when_seed_and_scheduler_die_at_once_peers_finish_from_the_origin_where_
     let (got, ()) = within("download", 30, async {
         let both = [&a, &b];
         tokio::join!(all(&both, &url), kill)
-    }).await;
+    })
+    .await;
     assert!(got.into_iter().all(|r| r.unwrap() == body));
     assert_eq!([&a, &b].map(|n| n.node.metrics.bans.get()), [0, 0]);
 }
@@ -127,7 +156,10 @@ async fn a_peer_that_restarts_goes_on_with_what_it_holds() {
     let w = world(false).await;
     let _seed = w.mesh.node(100, Role::Seed).await;
     let dir = tempfile::tempdir().unwrap();
-    let a = w.mesh.node_of(1, 9, Role::Peer, Settings::default(), dir, 1 << 30).await;
+    let a = w
+        .mesh
+        .node_of(1, 9, Role::Peer, Settings::default(), dir, 1 << 30)
+        .await;
     sessions().await;
     let body = bytes(8 << 20, 4);
     let mut script = Script::of(body.clone());
@@ -141,13 +173,23 @@ async fn a_peer_that_restarts_goes_on_with_what_it_holds() {
     assert!(held > 1 << 20, "{held}");
     let TestNode { node, dir } = a;
     drop(node);
-    let a = w.mesh.node_of(1, 9, Role::Peer, Settings::default(), dir, 1 << 30).await;
+    let a = w
+        .mesh
+        .node_of(1, 9, Role::Peer, Settings::default(), dir, 1 << 30)
+        .await;
     sessions().await;
     assert!(within("the rest", 20, read_all(&a, &url)).await.unwrap() == body);
     let m = &a.node.metrics;
     let again = m.from_seeds.get() + m.from_peers.get();
-    assert!(again <= body.len() as u64 - held + (256 << 10), "{again} came again, {held} were held");
-    assert!(origin.sent() <= body.len() as u64 + (1 << 20), "{}", origin.sent());
+    assert!(
+        again <= body.len() as u64 - held + (256 << 10),
+        "{again} came again, {held} were held"
+    );
+    assert!(
+        origin.sent() <= body.len() as u64 + (1 << 20),
+        "{}",
+        origin.sent()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -155,8 +197,14 @@ async fn a_full_disk_is_a_clear_error_there_and_the_others_finish() {
     let w = world(false).await;
     let _seed = w.mesh.node(100, Role::Seed).await;
     let small = tempfile::tempdir().unwrap();
-    let small = w.mesh.node_of(1, 1, Role::Peer, Settings::default(), small, 2 << 20).await;
-    let (b, c) = (w.mesh.node(2, Role::Peer).await, w.mesh.node(3, Role::Peer).await);
+    let small = w
+        .mesh
+        .node_of(1, 1, Role::Peer, Settings::default(), small, 2 << 20)
+        .await;
+    let (b, c) = (
+        w.mesh.node(2, Role::Peer).await,
+        w.mesh.node(3, Role::Peer).await,
+    );
     sessions().await;
     let body = bytes(8 << 20, 5);
     let origin = Scripted::start(Script::of(body.clone())).await;
@@ -175,7 +223,10 @@ async fn a_full_disk_is_a_clear_error_there_and_the_others_finish() {
 async fn content_that_changes_under_way_is_fetched_anew_and_never_mixed() {
     let w = world(false).await;
     let seed = w.mesh.node(100, Role::Seed).await;
-    let (a, b) = (w.mesh.node(1, Role::Peer).await, w.mesh.node(2, Role::Peer).await);
+    let (a, b) = (
+        w.mesh.node(1, Role::Peer).await,
+        w.mesh.node(2, Role::Peer).await,
+    );
     sessions().await;
     let (old, new) = (bytes(24 << 20, 7), bytes(24 << 20, 8));
     let mut script = Script::of(old.clone());
@@ -194,14 +245,22 @@ async fn content_that_changes_under_way_is_fetched_anew_and_never_mixed() {
         let (node, src) = (n.node.clone(), src.clone());
         async move { node.fetch(&src, Wish::Whole).await }
     };
-    let (x, y, ()) = within("download", 30, async { tokio::join!(fetch(&a), fetch(&b), change) }).await;
+    let (x, y, ()) = within("download", 30, async {
+        tokio::join!(fetch(&a), fetch(&b), change)
+    })
+    .await;
     for d in [x, y] {
         let mut d = d.unwrap_or_else(|f| panic!("{f:?}"));
         let mut out = vec![];
         while let Some(b) = d.next_chunk().await.unwrap() {
             out.extend_from_slice(&b);
         }
-        assert!(out == new, "not the new version: {} bytes, old {}", out.len(), out == old);
+        assert!(
+            out == new,
+            "not the new version: {} bytes, old {}",
+            out.len(),
+            out == old
+        );
     }
     drop(seed);
 }
@@ -216,11 +275,20 @@ async fn what_the_origin_refuses_is_a_clear_error_and_soon() {
         let mut script = Script::of(vec![]);
         script.status = status;
         let origin = Scripted::start(script).await;
-        let f = within("refusal", 5, read_all(&a, &origin.url("file"))).await.unwrap_err();
-        assert_eq!((f.code(), f.http_status), (Code::Origin, u32::from(status)), "{}", f.message);
+        let f = within("refusal", 5, read_all(&a, &origin.url("file")))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (f.code(), f.http_status),
+            (Code::Origin, u32::from(status)),
+            "{}",
+            f.message
+        );
     }
     // Nobody listens there.
-    let f = within("nobody", 60, read_all(&a, "http://127.0.0.1:9/file")).await.unwrap_err();
+    let f = within("nobody", 60, read_all(&a, "http://127.0.0.1:9/file"))
+        .await
+        .unwrap_err();
     assert_eq!(f.code(), Code::OriginUnavailable, "{}", f.message);
 }
 
@@ -234,7 +302,12 @@ async fn an_origin_that_hangs_up_again_and_again_is_asked_for_the_rest() {
     let mut script = Script::of(body.clone());
     script.cut_after = Some(1 << 20);
     let origin = Scripted::start(script).await;
-    assert!(within("download", 30, read_all(&a, &origin.url("file"))).await.unwrap() == body);
+    assert!(
+        within("download", 30, read_all(&a, &origin.url("file")))
+            .await
+            .unwrap()
+            == body
+    );
     assert!(origin.sent() <= body.len() as u64 + (1 << 20));
 }
 
@@ -252,7 +325,12 @@ async fn an_origin_that_hangs_does_not_keep_others_waiting() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let body = bytes(1 << 20, 10);
     let origin = Scripted::start(Script::of(body.clone())).await;
-    assert!(within("another", 5, read_all(&a, &origin.url("file"))).await.unwrap() == body);
+    assert!(
+        within("another", 5, read_all(&a, &origin.url("file")))
+            .await
+            .unwrap()
+            == body
+    );
     stuck.abort();
 }
 
@@ -265,7 +343,9 @@ async fn content_that_is_not_what_its_digest_says_is_refused_and_not_kept() {
     let origin = Scripted::start(Script::of(bytes(2 << 20, 11))).await;
     let mut src = source(&origin.url("file"));
     src.digest = format!("sha256:{}", "ab".repeat(32));
-    let failed = within("digest", 15, a.node.fetch(&src, Wish::Whole)).await.unwrap_err();
+    let failed = within("digest", 15, a.node.fetch(&src, Wish::Whole))
+        .await
+        .unwrap_err();
     assert_eq!(failed.code(), Code::Digest, "{}", failed.message);
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(a.node.store().list().len(), 0, "what is wrong is kept");
@@ -284,7 +364,9 @@ async fn a_range_costs_the_blocks_it_needs_and_the_rest_can_be_had_later() {
     let origin = Scripted::start(script).await;
     let src = source(&origin.url("file"));
     let range = Wish::Range(5_000_000, Some(5_100_000));
-    let mut d = within("range", 10, a.node.fetch(&src, range)).await.unwrap();
+    let mut d = within("range", 10, a.node.fetch(&src, range))
+        .await
+        .unwrap();
     let mut out = vec![];
     while let Some(b) = d.next_chunk().await.unwrap() {
         out.extend_from_slice(&b);
@@ -295,15 +377,26 @@ async fn a_range_costs_the_blocks_it_needs_and_the_rest_can_be_had_later() {
     let taken = a.node.metrics.from_seeds.get();
     assert!(taken <= 4 * 65536, "{taken} bytes for 100 kB");
     assert!(origin.sent() < 4 << 20, "the origin sent {}", origin.sent());
-    assert!(within("the rest", 15, read_all(&a, &origin.url("file"))).await.unwrap() == body);
+    assert!(
+        within("the rest", 15, read_all(&a, &origin.url("file")))
+            .await
+            .unwrap()
+            == body
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_download_limit_slows_down_and_does_not_break() {
     let w = world(false).await;
     let _seed = w.mesh.node(100, Role::Seed).await;
-    let slow = Settings { download_limit: 1 << 20, ..Settings::default() };
-    let a = w.mesh.node_with(1, Role::Peer, slow, tempfile::tempdir().unwrap()).await;
+    let slow = Settings {
+        download_limit: 1 << 20,
+        ..Settings::default()
+    };
+    let a = w
+        .mesh
+        .node_with(1, Role::Peer, slow, tempfile::tempdir().unwrap())
+        .await;
     let b = w.mesh.node(2, Role::Peer).await;
     sessions().await;
     let body = bytes(4 << 20, 13);
@@ -320,7 +413,10 @@ async fn a_download_limit_slows_down_and_does_not_break() {
 async fn two_hundred_tasks_at_once_between_three_nodes_arrive_whole() {
     let w = world(false).await;
     let _seed = w.mesh.node(100, Role::Seed).await;
-    let nodes = [w.mesh.node(1, Role::Peer).await, w.mesh.node(2, Role::Peer).await];
+    let nodes = [
+        w.mesh.node(1, Role::Peer).await,
+        w.mesh.node(2, Role::Peer).await,
+    ];
     sessions().await;
     let body = bytes(200_000, 14);
     let origin = Scripted::start(Script::of(body.clone())).await;
@@ -332,7 +428,10 @@ async fn two_hundred_tasks_at_once_between_three_nodes_arrive_whole() {
 async fn a_thousand_files_of_four_kib_at_once_between_three_nodes_arrive_whole() {
     let w = world(false).await;
     let _seed = w.mesh.node(100, Role::Seed).await;
-    let nodes = [w.mesh.node(1, Role::Peer).await, w.mesh.node(2, Role::Peer).await];
+    let nodes = [
+        w.mesh.node(1, Role::Peer).await,
+        w.mesh.node(2, Role::Peer).await,
+    ];
     sessions().await;
     let body = bytes(4096, 15);
     let origin = Scripted::start(Script::of(body.clone())).await;
@@ -344,7 +443,11 @@ async fn many(nodes: &[TestNode], origin: &Scripted, count: usize, body: &[u8], 
     let mut set = tokio::task::JoinSet::new();
     for n in 0..count {
         for node in nodes {
-            let (node, url, body) = (node.node.clone(), origin.url(&format!("f{n}")), body.to_vec());
+            let (node, url, body) = (
+                node.node.clone(),
+                origin.url(&format!("f{n}")),
+                body.to_vec(),
+            );
             set.spawn(async move {
                 let mut d = node.download(source(&url), Wish::Whole).await.unwrap();
                 let mut out = vec![];
@@ -363,7 +466,11 @@ async fn many(nodes: &[TestNode], origin: &Scripted, count: usize, body: &[u8], 
     })
     .await;
     let bans: Vec<_> = nodes.iter().map(|n| n.node.metrics.bans.get()).collect();
-    eprintln!("{count} files at {} nodes in {:?}", nodes.len(), since.elapsed());
+    eprintln!(
+        "{count} files at {} nodes in {:?}",
+        nodes.len(),
+        since.elapsed()
+    );
     assert!(bans.iter().all(|b| *b == 0), "{bans:?}");
     let _ = origin.requests.load(Ordering::Relaxed);
 }

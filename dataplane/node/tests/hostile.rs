@@ -41,17 +41,30 @@ impl World {
         let scheduler = SchedulerProcess::start(addr, authority.clone(), settings).await;
         let mesh = TestMesh::new(vec![scheduler.addr], authority.clone());
         let seed = mesh.node(100, Role::Seed).await;
-        let (a, b) = (mesh.node(1, Role::Peer).await, mesh.node(2, Role::Peer).await);
+        let (a, b) = (
+            mesh.node(1, Role::Peer).await,
+            mesh.node(2, Role::Peer).await,
+        );
         tokio::time::sleep(Duration::from_millis(300)).await;
         let body = bytes(4 << 20, 1);
         let mut script = Script::of(body.clone());
         script.rate = rate;
         let origin = Scripted::start(script).await;
-        Self { _scheduler: scheduler, _seed: seed, a, b, authority, origin, body }
+        Self {
+            _scheduler: scheduler,
+            _seed: seed,
+            a,
+            b,
+            authority,
+            origin,
+            body,
+        }
     }
 
     fn ticket(&self, content: ContentKey) -> Ticket {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
         Ticket::issue(&self.authority, content, EVIL, now.as_secs() + 3600)
     }
 
@@ -61,7 +74,12 @@ impl World {
         let both = async { tokio::join!(read_all(&self.a, &url), read_all(&self.b, &url)) };
         let attack = async {
             let content = loop {
-                let task = self.a.node.tasks().into_iter().find(|t| t.meta().url.ends_with(name));
+                let task = self
+                    .a
+                    .node
+                    .tasks()
+                    .into_iter()
+                    .find(|t| t.meta().url.ends_with(name));
                 if let Some(task) = task {
                     break task.key();
                 }
@@ -70,10 +88,19 @@ impl World {
             let addr = self.a.node.identity().addresses[0];
             evil(Evil::greeted(addr, content, self.ticket(content)).await).await;
         };
-        let done = tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(both, attack) });
+        let done = tokio::time::timeout(Duration::from_secs(20), async {
+            tokio::join!(both, attack)
+        });
         let ((x, y), ()) = done.await.unwrap_or_else(|_| panic!("{name}: no end"));
-        assert!(x.unwrap() == self.body && y.unwrap() == self.body, "{name}: wrong bytes");
-        assert_eq!(self.b.node.metrics.bans.get(), 0, "{name}: an honest node was banned");
+        assert!(
+            x.unwrap() == self.body && y.unwrap() == self.body,
+            "{name}: wrong bytes"
+        );
+        assert_eq!(
+            self.b.node.metrics.bans.get(),
+            0,
+            "{name}: an honest node was banned"
+        );
     }
 }
 
@@ -87,10 +114,17 @@ struct Evil {
 impl Evil {
     async fn greeted(addr: SocketAddr, content: ContentKey, ticket: Ticket) -> Self {
         let mut io = TcpStream::connect(addr).await.unwrap();
-        io.write_all(&Greeting::new(EVIL, kit::MESH).encode()).await.unwrap();
+        io.write_all(&Greeting::new(EVIL, kit::MESH).encode())
+            .await
+            .unwrap();
         let mut theirs = [0; Greeting::LEN];
         io.read_exact(&mut theirs).await.unwrap();
-        Self { io, addr, content, ticket }
+        Self {
+            io,
+            addr,
+            content,
+            ticket,
+        }
     }
 
     async fn say(&mut self, stream: u32, frame: &Frame) -> bool {
@@ -118,7 +152,14 @@ impl Evil {
     /// Says that it has all and wants all.
     async fn full(self) -> Self {
         let mut me = self.opened().await;
-        me.say(1, &Frame::Bitmap { last: true, bytes: vec![0xff; 8] }).await;
+        me.say(
+            1,
+            &Frame::Bitmap {
+                last: true,
+                bytes: vec![0xff; 8],
+            },
+        )
+        .await;
         me.say(1, &Frame::Want(Want::Whole)).await;
         me
     }
@@ -145,8 +186,11 @@ impl Evil {
 
     async fn data(&mut self, index: u32, proof: &[u8], data: &[u8]) {
         let mut out = vec![];
-        let header =
-            DataHeader { index, data_len: data.len() as u32, proof_len: proof.len() as u16 };
+        let header = DataHeader {
+            index,
+            data_len: data.len() as u32,
+            proof_len: proof.len() as u16,
+        };
         header.encode(1, proof, &mut out);
         out.extend_from_slice(data);
         let _ = self.io.write_all(&out).await;
@@ -161,7 +205,11 @@ impl Evil {
     /// Whether the other side lets it in again.
     async fn let_in_again(&self) -> bool {
         let again = Self::greeted(self.addr, self.content, self.ticket).await;
-        !again.opened().await.hung_up(Duration::from_millis(500)).await
+        !again
+            .opened()
+            .await
+            .hung_up(Duration::from_millis(500))
+            .await
     }
 }
 
@@ -175,15 +223,25 @@ async fn wrong_bytes_and_wrong_proofs_get_their_sender_banned_and_nobody_else_is
         let stranger = std::sync::Arc::new(stranger);
         w.attack(how, |evil| async move {
             let mut evil = evil.full().await;
-            let Some(index) = evil.asked().await else { panic!("{how}: never asked") };
+            let Some(index) = evil.asked().await else {
+                panic!("{how}: never asked")
+            };
             let lie = vec![0xee; 65536];
             match how {
                 "noproof" => evil.data(index, &[1, 2, 3], &lie).await,
                 "short" => evil.data(index, &[0; 70], &lie[..100]).await,
                 _ => {
                     let hash = *blake3::hash(&lie).as_bytes();
-                    let other = if how == "replayed" { (index + 1) % 64 } else { index };
-                    let leaf = Leaf { index: other, len: 65536, hash };
+                    let other = if how == "replayed" {
+                        (index + 1) % 64
+                    } else {
+                        index
+                    };
+                    let leaf = Leaf {
+                        index: other,
+                        len: 65536,
+                        hash,
+                    };
                     // Its own key, under every epoch that it was told of.
                     let epoch = loop {
                         let (head, body) = evil.next().await.unwrap();
@@ -237,14 +295,21 @@ async fn who_claims_to_have_all_and_sends_nothing_costs_a_second_or_two() {
         }
     })
     .await;
-    assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    assert!(
+        since.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        since.elapsed()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_says_it_emits_and_does_not_keeps_nobody_waiting() {
     let w = World::new(2 << 20).await;
     w.attack("emitter", |mut evil| async move {
-        let hello = Hello { emitter: true, ..evil.hello() };
+        let hello = Hello {
+            emitter: true,
+            ..evil.hello()
+        };
         evil.say(1, &Frame::Hello(hello)).await;
         for _ in 0..10 {
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -272,8 +337,14 @@ async fn floods_of_every_frame_end_in_a_ban_or_in_nothing() {
             Frame::Pass,
             Frame::Have(vec![(0, u32::MAX)]),
             Frame::Request(u32::MAX),
-            Frame::Bitmap { last: false, bytes: vec![0; 32 << 10] },
-            Frame::Refuse { content, reason: "no".into() },
+            Frame::Bitmap {
+                last: false,
+                bytes: vec![0; 32 << 10],
+            },
+            Frame::Refuse {
+                content,
+                reason: "no".into(),
+            },
         ];
         for frame in floods {
             let evil = match first.take() {
@@ -307,11 +378,26 @@ async fn without_a_ticket_of_its_own_for_the_task_nothing_is_served() {
     let other_task = w.ticket(ContentKey([5; 32]));
     let tickets = [
         ("expired", Ticket::issue(&w.authority, content, EVIL, 1000)),
-        ("another bearer's", Ticket::issue(&w.authority, content, NodeId([1; 16]), u64::MAX)),
+        (
+            "another bearer's",
+            Ticket::issue(&w.authority, content, NodeId([1; 16]), u64::MAX),
+        ),
         ("another task's", other_task),
-        ("relabelled", Ticket { content, ..other_task }),
+        (
+            "relabelled",
+            Ticket {
+                content,
+                ..other_task
+            },
+        ),
         ("forged", Ticket::issue(&stranger, content, EVIL, u64::MAX)),
-        ("prolonged", Ticket { expires: good.expires + 1, ..good }),
+        (
+            "prolonged",
+            Ticket {
+                expires: good.expires + 1,
+                ..good
+            },
+        ),
     ];
     for (what, ticket) in tickets {
         let mut evil = Evil::greeted(addr, content, ticket).await.opened().await;
@@ -325,7 +411,10 @@ async fn without_a_ticket_of_its_own_for_the_task_nothing_is_served() {
             }
         };
         let _ = tokio::time::timeout(Duration::from_millis(300), listen).await;
-        assert!(refused && !served, "{what}: refused {refused}, served {served}");
+        assert!(
+            refused && !served,
+            "{what}: refused {refused}, served {served}"
+        );
     }
     // And with one it is, so that the test tests something.
     let mut honest = Evil::greeted(addr, content, good).await.opened().await;
@@ -343,9 +432,18 @@ async fn certificates_and_sizes_that_nobody_signed_get_their_sender_banned() {
         w.attack(what, |evil| async move {
             let mut evil = evil.opened().await;
             let lie = if what == "epoch" {
-                Frame::Epoch(EpochCert::issue(&stranger, evil.content, 7, *stranger.public()))
+                Frame::Epoch(EpochCert::issue(
+                    &stranger,
+                    evil.content,
+                    7,
+                    *stranger.public(),
+                ))
             } else {
-                Frame::Size(SignedSize { total_len: 1, epoch: 7, signature: [0; 64] })
+                Frame::Size(SignedSize {
+                    total_len: 1,
+                    epoch: 7,
+                    signature: [0; 64],
+                })
             };
             evil.say(1, &lie).await;
             assert!(evil.hung_up(SOON).await, "{what}");
@@ -362,14 +460,25 @@ async fn thousands_of_streams_are_answered_or_refused_and_the_node_works_on() {
     let content = w.a.node.tasks()[0].key();
     let addr = w.a.node.identity().addresses[0];
     let evil = Evil::greeted(addr, content, w.ticket(content)).await;
-    let (hello, tickets) = (evil.hello(), (0..200_u8).map(|n| w.ticket(ContentKey([n; 32]))));
+    let (hello, tickets) = (
+        evil.hello(),
+        (0..200_u8).map(|n| w.ticket(ContentKey([n; 32]))),
+    );
     let tickets: Vec<_> = tickets.collect();
     let (mut r, mut out) = evil.io.into_split();
     let drain = tokio::spawn(async move { tokio::io::copy(&mut r, &mut tokio::io::sink()).await });
     for n in 0..6000_u32 {
         let mut bytes = vec![];
         let ticket = tickets[n as usize % tickets.len()];
-        let hello = if n % 2 == 0 { hello } else { Hello { content: ticket.content, ticket, ..hello } };
+        let hello = if n % 2 == 0 {
+            hello
+        } else {
+            Hello {
+                content: ticket.content,
+                ticket,
+                ..hello
+            }
+        };
         Frame::Hello(hello).encode(n, &mut bytes);
         if out.write_all(&bytes).await.is_err() {
             break;
@@ -383,6 +492,9 @@ async fn thousands_of_streams_are_answered_or_refused_and_the_node_works_on() {
     }
     assert!(got == w.body);
     assert!(read_all(&w.a, &url).await.unwrap() == w.body);
-    assert!(w.a.node.tasks().len() <= 2, "tasks were made for what nobody has");
+    assert!(
+        w.a.node.tasks().len() <= 2,
+        "tasks were made for what nobody has"
+    );
     drain.abort();
 }

@@ -7,6 +7,7 @@
 //! * [`service`]: gRPC around them.
 
 pub mod core;
+mod leases;
 mod lookups;
 pub mod service;
 mod swarms;

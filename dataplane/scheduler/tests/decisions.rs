@@ -456,6 +456,9 @@ fn a_lease_holder_that_members_cannot_reach_is_followed_by_another_seed() {
         w.lease_result(first, 1, None);
     }
     let others: Vec<_> = w.leases().into_iter().filter(|l| l.0 != first).collect();
-    assert!(!others.is_empty(), "everybody waits for a seed that nobody reaches");
+    assert!(
+        !others.is_empty(),
+        "everybody waits for a seed that nobody reaches"
+    );
     assert!(others.iter().all(|l| l.0 == others[0].0), "{others:?}");
 }

@@ -1,5 +1,12 @@
 //! Origins that do what a test says.
-#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,8 +59,11 @@ impl Scripted {
             sent: Arc::default(),
             requests: Arc::default(),
         };
-        let (script, sent, requests) =
-            (origin.script.clone(), origin.sent.clone(), origin.requests.clone());
+        let (script, sent, requests) = (
+            origin.script.clone(),
+            origin.sent.clone(),
+            origin.requests.clone(),
+        );
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (script, sent, requests) = (script.clone(), sent.clone(), requests.clone());
@@ -102,14 +112,22 @@ async fn serve(
             w.write_all(answer.as_bytes()).await?;
             continue;
         }
-        let get = |name: &str| head.iter().find_map(|l| l.strip_prefix(name).map(str::to_owned));
+        let get = |name: &str| {
+            head.iter()
+                .find_map(|l| l.strip_prefix(name).map(str::to_owned))
+        };
         let total = s.body.len();
         let same = get("if-range: ").is_none_or(|v| v == s.etag)
             && get("if-match: ").is_none_or(|v| v == s.etag);
         let range = get("range: bytes=").filter(|_| same).and_then(|r| {
             let (a, b) = r.split_once('-')?;
             let from: usize = a.trim().parse().ok()?;
-            Some((from, b.trim().parse::<usize>().map_or(total, |b| (b + 1).min(total))))
+            Some((
+                from,
+                b.trim()
+                    .parse::<usize>()
+                    .map_or(total, |b| (b + 1).min(total)),
+            ))
         });
         let (from, to) = range.unwrap_or((0, total));
         if range.is_some() && from >= total {
