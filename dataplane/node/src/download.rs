@@ -59,6 +59,15 @@ impl Drop for Download {
         self.node.apply(&self.task, effects);
         let ((), effects) = self.task.drive(|s, _| s.engine.remove_reader(self.reader));
         self.node.apply(&self.task, effects);
+        let over = {
+            let state = self.task.state();
+            state.failure.is_some() && state.wants.is_empty()
+        };
+        if over && self.node.is_current(&self.task) {
+            // Nobody is left to hear why: what is held stays on disk for another attempt, and may be
+            // evicted where it is in the way.
+            self.node.forget_task(&self.task.key());
+        }
     }
 }
 

@@ -347,7 +347,7 @@ impl Node {
                 None => self.begin_again(task, lease).await?,
             };
             self.read_origin(task, signer, next).await?;
-            if task.is_complete() || task.failure().is_some() {
+            if task.is_complete() || task.failure().is_some() || self.stop.is_cancelled() {
                 return Ok(());
             }
         }
@@ -430,7 +430,7 @@ impl Node {
             if ready.len() >= MAX_RUN {
                 self.publish(task, signer, &mut ready)?;
             }
-            if task.failure().is_some() {
+            if task.failure().is_some() || self.stop.is_cancelled() {
                 return Ok(());
             }
         }

@@ -331,7 +331,11 @@ async fn keep(node: Weak<Node>, address: String) {
         let stop = strong.stop.clone();
         let outcome = tokio::select! {
             outcome = session(&strong, &address) => outcome,
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => {
+                // The queue keeps the session up for as long as anybody could write to it, and the
+                // scheduler would think that this node lives.
+                return strong.sessions.down(&address);
+            }
         };
         strong.sessions.down(&address);
         match outcome {

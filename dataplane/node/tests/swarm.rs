@@ -14,9 +14,12 @@ use kit::{Origin, SchedulerProcess, TestMesh, authority, bytes, log, read_all};
 async fn peers_get_a_file_from_each_other_and_the_origin_sends_it_once() {
     log();
     let authority = authority();
-    let scheduler =
-        SchedulerProcess::start("127.0.0.1:0".parse().unwrap(), authority.clone(), CoreSettings::default())
-            .await;
+    let scheduler = SchedulerProcess::start(
+        "127.0.0.1:0".parse().unwrap(),
+        authority.clone(),
+        CoreSettings::default(),
+    )
+    .await;
     let mesh = TestMesh::new(vec![scheduler.addr], authority);
     let body = bytes(20 << 20 | 12345, 1);
     let origin = Origin::start(body.clone()).await;
@@ -39,7 +42,12 @@ async fn peers_get_a_file_from_each_other_and_the_origin_sends_it_once() {
         assert!(result.unwrap() == body, "the bytes are not the origin's");
         from_peers += p.node.metrics.from_peers.get();
     }
-    eprintln!("all in {:?}, origin sent {}, peers {}", started.elapsed(), origin.sent.load(Ordering::Relaxed), from_peers);
+    eprintln!(
+        "all in {:?}, origin sent {}, peers {}",
+        started.elapsed(),
+        origin.sent.load(Ordering::Relaxed),
+        from_peers
+    );
     assert!(origin.sent.load(Ordering::Relaxed) <= body.len() as u64);
     assert!(from_peers > body.len() as u64);
 }
@@ -48,22 +56,41 @@ async fn peers_get_a_file_from_each_other_and_the_origin_sends_it_once() {
 async fn content_of_unknown_length_and_tiny_and_empty_files_arrive_whole() {
     log();
     let authority = authority();
-    let scheduler =
-        SchedulerProcess::start("127.0.0.1:0".parse().unwrap(), authority.clone(), CoreSettings::default())
-            .await;
+    let scheduler = SchedulerProcess::start(
+        "127.0.0.1:0".parse().unwrap(),
+        authority.clone(),
+        CoreSettings::default(),
+    )
+    .await;
     let mesh = TestMesh::new(vec![scheduler.addr], authority);
     let _seed = mesh.node(100, Role::Seed).await;
-    let (a, b) = (mesh.node(1, Role::Peer).await, mesh.node(2, Role::Peer).await);
+    let (a, b) = (
+        mesh.node(1, Role::Peer).await,
+        mesh.node(2, Role::Peer).await,
+    );
     tokio::time::sleep(Duration::from_millis(300)).await;
-    for (len, ranges) in [(0, true), (1, true), (65536, true), (0, false), (5, false), (3 << 20 | 9, false), (4 << 20, false)] {
+    for (len, ranges) in [
+        (0, true),
+        (1, true),
+        (65536, true),
+        (0, false),
+        (5, false),
+        (3 << 20 | 9, false),
+        (4 << 20, false),
+    ] {
         let body = bytes(len, len as u64);
         let origin = Origin::with(body.clone(), ranges, 0).await;
         let url = origin.url("file");
         let got = tokio::time::timeout(Duration::from_secs(20), async {
             tokio::join!(read_all(&a, &url), read_all(&b, &url))
         });
-        let (x, y) = got.await.unwrap_or_else(|_| panic!("{len} bytes, ranges {ranges}: no end"));
-        assert!(x.unwrap() == body && y.unwrap() == body, "{len} bytes, ranges {ranges}");
+        let (x, y) = got
+            .await
+            .unwrap_or_else(|_| panic!("{len} bytes, ranges {ranges}: no end"));
+        assert!(
+            x.unwrap() == body && y.unwrap() == body,
+            "{len} bytes, ranges {ranges}"
+        );
     }
 }
 
@@ -71,11 +98,17 @@ async fn content_of_unknown_length_and_tiny_and_empty_files_arrive_whole() {
 async fn without_a_seed_a_peer_goes_to_the_origin_where_policy_allows_it() {
     log();
     let authority = authority();
-    let scheduler =
-        SchedulerProcess::start("127.0.0.1:0".parse().unwrap(), authority.clone(), CoreSettings::default())
-            .await;
+    let scheduler = SchedulerProcess::start(
+        "127.0.0.1:0".parse().unwrap(),
+        authority.clone(),
+        CoreSettings::default(),
+    )
+    .await;
     let mesh = TestMesh::new(vec![scheduler.addr], authority);
-    let (a, b) = (mesh.node(1, Role::Peer).await, mesh.node(2, Role::Peer).await);
+    let (a, b) = (
+        mesh.node(1, Role::Peer).await,
+        mesh.node(2, Role::Peer).await,
+    );
     tokio::time::sleep(Duration::from_millis(300)).await;
     let body = bytes(5 << 20, 3);
     let origin = Origin::start(body.clone()).await;
@@ -94,12 +127,21 @@ async fn no_peer_goes_to_the_origin_where_policy_forbids_it() {
     let scheduler =
         SchedulerProcess::start("127.0.0.1:0".parse().unwrap(), authority.clone(), settings).await;
     let mesh = TestMesh::new(vec![scheduler.addr], authority);
-    let strict = Settings { back_to_source: false, ..Settings::default() };
-    let a = mesh.node_with(1, Role::Peer, strict, tempfile::tempdir().unwrap()).await;
+    let strict = Settings {
+        back_to_source: false,
+        ..Settings::default()
+    };
+    let a = mesh
+        .node_with(1, Role::Peer, strict, tempfile::tempdir().unwrap())
+        .await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     let origin = Origin::start(bytes(100, 3)).await;
     let failure = read_all(&a, &origin.url("file")).await.unwrap_err();
-    assert!(failure.message.contains("spec.backToSource"), "{}", failure.message);
+    assert!(
+        failure.message.contains("spec.backToSource"),
+        "{}",
+        failure.message
+    );
     scheduler.kill().await;
     let failure = read_all(&a, &origin.url("file")).await.unwrap_err();
     assert!(failure.message.contains("policy"), "{}", failure.message);
@@ -110,13 +152,19 @@ async fn no_peer_goes_to_the_origin_where_policy_forbids_it() {
 async fn a_download_outlives_its_scheduler_and_the_origin_sends_nothing_twice() {
     log();
     let authority = authority();
-    let scheduler =
-        SchedulerProcess::start("127.0.0.1:0".parse().unwrap(), authority.clone(), CoreSettings::default())
-            .await;
+    let scheduler = SchedulerProcess::start(
+        "127.0.0.1:0".parse().unwrap(),
+        authority.clone(),
+        CoreSettings::default(),
+    )
+    .await;
     let addr = scheduler.addr;
     let mesh = TestMesh::new(vec![addr], authority.clone());
     let _seed = mesh.node(100, Role::Seed).await;
-    let (a, b) = (mesh.node(1, Role::Peer).await, mesh.node(2, Role::Peer).await);
+    let (a, b) = (
+        mesh.node(1, Role::Peer).await,
+        mesh.node(2, Role::Peer).await,
+    );
     tokio::time::sleep(Duration::from_millis(300)).await;
     let body = bytes(12 << 20, 4);
     let origin = Origin::with(body.clone(), true, 2 << 20).await;

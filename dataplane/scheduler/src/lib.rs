@@ -8,6 +8,7 @@
 
 pub mod core;
 mod imports;
+mod leases;
 mod lookups;
 pub mod service;
 mod swarms;

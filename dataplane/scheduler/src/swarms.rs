@@ -9,43 +9,34 @@ use dragonfly_proto::rpc::{self, failure::Code, to_node};
 use dragonfly_proto::ticket::Ticket;
 use dragonfly_proto::trust::{EpochCert, MAX_EPOCHS};
 use dragonfly_swarm::membership::{
-    Command, Introduction, Lease, LeastConnected, MemberInfo, Refill, Swarm,
+    Command, Introduction, LeastConnected, MemberInfo, Refill, Swarm,
 };
 
 use crate::core::Core;
-
-/// Seconds since 1970 at 2026-01-01: epochs count from there, so that a scheduler that forgot all
-/// never gives a number twice.
-const EPOCH_ZERO: u64 = 1_767_225_600;
-
-/// A lease-holder that has not said that it began is told again after this.
-const LEASE_AGAIN: Duration = Duration::from_secs(10);
-/// Told so often in vain, it is taken for unfit.
-const LEASE_TRIES: u32 = 3;
-/// Members that find no source are believed, but the lease-holder is reminded at most so often.
-const REMIND: Duration = Duration::from_secs(2);
 
 /// One content.
 pub(crate) struct TaskEntry {
     pub(crate) geometry: Option<Geometry>,
     pub(crate) origin: rpc::OriginInfo,
     /// As a client gave it, headers included, while members want the content.
-    source: Option<rpc::Source>,
+    pub(crate) source: Option<rpc::Source>,
     /// Without secrets.
     pub(crate) url: String,
     pub(crate) swarm: Swarm<NodeId>,
-    epochs: Vec<EpochCert>,
-    complete: HashSet<NodeId>,
-    wanting: HashSet<NodeId>,
+    pub(crate) epochs: Vec<EpochCert>,
+    pub(crate) complete: HashSet<NodeId>,
+    pub(crate) wanting: HashSet<NodeId>,
     /// Seeds that had the lease and failed.
-    unfit: HashSet<NodeId>,
+    pub(crate) unfit: HashSet<NodeId>,
     /// Who waits for the lease-holder to be ready.
-    waiting: Vec<(NodeId, u64)>,
-    ready: bool,
+    pub(crate) waiting: Vec<(NodeId, u64)>,
+    pub(crate) ready: bool,
+    /// When the lease-holder was last told, and how often since it last answered.
+    pub(crate) told: (Duration, u32),
+    /// How often in a row members found no source although a lease is held.
+    pub(crate) doubts: u32,
     /// The node that a client brings the content to: there is no origin to go to meanwhile.
     pub(crate) importer: Option<NodeId>,
-    /// When the lease-holder was last told, and how often since it last answered.
-    told: (Duration, u32),
     pub(crate) used: Duration,
 }
 
@@ -104,8 +95,9 @@ impl Core {
             unfit: HashSet::new(),
             waiting: Vec::new(),
             ready: false,
-            importer: None,
             told: (now, 0),
+            doubts: 0,
+            importer: None,
             used: now,
         })
     }
@@ -129,21 +121,7 @@ impl Core {
         }
     }
 
-    /// Makes a node a member and gives it the lease.
-    fn lease_to(&mut self, content: ContentKey, node: NodeId) {
-        let Some(info) = self.member_info(node, 0) else {
-            return;
-        };
-        let Some(task) = self.tasks.get_mut(&content) else {
-            return;
-        };
-        // Refused only when banned: then there is no lease, and members are told so.
-        let _ = task.swarm.join(node, info);
-        task.swarm.assign_leases_to(node);
-        self.drain(content);
-    }
-
-    fn member_info(&self, node: NodeId, held: u32) -> Option<MemberInfo> {
+    pub(crate) fn member_info(&self, node: NodeId, held: u32) -> Option<MemberInfo> {
         let entry = self.nodes.get(&node)?;
         let load = entry.totals.load.min(1000) as f32 / 1000.0;
         Some(MemberInfo {
@@ -201,12 +179,7 @@ impl Core {
     }
 
     /// Enters a node in a swarm: ticket, certificates, neighbours.
-    pub(crate) fn join_member(
-        &mut self,
-        content: ContentKey,
-        node: NodeId,
-        held: u32,
-    ) -> rpc::Joined {
+    pub(crate) fn join_member(&mut self, content: ContentKey, node: NodeId, held: u32) -> rpc::Joined {
         let mut joined = rpc::Joined {
             content: content.0.to_vec(),
             ..rpc::Joined::default()
@@ -235,14 +208,14 @@ impl Core {
         joined
     }
 
-    fn ticket(&self, content: ContentKey, node: NodeId) -> Vec<u8> {
+    pub(crate) fn ticket(&self, content: ContentKey, node: NodeId) -> Vec<u8> {
         let expires = self.unix() + self.settings.ticket_ttl.as_secs();
         Ticket::issue(&self.authority, content, node, expires)
             .encode()
             .to_vec()
     }
 
-    fn member(&self, i: &Introduction<NodeId>) -> Option<rpc::Member> {
+    pub(crate) fn member(&self, i: &Introduction<NodeId>) -> Option<rpc::Member> {
         let entry = self.nodes.get(&i.node)?;
         Some(rpc::Member {
             node: i.node.0.to_vec(),
@@ -320,25 +293,6 @@ impl Core {
         }
     }
 
-    /// The node that looked at the origin for another replica has its answer open: the first lease is
-    /// best with it.
-    fn prefer_resolver(&mut self, content: ContentKey, resolver: &[u8]) {
-        let Some(by) = NodeId::from_slice(resolver) else {
-            return;
-        };
-        let Some(task) = self.tasks.get(&content) else {
-            return;
-        };
-        let free = task.swarm.leases().is_empty() && task.complete.is_empty();
-        let fit = !task.unfit.contains(&by) && task.geometry.is_some();
-        let may = self.nodes.get(&by).is_some_and(|e| {
-            e.gone.is_none() && (e.is_seed() || self.settings.swarm.peers_may_fetch)
-        });
-        if free && fit && may && !self.recovering() {
-            self.lease_to(content, by);
-        }
-    }
-
     pub(crate) fn on_leave(&mut self, from: NodeId, m: &rpc::Leave) {
         let Some(content) = ContentKey::from_slice(&m.content) else {
             return;
@@ -346,7 +300,7 @@ impl Core {
         self.leave(content, from);
     }
 
-    fn leave(&mut self, content: ContentKey, node: NodeId) {
+    pub(crate) fn leave(&mut self, content: ContentKey, node: NodeId) {
         let Some(task) = self.tasks.get(&content) else {
             return;
         };
@@ -387,17 +341,7 @@ impl Core {
         }
     }
 
-    /// The lease-holder began: who waited for it may come.
-    fn lease_began(&mut self, content: ContentKey) {
-        let Some(task) = self.tasks.get_mut(&content) else {
-            return;
-        };
-        task.ready = true;
-        task.told.1 = 0;
-        self.answer_waiting(content);
-    }
-
-    fn answer_waiting(&mut self, content: ContentKey) {
+    pub(crate) fn answer_waiting(&mut self, content: ContentKey) {
         let Some(task) = self.tasks.get_mut(&content) else {
             return;
         };
@@ -447,101 +391,6 @@ impl Core {
         self.send(from, to_node::Message::Neighbours(reply));
     }
 
-    pub(crate) fn on_need_source(&mut self, from: NodeId, m: &rpc::NeedSource) {
-        let Some(content) = ContentKey::from_slice(&m.content) else {
-            return;
-        };
-        let Some(task) = self.tasks.get_mut(&content) else {
-            return;
-        };
-        if !task.swarm.contains(from) {
-            return;
-        }
-        task.wanting.insert(from);
-        // Whoever says that it has all may lie, or be cut off from this member: believe who misses.
-        self.ensure_lease(content, true);
-        let may_fetch = self.settings.swarm.peers_may_fetch;
-        let recovering = self.recovering();
-        let now = self.now;
-        let Some(task) = self.tasks.get_mut(&content) else {
-            return;
-        };
-        if recovering || task.importer.is_some() {
-            return;
-        }
-        if !task.swarm.leases().is_empty() {
-            if now.saturating_sub(task.told.0) >= REMIND {
-                self.remind(content);
-            }
-            return;
-        }
-        if may_fetch && !task.unfit.contains(&from) {
-            self.lease_to(content, from);
-        } else if task.complete.is_empty() {
-            let why = "nobody holds a part of it, no seed is there, and policy keeps peers from \
-                       the origin (spec.backToSource)";
-            self.fail_task(content, &rpc::Failure::new(Code::NoSource, why));
-        }
-    }
-
-    /// Tells the holders of a content's leases again what they hold: their answer, or the message,
-    /// may be lost, or they may have put the content away.
-    fn remind(&mut self, content: ContentKey) {
-        let now = self.now;
-        let Some(task) = self.tasks.get_mut(&content) else {
-            return;
-        };
-        task.told = (now, task.told.1 + 1);
-        let leases = task.swarm.leases().to_vec();
-        for lease in leases {
-            let Some(key) = self.nodes.get(&lease.node).map(|e| e.key) else {
-                continue;
-            };
-            let Some(task) = self.tasks.get(&content) else {
-                return;
-            };
-            let cert = task.epochs.iter().rev().find(|c| c.key == key).copied();
-            if let Some(cert) = cert {
-                self.send_lease(content, &lease, cert);
-            }
-        }
-    }
-
-    /// Leases that nobody was there to take, or whose holder does not answer. With every tick.
-    pub(crate) fn renew_leases(&mut self) {
-        if self.recovering() {
-            return;
-        }
-        let now = self.now;
-        let (mut without, mut late) = (vec![], vec![]);
-        for (key, task) in &self.tasks {
-            if task.swarm.leases().is_empty() {
-                if !task.wanting.is_empty() && task.complete.is_empty() {
-                    without.push(*key);
-                }
-            } else if !task.ready && now.saturating_sub(task.told.0) > LEASE_AGAIN {
-                late.push(*key);
-            }
-        }
-        for content in without {
-            self.ensure_lease(content, false);
-        }
-        for content in late {
-            let Some(task) = self.tasks.get_mut(&content) else {
-                continue;
-            };
-            if task.told.1 < LEASE_TRIES {
-                self.remind(content);
-                continue;
-            }
-            let holders: Vec<_> = task.swarm.leases().iter().map(|l| l.node).collect();
-            task.unfit.extend(&holders);
-            holders
-                .into_iter()
-                .for_each(|node| self.leave(content, node));
-        }
-    }
-
     pub(crate) fn on_lost(&mut self, from: NodeId, m: &rpc::LostNode) {
         let Some(content) = ContentKey::from_slice(&m.content) else {
             return;
@@ -567,84 +416,8 @@ impl Core {
         self.drain(content);
     }
 
-    pub(crate) fn on_lease_result(&mut self, from: NodeId, m: rpc::LeaseResult) {
-        let Some(content) = ContentKey::from_slice(&m.content) else {
-            return;
-        };
-        let Some(task) = self.tasks.get_mut(&content) else {
-            return;
-        };
-        if !task.swarm.holds_lease(from) {
-            return;
-        }
-        let Some(failure) = m.failure else {
-            return self.lease_began(content);
-        };
-        tracing::warn!(task = %content.short(), node = %from, failure.message, "lease failed");
-        task.unfit.insert(from);
-        task.ready = false;
-        let elsewhere = matches!(
-            failure.code(),
-            Code::OriginUnavailable | Code::NoSpace | Code::Internal
-        );
-        let held_by_others = task.complete.iter().any(|n| *n != from);
-        if held_by_others || elsewhere && self.fit_seed(&content).is_some() {
-            self.leave(content, from);
-        } else {
-            self.fail_task(content, &failure);
-        }
-    }
-
-    /// Everybody who wants the content hears why there is no more of it.
-    fn fail_task(&mut self, content: ContentKey, failure: &rpc::Failure) {
-        self.forget_lookups_of(&content);
-        let Some(old) = self.tasks.remove(&content) else {
-            return;
-        };
-        // Everything begins anew, but no epoch is ever given to a second key.
-        let task = self.entry(content);
-        task.epochs = old.epochs;
-        task.url = old.url;
-        for (node, id) in old.waiting {
-            self.fail(node, id, failure.clone());
-        }
-        let message = rpc::Epochs {
-            content: content.0.to_vec(),
-            epochs: vec![],
-            failure: Some(failure.clone()),
-        };
-        for node in old.wanting {
-            self.send(node, to_node::Message::Epochs(message.clone()));
-        }
-    }
-
-    /// The seed that should hold a content's lease now.
-    fn fit_seed(&self, content: &ContentKey) -> Option<NodeId> {
-        let task = self.tasks.get(content)?;
-        self.home_seed(&content.0, |id| !task.unfit.contains(id))
-    }
-
-    /// Sees to it that somebody may go to the origin, unless the swarm has all there is, or says so
-    /// and is believed.
-    fn ensure_lease(&mut self, content: ContentKey, doubt: bool) {
-        let recovering = self.recovering();
-        let Some(task) = self.tasks.get(&content) else {
-            return;
-        };
-        let has_all = !task.complete.is_empty() && !doubt;
-        if !task.swarm.leases().is_empty() || has_all || recovering {
-            return;
-        }
-        if task.wanting.is_empty() || task.geometry.is_none() || task.importer.is_some() {
-            return;
-        }
-        if let Some(seed) = self.fit_seed(&content) {
-            self.lease_to(content, seed);
-        }
-    }
-
     /// Carries out what a swarm decided.
-    fn drain(&mut self, content: ContentKey) {
+    pub(crate) fn drain(&mut self, content: ContentKey) {
         loop {
             let Some(command) = self.tasks.get_mut(&content).and_then(|t| t.swarm.poll()) else {
                 return;
@@ -663,63 +436,6 @@ impl Core {
                 Command::Revoke(_) | Command::Disconnect { .. } | Command::NoSource => {}
             }
         }
-    }
-
-    pub(crate) fn grant(&mut self, content: ContentKey, lease: &Lease<NodeId>) {
-        let second = self
-            .unix()
-            .saturating_sub(EPOCH_ZERO)
-            .min(u64::from(u32::MAX)) as u32;
-        let Some(key) = self.nodes.get(&lease.node).map(|e| e.key) else {
-            return;
-        };
-        let authority = self.authority.clone();
-        let now = self.now;
-        let Some(task) = self.tasks.get_mut(&content) else {
-            return;
-        };
-        let epoch = second.max(task.last_epoch().saturating_add(1));
-        let cert = EpochCert::issue(&authority, content, epoch, key);
-        task.epochs.push(cert);
-        if task.epochs.len() > MAX_EPOCHS {
-            task.epochs.remove(0);
-        }
-        task.ready = false;
-        task.told = (now, 0);
-        self.send_lease(content, lease, cert);
-    }
-
-    fn send_lease(&mut self, content: ContentKey, lease: &Lease<NodeId>, cert: EpochCert) {
-        let ticket = self.ticket(content, lease.node);
-        let Some(task) = self.tasks.get(&content) else {
-            return;
-        };
-        let before = task.epochs.iter().filter(|e| e.epoch != cert.epoch);
-        let epochs = before.map(|e| e.encode().to_vec()).collect();
-        let met = task
-            .swarm
-            .neighbours(lease.node)
-            .iter()
-            .filter_map(|&node| {
-                self.member(&Introduction {
-                    node,
-                    emitter: false,
-                    may_ask: None,
-                })
-            });
-        let message = rpc::Lease {
-            content: content.0.to_vec(),
-            epoch: cert.encode().to_vec(),
-            geometry: task.geometry.as_ref().map(Into::into),
-            source: task.source.clone(),
-            origin: Some(task.origin.clone()),
-            ticket,
-            stripe_index: lease.stripe.index,
-            stripe_of: lease.stripe.of,
-            epochs,
-            members: met.collect(),
-        };
-        self.send(lease.node, to_node::Message::Lease(message));
     }
 }
 

@@ -442,3 +442,23 @@ fn certificates_of_another_authority_are_not_handed_on() {
     assert_eq!(joined[0].geometry, Some(geometry()));
     assert!(w.now > Duration::ZERO);
 }
+
+#[test]
+fn a_lease_holder_that_members_cannot_reach_is_followed_by_another_seed() {
+    let mut w = World::running(false);
+    w.seed(100);
+    w.seed(101);
+    w.peer(1);
+    let first = w.begun(1);
+    for _ in 0..8 {
+        w.pass(3.0);
+        w.need_source(1, 1);
+        w.lease_result(first, 1, None);
+    }
+    let others: Vec<_> = w.leases().into_iter().filter(|l| l.0 != first).collect();
+    assert!(
+        !others.is_empty(),
+        "everybody waits for a seed that nobody reaches"
+    );
+    assert!(others.iter().all(|l| l.0 == others[0].0), "{others:?}");
+}

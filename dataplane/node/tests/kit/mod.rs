@@ -1,5 +1,13 @@
 //! A mesh in one process, over real sockets and a real HTTP origin, for tests.
-#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    dead_code,
+    unused,
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,6 +28,8 @@ use dragonfly_transport::{Mesh as Connections, Security};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+pub mod scripted;
 
 pub const MESH: [u8; 16] = [7; 16];
 
@@ -45,11 +55,16 @@ impl Origin {
             sent: Arc::default(),
             requests: Arc::default(),
         };
-        let (body, sent, requests) =
-            (origin.body.clone(), origin.sent.clone(), origin.requests.clone());
+        let (body, sent, requests) = (
+            origin.body.clone(),
+            origin.sent.clone(),
+            origin.requests.clone(),
+        );
         tokio::spawn(async move {
             loop {
-                let Ok((stream, _)) = listener.accept().await else { return };
+                let Ok((stream, _)) = listener.accept().await else {
+                    return;
+                };
                 let (body, sent, requests) = (body.clone(), sent.clone(), requests.clone());
                 tokio::spawn(async move {
                     let _ = serve(stream, body, sent, requests, ranges, rate).await;
@@ -88,11 +103,17 @@ async fn serve(
         }
         requests.fetch_add(1, Ordering::Relaxed);
         let total = body.len();
-        let range = head.lines().find_map(|l| l.strip_prefix("range: bytes=")).filter(|_| ranges);
+        let range = head
+            .lines()
+            .find_map(|l| l.strip_prefix("range: bytes="))
+            .filter(|_| ranges);
         let (from, to, status) = match range.and_then(|r| r.split_once('-')) {
             Some((a, b)) => {
                 let a: usize = a.trim().parse().unwrap_or(0);
-                let b = b.trim().parse::<usize>().map_or(total, |b| (b + 1).min(total));
+                let b = b
+                    .trim()
+                    .parse::<usize>()
+                    .map_or(total, |b| (b + 1).min(total));
                 (a.min(total), b, "206 Partial Content")
             }
             None => (0, total, "200 OK"),
@@ -105,7 +126,10 @@ async fn serve(
             continue;
         }
         if std::env::var_os("KIT_TRACE").is_some() {
-            eprintln!("origin: {from}..{to}: {}", head.lines().next().unwrap_or_default());
+            eprintln!(
+                "origin: {from}..{to}: {}",
+                head.lines().next().unwrap_or_default()
+            );
         }
         let mut answer = format!("HTTP/1.1 {status}\r\n");
         if ranges {
@@ -120,7 +144,8 @@ async fn serve(
         w.write_all((answer + "\r\n").as_bytes()).await?;
         for part in body[from..to].chunks(64 << 10) {
             if !ranges {
-                w.write_all(format!("{:x}\r\n", part.len()).as_bytes()).await?;
+                w.write_all(format!("{:x}\r\n", part.len()).as_bytes())
+                    .await?;
             }
             w.write_all(part).await?;
             if !ranges {
@@ -145,7 +170,11 @@ pub struct SchedulerProcess {
 }
 
 impl SchedulerProcess {
-    pub async fn start(addr: SocketAddr, authority: Arc<SigningKey>, settings: CoreSettings) -> Self {
+    pub async fn start(
+        addr: SocketAddr,
+        authority: Arc<SigningKey>,
+        settings: CoreSettings,
+    ) -> Self {
         let listener = loop {
             match std::net::TcpListener::bind(addr) {
                 Ok(l) => break l,
@@ -155,8 +184,13 @@ impl SchedulerProcess {
         listener.set_nonblocking(true).unwrap();
         let addr = listener.local_addr().unwrap();
         let name = format!("scheduler-{}", addr.port());
-        let replicas = vec![rpc::Replica { name: name.clone(), address: addr.to_string() }];
-        let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let replicas = vec![rpc::Replica {
+            name: name.clone(),
+            address: addr.to_string(),
+        }];
+        let unix = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
         let core = Core::new(name, replicas, MESH, authority, settings, unix.as_secs());
         let service = Service::new(core, false);
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -172,7 +206,11 @@ impl SchedulerProcess {
             let serving = tonic::transport::Server::builder().add_service(server);
             serving.serve_with_incoming(incoming).await.unwrap();
         });
-        Self { addr, service, runtime: Some(runtime) }
+        Self {
+            addr,
+            service,
+            runtime: Some(runtime),
+        }
     }
 
     /// As if by kill -9: every connection breaks at once.
@@ -202,11 +240,15 @@ pub struct TestMesh {
 
 impl TestMesh {
     pub fn new(schedulers: Vec<SocketAddr>, authority: Arc<SigningKey>) -> Self {
-        Self { authority, schedulers }
+        Self {
+            authority,
+            schedulers,
+        }
     }
 
     pub async fn node(&self, n: u8, role: Role) -> TestNode {
-        self.node_with(n, role, Settings::default(), tempfile::tempdir().unwrap()).await
+        self.node_with(n, role, Settings::default(), tempfile::tempdir().unwrap())
+            .await
     }
 
     pub async fn node_with(
@@ -216,15 +258,40 @@ impl TestMesh {
         settings: Settings,
         dir: tempfile::TempDir,
     ) -> TestNode {
-        let options =
-            Options { quota_bytes: 4 << 30, reserve_free_percent: 0, ..Options::default() };
-        let media = DiskMedia::new(dir.path()).unwrap();
-        let store = Store::open(media, options, 1).unwrap();
+        self.node_of(n, fastrand::u8(..), role, settings, dir, 4 << 30)
+            .await
+    }
+
+    /// `n` and `salt` make the node's identity: the same ones are the same node, restarted.
+    pub async fn node_of(
+        &self,
+        n: u8,
+        salt: u8,
+        role: Role,
+        settings: Settings,
+        dir: tempfile::TempDir,
+        quota_bytes: u64,
+    ) -> TestNode {
+        let options = Options {
+            quota_bytes,
+            reserve_free_percent: 0,
+            ..Options::default()
+        };
+        // A node that was killed a moment ago may still hold the store.
+        let store = loop {
+            match Store::open(DiskMedia::new(dir.path()).unwrap(), options.clone(), 1) {
+                Ok(store) => break store,
+                Err(e) if e.to_string().contains("in use") || e.to_string().contains("lock") => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(e) => panic!("{e}"),
+            }
+        };
         let http = HttpSource::new(dragonfly_source::http::HttpOptions::default()).unwrap();
         let listener = Connections::<Node>::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let addr = listener.local_addr().unwrap();
         let mut node = [n; 16];
-        node[15] = fastrand::u8(..);
+        node[15] = salt;
         let parts = Parts {
             identity: Identity {
                 node: NodeId(node),
@@ -244,8 +311,25 @@ impl TestMesh {
                 tls: None,
             },
         };
-        TestNode { node: Node::start(parts, listener).unwrap(), dir }
+        let node = Node::start(parts, listener).unwrap();
+        NODES.with(|nodes| nodes.borrow_mut().push(Arc::downgrade(&node)));
+        TestNode { node, dir }
     }
+}
+
+thread_local! {
+    static NODES: std::cell::RefCell<Vec<std::sync::Weak<Node>>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// What every node of this test is at: for a test that found no end.
+pub fn describe_all() {
+    NODES.with(|nodes| {
+        for node in nodes.borrow().iter().filter_map(std::sync::Weak::upgrade) {
+            for task in node.tasks() {
+                eprintln!("{:?} {task:?}: {}", *node, task.describe());
+            }
+        }
+    });
 }
 
 pub fn authority() -> Arc<SigningKey> {
@@ -259,11 +343,17 @@ pub fn bytes(len: usize, seed: u64) -> Vec<u8> {
 }
 
 pub fn source(url: &str) -> rpc::Source {
-    rpc::Source { url: url.to_owned(), ..rpc::Source::default() }
+    rpc::Source {
+        url: url.to_owned(),
+        ..rpc::Source::default()
+    }
 }
 
 pub async fn read_all(node: &TestNode, url: &str) -> Result<Vec<u8>, rpc::Failure> {
-    let mut d = node.node.download(source(url), dragonfly_node::download::Wish::Whole).await?;
+    let mut d = node
+        .node
+        .download(source(url), dragonfly_node::download::Wish::Whole)
+        .await?;
     let mut out = vec![];
     while let Some(b) = d.next_chunk().await? {
         out.extend_from_slice(&b);
@@ -274,5 +364,8 @@ pub async fn read_all(node: &TestNode, url: &str) -> Result<Vec<u8>, rpc::Failur
 
 pub fn log() {
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned());
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_test_writer()
+        .try_init();
 }

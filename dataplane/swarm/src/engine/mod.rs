@@ -180,10 +180,12 @@ impl Engine {
         self.completed = false;
         self.timers.start_download(now);
         self.recount_need();
+        // Those that passed too: they hold the lease, and what nobody wanted then is still to be
+        // fetched.
         let emitters: Vec<NeighbourId> = self
             .neighbours
             .iter()
-            .filter(|n| n.pushing())
+            .filter(|n| n.emitter)
             .map(|n| n.id)
             .collect();
         for id in emitters {

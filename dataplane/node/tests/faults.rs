@@ -1,0 +1,476 @@
+//! Seeds, schedulers, peers, disks and origins fail in the middle of downloads.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod kit;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use dragonfly_node::download::Wish;
+use dragonfly_node::node::{Role, Settings};
+use dragonfly_proto::rpc::failure::Code;
+use dragonfly_proto::sign::SigningKey;
+use dragonfly_scheduler::core::CoreSettings;
+use kit::scripted::{Script, Scripted};
+use kit::{SchedulerProcess, TestMesh, TestNode, authority, bytes, log, read_all, source};
+
+struct World {
+    scheduler: SchedulerProcess,
+    mesh: TestMesh,
+    authority: Arc<SigningKey>,
+}
+
+async fn world(peers_may_fetch: bool) -> World {
+    log();
+    let authority = authority();
+    let mut settings = CoreSettings::default();
+    settings.swarm.peers_may_fetch = peers_may_fetch;
+    let addr = "127.0.0.1:0".parse().unwrap();
+    let scheduler = SchedulerProcess::start(addr, authority.clone(), settings).await;
+    let mesh = TestMesh::new(vec![scheduler.addr], authority.clone());
+    World {
+        scheduler,
+        mesh,
+        authority,
+    }
+}
+
+async fn sessions() {
+    tokio::time::sleep(Duration::from_millis(300)).await;
+}
+
+async fn within<T>(what: &str, seconds: u64, f: impl Future<Output = T>) -> T {
+    let done = tokio::time::timeout(Duration::from_secs(seconds), f).await;
+    if done.is_err() {
+        kit::describe_all();
+    }
+    done.unwrap_or_else(|_| panic!("{what}: no end within {seconds} s"))
+}
+
+async fn all(
+    nodes: &[&TestNode],
+    url: &str,
+) -> Vec<Result<Vec<u8>, dragonfly_proto::rpc::Failure>> {
+    futures::future::join_all(nodes.iter().map(|n| read_all(n, url))).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seed_that_dies_in_the_middle_is_followed_by_another_and_little_is_fetched_twice() {
+    let w = world(false).await;
+    let seeds = [
+        w.mesh.node(100, Role::Seed).await,
+        w.mesh.node(101, Role::Seed).await,
+    ];
+    let (a, b) = (
+        w.mesh.node(1, Role::Peer).await,
+        w.mesh.node(2, Role::Peer).await,
+    );
+    sessions().await;
+    let body = bytes(12 << 20, 1);
+    let mut script = Script::of(body.clone());
+    script.rate = 2 << 20;
+    let origin = Scripted::start(script).await;
+    let url = origin.url("file");
+    let mut lost = 0;
+    let kill = async {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let first = seeds
+            .iter()
+            .find(|s| s.node.metrics.from_origin.get() > 0)
+            .unwrap();
+        first.node.shutdown().await;
+        let emitted = first.node.metrics.uploaded.get();
+        lost = first.node.metrics.from_origin.get().saturating_sub(emitted);
+        origin.change(|s| s.rate = 0);
+    };
+    let (got, ()) = within("download", 25, async {
+        let both = [&a, &b];
+        tokio::join!(all(&both, &url), kill)
+    })
+    .await;
+    assert!(got.into_iter().all(|r| r.unwrap() == body));
+    let bound = body.len() as u64 + lost + (2 << 20);
+    assert!(
+        origin.sent() <= bound,
+        "origin sent {}, bound {bound}",
+        origin.sent()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_any_scheduler_a_node_fetches_for_itself_and_offers_nothing_it_cannot_prove() {
+    let w = world(true).await;
+    let addr = w.scheduler.addr;
+    w.scheduler.kill().await;
+    let a = w.mesh.node(1, Role::Peer).await;
+    let body = bytes(3 << 20, 2);
+    let origin = Scripted::start(Script::of(body.clone())).await;
+    let url = origin.url("file");
+    assert!(within("alone", 15, read_all(&a, &url)).await.unwrap() == body);
+    // The scheduler is back: others get it, and nobody is banned for what the first one has.
+    let scheduler =
+        SchedulerProcess::start(addr, w.authority.clone(), CoreSettings::default()).await;
+    let (b, c) = (
+        w.mesh.node(2, Role::Peer).await,
+        w.mesh.node(3, Role::Peer).await,
+    );
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let got = within("together", 20, all(&[&b, &c, &a], &url)).await;
+    assert!(got.into_iter().all(|r| r.unwrap() == body));
+    assert_eq!([&a, &b, &c].map(|n| n.node.metrics.bans.get()), [0, 0, 0]);
+    drop(scheduler);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_seed_and_scheduler_die_at_once_peers_finish_from_the_origin_where_policy_lets_them() {
+    let w = world(true).await;
+    let seed = w.mesh.node(100, Role::Seed).await;
+    let (a, b) = (
+        w.mesh.node(1, Role::Peer).await,
+        w.mesh.node(2, Role::Peer).await,
+    );
+    sessions().await;
+    let body = bytes(8 << 20, 3);
+    let mut script = Script::of(body.clone());
+    script.rate = 2 << 20;
+    let origin = Scripted::start(script).await;
+    let url = origin.url("file");
+    let kill = async {
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        seed.node.shutdown().await;
+        w.scheduler.kill().await;
+        origin.change(|s| s.rate = 0);
+    };
+    let (got, ()) = within("download", 30, async {
+        let both = [&a, &b];
+        tokio::join!(all(&both, &url), kill)
+    })
+    .await;
+    assert!(got.into_iter().all(|r| r.unwrap() == body));
+    assert_eq!([&a, &b].map(|n| n.node.metrics.bans.get()), [0, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_restarts_goes_on_with_what_it_holds() {
+    let w = world(false).await;
+    let _seed = w.mesh.node(100, Role::Seed).await;
+    let dir = tempfile::tempdir().unwrap();
+    let a = w
+        .mesh
+        .node_of(1, 9, Role::Peer, Settings::default(), dir, 1 << 30)
+        .await;
+    sessions().await;
+    let body = bytes(8 << 20, 4);
+    let mut script = Script::of(body.clone());
+    script.rate = 4 << 20;
+    let origin = Scripted::start(script).await;
+    let url = origin.url("file");
+    let part = tokio::time::timeout(Duration::from_millis(1200), read_all(&a, &url)).await;
+    assert!(part.is_err(), "too fast to be interrupted");
+    a.node.shutdown().await;
+    let held = a.node.store().usage().bytes;
+    assert!(held > 1 << 20, "{held}");
+    let TestNode { node, dir } = a;
+    drop(node);
+    let a = w
+        .mesh
+        .node_of(1, 9, Role::Peer, Settings::default(), dir, 1 << 30)
+        .await;
+    sessions().await;
+    assert!(within("the rest", 20, read_all(&a, &url)).await.unwrap() == body);
+    let m = &a.node.metrics;
+    let again = m.from_seeds.get() + m.from_peers.get();
+    assert!(
+        again <= body.len() as u64 - held + (256 << 10),
+        "{again} came again, {held} were held"
+    );
+    assert!(
+        origin.sent() <= body.len() as u64 + (1 << 20),
+        "{}",
+        origin.sent()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_a_clear_error_there_and_the_others_finish() {
+    let w = world(false).await;
+    let _seed = w.mesh.node(100, Role::Seed).await;
+    let small = tempfile::tempdir().unwrap();
+    let small = w
+        .mesh
+        .node_of(1, 1, Role::Peer, Settings::default(), small, 2 << 20)
+        .await;
+    let (b, c) = (
+        w.mesh.node(2, Role::Peer).await,
+        w.mesh.node(3, Role::Peer).await,
+    );
+    sessions().await;
+    let body = bytes(8 << 20, 5);
+    let origin = Scripted::start(Script::of(body.clone())).await;
+    let url = origin.url("file");
+    let mut got = within("download", 20, all(&[&small, &b, &c], &url)).await;
+    let full = got.remove(0).unwrap_err();
+    assert_eq!(full.code(), Code::NoSpace, "{}", full.message);
+    assert!(got.into_iter().all(|r| r.unwrap() == body));
+    // It works on for what fits.
+    let little = Scripted::start(Script::of(bytes(1 << 20, 6))).await;
+    let got = within("a small one", 10, read_all(&small, &little.url("little"))).await;
+    assert!(got.unwrap() == bytes(1 << 20, 6));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn content_that_changes_under_way_is_fetched_anew_and_never_mixed() {
+    let w = world(false).await;
+    let seed = w.mesh.node(100, Role::Seed).await;
+    let (a, b) = (
+        w.mesh.node(1, Role::Peer).await,
+        w.mesh.node(2, Role::Peer).await,
+    );
+    sessions().await;
+    let (old, new) = (bytes(24 << 20, 7), bytes(24 << 20, 8));
+    let mut script = Script::of(old.clone());
+    // The first answer ends early, so that its rest must be asked for again.
+    (script.rate, script.cut_after) = (8 << 20, Some(6 << 20));
+    let origin = Scripted::start(script).await;
+    let src = source(&origin.url("file"));
+    let change = async {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        origin.change(|s| {
+            s.body = Arc::new(new.clone());
+            (s.etag, s.rate, s.cut_after) = ("\"v2\"".into(), 0, None);
+        });
+    };
+    let fetch = |n: &TestNode| {
+        let (node, src) = (n.node.clone(), src.clone());
+        async move { node.fetch(&src, Wish::Whole).await }
+    };
+    let (x, y, ()) = within("download", 30, async {
+        tokio::join!(fetch(&a), fetch(&b), change)
+    })
+    .await;
+    for d in [x, y] {
+        let mut d = d.unwrap_or_else(|f| panic!("{f:?}"));
+        let mut out = vec![];
+        while let Some(b) = d.next_chunk().await.unwrap() {
+            out.extend_from_slice(&b);
+        }
+        assert!(
+            out == new,
+            "not the new version: {} bytes, old {}",
+            out.len(),
+            out == old
+        );
+    }
+    drop(seed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_origin_refuses_is_a_clear_error_and_soon() {
+    let w = world(false).await;
+    let _seed = w.mesh.node(100, Role::Seed).await;
+    let a = w.mesh.node(1, Role::Peer).await;
+    sessions().await;
+    for status in [403, 404, 410] {
+        let mut script = Script::of(vec![]);
+        script.status = status;
+        let origin = Scripted::start(script).await;
+        let f = within("refusal", 5, read_all(&a, &origin.url("file")))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (f.code(), f.http_status),
+            (Code::Origin, u32::from(status)),
+            "{}",
+            f.message
+        );
+    }
+    // Nobody listens there.
+    let f = within("nobody", 60, read_all(&a, "http://127.0.0.1:9/file"))
+        .await
+        .unwrap_err();
+    assert_eq!(f.code(), Code::OriginUnavailable, "{}", f.message);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_origin_that_hangs_up_again_and_again_is_asked_for_the_rest() {
+    let w = world(false).await;
+    let _seed = w.mesh.node(100, Role::Seed).await;
+    let a = w.mesh.node(1, Role::Peer).await;
+    sessions().await;
+    let body = bytes(3 << 20, 9);
+    let mut script = Script::of(body.clone());
+    script.cut_after = Some(1 << 20);
+    let origin = Scripted::start(script).await;
+    assert!(
+        within("download", 30, read_all(&a, &origin.url("file")))
+            .await
+            .unwrap()
+            == body
+    );
+    assert!(origin.sent() <= body.len() as u64 + (1 << 20));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_origin_that_hangs_does_not_keep_others_waiting() {
+    let w = world(false).await;
+    let _seed = w.mesh.node(100, Role::Seed).await;
+    let a = w.mesh.node(1, Role::Peer).await;
+    sessions().await;
+    // Takes connections and never answers.
+    let hung = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/never", hung.local_addr().unwrap());
+    let (node, src) = (a.node.clone(), source(&url));
+    let stuck = tokio::spawn(async move { node.download(src, Wish::Whole).await.map(|_| ()) });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let body = bytes(1 << 20, 10);
+    let origin = Scripted::start(Script::of(body.clone())).await;
+    assert!(
+        within("another", 5, read_all(&a, &origin.url("file")))
+            .await
+            .unwrap()
+            == body
+    );
+    stuck.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn content_that_is_not_what_its_digest_says_is_refused_and_not_kept() {
+    let w = world(false).await;
+    let _seed = w.mesh.node(100, Role::Seed).await;
+    let a = w.mesh.node(1, Role::Peer).await;
+    sessions().await;
+    let origin = Scripted::start(Script::of(bytes(2 << 20, 11))).await;
+    let mut src = source(&origin.url("file"));
+    src.digest = format!("sha256:{}", "ab".repeat(32));
+    let failed = within("digest", 15, a.node.fetch(&src, Wish::Whole))
+        .await
+        .unwrap_err();
+    assert_eq!(failed.code(), Code::Digest, "{}", failed.message);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(a.node.store().list().len(), 0, "what is wrong is kept");
+    assert!(a.node.tasks().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_costs_the_blocks_it_needs_and_the_rest_can_be_had_later() {
+    let w = world(false).await;
+    let _seed = w.mesh.node(100, Role::Seed).await;
+    let a = w.mesh.node(1, Role::Peer).await;
+    sessions().await;
+    let body = bytes(16 << 20, 12);
+    let mut script = Script::of(body.clone());
+    script.rate = 8 << 20;
+    let origin = Scripted::start(script).await;
+    let src = source(&origin.url("file"));
+    let range = Wish::Range(5_000_000, Some(5_100_000));
+    let mut d = within("range", 10, a.node.fetch(&src, range))
+        .await
+        .unwrap();
+    let mut out = vec![];
+    while let Some(b) = d.next_chunk().await.unwrap() {
+        out.extend_from_slice(&b);
+    }
+    assert!(out == body[5_000_000..5_100_000]);
+    drop(d);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let taken = a.node.metrics.from_seeds.get();
+    assert!(taken <= 4 * 65536, "{taken} bytes for 100 kB");
+    assert!(origin.sent() < 4 << 20, "the origin sent {}", origin.sent());
+    assert!(
+        within("the rest", 15, read_all(&a, &origin.url("file")))
+            .await
+            .unwrap()
+            == body
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_download_limit_slows_down_and_does_not_break() {
+    let w = world(false).await;
+    let _seed = w.mesh.node(100, Role::Seed).await;
+    let slow = Settings {
+        download_limit: 1 << 20,
+        ..Settings::default()
+    };
+    let a = w
+        .mesh
+        .node_with(1, Role::Peer, slow, tempfile::tempdir().unwrap())
+        .await;
+    let b = w.mesh.node(2, Role::Peer).await;
+    sessions().await;
+    let body = bytes(4 << 20, 13);
+    let origin = Scripted::start(Script::of(body.clone())).await;
+    let url = origin.url("file");
+    let since = std::time::Instant::now();
+    let got = within("both", 20, all(&[&a, &b], &url)).await;
+    assert!(got.into_iter().all(|r| r.unwrap() == body));
+    assert!(since.elapsed() > Duration::from_secs(3), "not limited");
+    assert_eq!(origin.sent(), body.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_tasks_at_once_between_three_nodes_arrive_whole() {
+    let w = world(false).await;
+    let _seed = w.mesh.node(100, Role::Seed).await;
+    let nodes = [
+        w.mesh.node(1, Role::Peer).await,
+        w.mesh.node(2, Role::Peer).await,
+    ];
+    sessions().await;
+    let body = bytes(200_000, 14);
+    let origin = Scripted::start(Script::of(body.clone())).await;
+    many(&nodes, &origin, 200, &body, 30).await;
+    assert_eq!(origin.sent(), 200 * body.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_files_of_four_kib_at_once_between_three_nodes_arrive_whole() {
+    let w = world(false).await;
+    let _seed = w.mesh.node(100, Role::Seed).await;
+    let nodes = [
+        w.mesh.node(1, Role::Peer).await,
+        w.mesh.node(2, Role::Peer).await,
+    ];
+    sessions().await;
+    let body = bytes(4096, 15);
+    let origin = Scripted::start(Script::of(body.clone())).await;
+    many(&nodes, &origin, 1000, &body, 40).await;
+    assert_eq!(origin.sent(), 1000 * body.len() as u64);
+}
+
+async fn many(nodes: &[TestNode], origin: &Scripted, count: usize, body: &[u8], seconds: u64) {
+    let mut set = tokio::task::JoinSet::new();
+    for n in 0..count {
+        for node in nodes {
+            let (node, url, body) = (
+                node.node.clone(),
+                origin.url(&format!("f{n}")),
+                body.to_vec(),
+            );
+            set.spawn(async move {
+                let mut d = node.download(source(&url), Wish::Whole).await.unwrap();
+                let mut out = vec![];
+                while let Some(b) = d.next_chunk().await.unwrap() {
+                    out.extend_from_slice(&b);
+                }
+                assert!(out == body, "{url}");
+            });
+        }
+    }
+    let since = std::time::Instant::now();
+    within("all files", seconds, async {
+        while let Some(done) = set.join_next().await {
+            done.unwrap();
+        }
+    })
+    .await;
+    let bans: Vec<_> = nodes.iter().map(|n| n.node.metrics.bans.get()).collect();
+    eprintln!(
+        "{count} files at {} nodes in {:?}",
+        nodes.len(),
+        since.elapsed()
+    );
+    assert!(bans.iter().all(|b| *b == 0), "{bans:?}");
+    let _ = origin.requests.load(Ordering::Relaxed);
+}

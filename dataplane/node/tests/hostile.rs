@@ -1,0 +1,500 @@
+//! A member of the mesh that wants to do harm: it has a valid ticket, and says what it likes.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod kit;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use dragonfly_node::download::Wish;
+use dragonfly_node::node::Role;
+use dragonfly_proto::frame::{DataHeader, Frame, FrameHeader, Greeting, Hello, Want, kind};
+use dragonfly_proto::id::{ContentKey, NodeId};
+use dragonfly_proto::sign::SigningKey;
+use dragonfly_proto::ticket::Ticket;
+use dragonfly_proto::trust::{EpochCert, Leaf, RunSigner, SignedSize};
+use dragonfly_scheduler::core::CoreSettings;
+use kit::scripted::{Script, Scripted};
+use kit::{SchedulerProcess, TestMesh, TestNode, authority, bytes, log, read_all, source};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const EVIL: NodeId = NodeId([66; 16]);
+
+/// A seed, two honest peers, a download that lasts a second or two, and its content's key.
+struct World {
+    _scheduler: SchedulerProcess,
+    _seed: TestNode,
+    a: TestNode,
+    b: TestNode,
+    authority: std::sync::Arc<SigningKey>,
+    origin: Scripted,
+    body: Vec<u8>,
+}
+
+impl World {
+    async fn new(rate: u64) -> Self {
+        log();
+        let authority = authority();
+        let addr = "127.0.0.1:0".parse().unwrap();
+        let settings = CoreSettings::default();
+        let scheduler = SchedulerProcess::start(addr, authority.clone(), settings).await;
+        let mesh = TestMesh::new(vec![scheduler.addr], authority.clone());
+        let seed = mesh.node(100, Role::Seed).await;
+        let (a, b) = (
+            mesh.node(1, Role::Peer).await,
+            mesh.node(2, Role::Peer).await,
+        );
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let body = bytes(4 << 20, 1);
+        let mut script = Script::of(body.clone());
+        script.rate = rate;
+        let origin = Scripted::start(script).await;
+        Self {
+            _scheduler: scheduler,
+            _seed: seed,
+            a,
+            b,
+            authority,
+            origin,
+            body,
+        }
+    }
+
+    fn ticket(&self, content: ContentKey) -> Ticket {
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
+        Ticket::issue(&self.authority, content, EVIL, now.as_secs() + 3600)
+    }
+
+    /// Runs `evil` against peer `a` while both peers download, and sees to it that they end well.
+    async fn attack<F: Future<Output = ()>>(&self, name: &str, evil: impl FnOnce(Evil) -> F) {
+        let url = self.origin.url(name);
+        let both = async { tokio::join!(read_all(&self.a, &url), read_all(&self.b, &url)) };
+        let attack = async {
+            let content = loop {
+                let task = self
+                    .a
+                    .node
+                    .tasks()
+                    .into_iter()
+                    .find(|t| t.meta().url.ends_with(name));
+                if let Some(task) = task {
+                    break task.key();
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            };
+            let addr = self.a.node.identity().addresses[0];
+            evil(Evil::greeted(addr, content, self.ticket(content)).await).await;
+        };
+        let done = tokio::time::timeout(Duration::from_secs(20), async {
+            tokio::join!(both, attack)
+        });
+        let ((x, y), ()) = done.await.unwrap_or_else(|_| panic!("{name}: no end"));
+        assert!(
+            x.unwrap() == self.body && y.unwrap() == self.body,
+            "{name}: wrong bytes"
+        );
+        assert_eq!(
+            self.b.node.metrics.bans.get(),
+            0,
+            "{name}: an honest node was banned"
+        );
+    }
+}
+
+struct Evil {
+    io: TcpStream,
+    addr: SocketAddr,
+    content: ContentKey,
+    ticket: Ticket,
+}
+
+impl Evil {
+    async fn greeted(addr: SocketAddr, content: ContentKey, ticket: Ticket) -> Self {
+        let mut io = TcpStream::connect(addr).await.unwrap();
+        io.write_all(&Greeting::new(EVIL, kit::MESH).encode())
+            .await
+            .unwrap();
+        let mut theirs = [0; Greeting::LEN];
+        io.read_exact(&mut theirs).await.unwrap();
+        Self {
+            io,
+            addr,
+            content,
+            ticket,
+        }
+    }
+
+    async fn say(&mut self, stream: u32, frame: &Frame) -> bool {
+        let mut out = vec![];
+        frame.encode(stream, &mut out);
+        self.io.write_all(&out).await.is_ok()
+    }
+
+    fn hello(&self) -> Hello {
+        Hello {
+            content: self.content,
+            ticket: self.ticket,
+            block_size: 65536,
+            total_len: Some(4 << 20),
+            emitter: false,
+        }
+    }
+
+    async fn opened(mut self) -> Self {
+        let hello = Frame::Hello(self.hello());
+        assert!(self.say(1, &hello).await);
+        self
+    }
+
+    /// Says that it has all and wants all.
+    async fn full(self) -> Self {
+        let mut me = self.opened().await;
+        me.say(
+            1,
+            &Frame::Bitmap {
+                last: true,
+                bytes: vec![0xff; 8],
+            },
+        )
+        .await;
+        me.say(1, &Frame::Want(Want::Whole)).await;
+        me
+    }
+
+    /// The next frame, DATA with its body as bytes.
+    async fn next(&mut self) -> Option<(FrameHeader, Vec<u8>)> {
+        let mut head = [0; FrameHeader::LEN];
+        self.io.read_exact(&mut head).await.ok()?;
+        let head = FrameHeader::decode(&head).unwrap();
+        let mut body = vec![0; head.len as usize];
+        self.io.read_exact(&mut body).await.ok()?;
+        Some((head, body))
+    }
+
+    /// The next block it is asked for.
+    async fn asked(&mut self) -> Option<u32> {
+        loop {
+            let (head, body) = self.next().await?;
+            if let (kind::REQUEST, Ok(bytes)) = (head.kind, body.try_into()) {
+                return Some(u32::from_le_bytes(bytes));
+            }
+        }
+    }
+
+    async fn data(&mut self, index: u32, proof: &[u8], data: &[u8]) {
+        let mut out = vec![];
+        let header = DataHeader {
+            index,
+            data_len: data.len() as u32,
+            proof_len: proof.len() as u16,
+        };
+        header.encode(1, proof, &mut out);
+        out.extend_from_slice(data);
+        let _ = self.io.write_all(&out).await;
+    }
+
+    /// Until the other side hangs up, or `limit`.
+    async fn hung_up(&mut self, limit: Duration) -> bool {
+        let gone = async { while self.next().await.is_some() {} };
+        tokio::time::timeout(limit, gone).await.is_ok()
+    }
+
+    /// Whether the other side lets it in again.
+    async fn let_in_again(&self) -> bool {
+        let again = Self::greeted(self.addr, self.content, self.ticket).await;
+        !again
+            .opened()
+            .await
+            .hung_up(Duration::from_millis(500))
+            .await
+    }
+}
+
+const SOON: Duration = Duration::from_secs(5);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_bytes_and_wrong_proofs_get_their_sender_banned_and_nobody_else_is_harmed() {
+    for how in ["noproof", "forged", "replayed", "short"] {
+        let w = World::new(2 << 20).await;
+        let (stranger, _) = SigningKey::generate().unwrap();
+        let stranger = std::sync::Arc::new(stranger);
+        w.attack(how, |evil| async move {
+            let mut evil = evil.full().await;
+            let Some(index) = evil.asked().await else {
+                panic!("{how}: never asked")
+            };
+            let lie = vec![0xee; 65536];
+            match how {
+                "noproof" => evil.data(index, &[1, 2, 3], &lie).await,
+                "short" => evil.data(index, &[0; 70], &lie[..100]).await,
+                _ => {
+                    let hash = *blake3::hash(&lie).as_bytes();
+                    let other = if how == "replayed" {
+                        (index + 1) % 64
+                    } else {
+                        index
+                    };
+                    let leaf = Leaf {
+                        index: other,
+                        len: 65536,
+                        hash,
+                    };
+                    // Its own key, under every epoch that it was told of.
+                    let epoch = loop {
+                        let (head, body) = evil.next().await.unwrap();
+                        if head.kind == kind::EPOCH {
+                            break EpochCert::decode(&body).unwrap().epoch;
+                        }
+                        if head.kind == kind::REQUEST {
+                            break 1;
+                        }
+                    };
+                    let signer = RunSigner::new(stranger, evil.content, epoch);
+                    let mut proof = vec![];
+                    signer.sign(&[leaf])[0].encode(&mut proof);
+                    for _ in 0..10 {
+                        evil.data(index, &proof, &lie).await;
+                    }
+                }
+            }
+            assert!(evil.hung_up(SOON).await, "{how}: still connected");
+            assert!(!evil.let_in_again().await, "{how}: not banned");
+        })
+        .await;
+        assert!(w.a.node.metrics.bans.get() >= 1, "{how}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_asked_for_is_not_taken() {
+    let w = World::new(2 << 20).await;
+    w.attack("unrequested", |evil| async move {
+        let mut evil = evil.opened().await;
+        evil.data(3, &[0; 70], &vec![1; 65536]).await;
+        assert!(evil.hung_up(SOON).await);
+        assert!(!evil.let_in_again().await);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_claims_to_have_all_and_sends_nothing_costs_a_second_or_two() {
+    let w = World::new(0).await;
+    let since = Instant::now();
+    w.attack("silent", |evil| async move {
+        let mut evil = evil.full().await;
+        let mut alive = tokio::time::interval(Duration::from_millis(200));
+        for _ in 0..20 {
+            alive.tick().await;
+            if !evil.say(0, &Frame::Ping).await {
+                break;
+            }
+        }
+    })
+    .await;
+    assert!(
+        since.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        since.elapsed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_says_it_emits_and_does_not_keeps_nobody_waiting() {
+    let w = World::new(2 << 20).await;
+    w.attack("emitter", |mut evil| async move {
+        let hello = Hello {
+            emitter: true,
+            ..evil.hello()
+        };
+        evil.say(1, &Frame::Hello(hello)).await;
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            evil.say(1, &Frame::Rate(1 << 40)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_of_every_frame_end_in_a_ban_or_in_nothing() {
+    let w = World::new(1 << 20).await;
+    w.attack("flood", |evil| async move {
+        let (addr, content, ticket) = (evil.addr, evil.content, evil.ticket);
+        let mut first = Some(evil);
+        let many: Vec<(u32, u32)> = (0..4096).map(|n| (n % 64, 1)).collect();
+        let floods = [
+            Frame::Have(many.clone()),
+            Frame::Hurry(many.clone()),
+            Frame::Want(Want::Some(many)),
+            Frame::Request(5),
+            Frame::Cancel(5),
+            Frame::Credit(u32::MAX),
+            Frame::Rate(u64::MAX),
+            Frame::Pass,
+            Frame::Have(vec![(0, u32::MAX)]),
+            Frame::Request(u32::MAX),
+            Frame::Bitmap {
+                last: false,
+                bytes: vec![0; 32 << 10],
+            },
+            Frame::Refuse {
+                content,
+                reason: "no".into(),
+            },
+        ];
+        for frame in floods {
+            let evil = match first.take() {
+                Some(evil) => evil,
+                None => match TcpStream::connect(addr).await {
+                    // Banned by now: the next one comes under another name.
+                    Ok(_) => Evil::greeted(addr, content, ticket).await,
+                    Err(_) => return,
+                },
+            };
+            let mut evil = evil.opened().await;
+            for _ in 0..300 {
+                if !evil.say(1, &frame).await {
+                    break;
+                }
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_ticket_of_its_own_for_the_task_nothing_is_served() {
+    let w = World::new(0).await;
+    let url = w.origin.url("file");
+    read_all(&w.a, &url).await.unwrap();
+    let content = w.a.node.tasks()[0].key();
+    let addr = w.a.node.identity().addresses[0];
+    let good = w.ticket(content);
+    let (stranger, _) = SigningKey::generate().unwrap();
+    let other_task = w.ticket(ContentKey([5; 32]));
+    let tickets = [
+        ("expired", Ticket::issue(&w.authority, content, EVIL, 1000)),
+        (
+            "another bearer's",
+            Ticket::issue(&w.authority, content, NodeId([1; 16]), u64::MAX),
+        ),
+        ("another task's", other_task),
+        (
+            "relabelled",
+            Ticket {
+                content,
+                ..other_task
+            },
+        ),
+        ("forged", Ticket::issue(&stranger, content, EVIL, u64::MAX)),
+        (
+            "prolonged",
+            Ticket {
+                expires: good.expires + 1,
+                ..good
+            },
+        ),
+    ];
+    for (what, ticket) in tickets {
+        let mut evil = Evil::greeted(addr, content, ticket).await.opened().await;
+        evil.say(1, &Frame::Want(Want::Whole)).await;
+        evil.say(1, &Frame::Request(0)).await;
+        let (mut refused, mut served) = (false, false);
+        let listen = async {
+            while let Some((head, _)) = evil.next().await {
+                refused |= head.kind == kind::REFUSE;
+                served |= matches!(head.kind, kind::DATA | kind::BITMAP | kind::HELLO);
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_millis(300), listen).await;
+        assert!(
+            refused && !served,
+            "{what}: refused {refused}, served {served}"
+        );
+    }
+    // And with one it is, so that the test tests something.
+    let mut honest = Evil::greeted(addr, content, good).await.opened().await;
+    honest.say(1, &Frame::Want(Want::Whole)).await;
+    honest.say(1, &Frame::Request(0)).await;
+    let served = async { while honest.next().await.unwrap().0.kind != kind::DATA {} };
+    tokio::time::timeout(SOON, served).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_and_sizes_that_nobody_signed_get_their_sender_banned() {
+    for what in ["epoch", "size"] {
+        let w = World::new(2 << 20).await;
+        let (stranger, _) = SigningKey::generate().unwrap();
+        w.attack(what, |evil| async move {
+            let mut evil = evil.opened().await;
+            let lie = if what == "epoch" {
+                Frame::Epoch(EpochCert::issue(
+                    &stranger,
+                    evil.content,
+                    7,
+                    *stranger.public(),
+                ))
+            } else {
+                Frame::Size(SignedSize {
+                    total_len: 1,
+                    epoch: 7,
+                    signature: [0; 64],
+                })
+            };
+            evil.say(1, &lie).await;
+            assert!(evil.hung_up(SOON).await, "{what}");
+            assert!(!evil.let_in_again().await, "{what}");
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_streams_are_answered_or_refused_and_the_node_works_on() {
+    let w = World::new(0).await;
+    read_all(&w.a, &w.origin.url("file")).await.unwrap();
+    let content = w.a.node.tasks()[0].key();
+    let addr = w.a.node.identity().addresses[0];
+    let evil = Evil::greeted(addr, content, w.ticket(content)).await;
+    let (hello, tickets) = (
+        evil.hello(),
+        (0..200_u8).map(|n| w.ticket(ContentKey([n; 32]))),
+    );
+    let tickets: Vec<_> = tickets.collect();
+    let (mut r, mut out) = evil.io.into_split();
+    let drain = tokio::spawn(async move { tokio::io::copy(&mut r, &mut tokio::io::sink()).await });
+    for n in 0..6000_u32 {
+        let mut bytes = vec![];
+        let ticket = tickets[n as usize % tickets.len()];
+        let hello = if n % 2 == 0 {
+            hello
+        } else {
+            Hello {
+                content: ticket.content,
+                ticket,
+                ..hello
+            }
+        };
+        Frame::Hello(hello).encode(n, &mut bytes);
+        if out.write_all(&bytes).await.is_err() {
+            break;
+        }
+    }
+    let url = w.origin.url("another");
+    let mut d = w.b.node.download(source(&url), Wish::Whole).await.unwrap();
+    let mut got = vec![];
+    while let Some(b) = d.next_chunk().await.unwrap() {
+        got.extend_from_slice(&b);
+    }
+    assert!(got == w.body);
+    assert!(read_all(&w.a, &url).await.unwrap() == w.body);
+    assert!(
+        w.a.node.tasks().len() <= 2,
+        "tasks were made for what nobody has"
+    );
+    drain.abort();
+}
