@@ -135,7 +135,6 @@ async fn distribute(args: &Args, mesh: &mut Mesh) -> Result<bool> {
         }
     };
     println!("{} peers get {url}\n", args.peers);
-    let began = Instant::now();
     let mut gets = (0..mesh.peers.len())
         .map(|n| mesh.get(n, &url, &[]))
         .collect::<Result<Vec<_>>>()?;
@@ -152,14 +151,17 @@ async fn distribute(args: &Args, mesh: &mut Mesh) -> Result<bool> {
         show.draw(&gets);
         match killed {
             _ if args.no_kill => {}
-            None if half(&gets) => {
+            None if half(&gets) && gets.iter_mut().all(|get| !get.has_ended()) => {
                 show.say("killing the scheduler and peer-0 (SIGKILL)");
                 mesh.scheduler.kill();
                 mesh.peers.iter_mut().take(1).for_each(|peer| peer.kill());
                 killed = Some(Instant::now());
             }
             // Faster than one can kill: then there is nothing to come back to.
-            None if gets.iter_mut().all(Get::has_ended) => came_back = true,
+            None if gets.iter_mut().all(Get::has_ended) => {
+                show.say("done before anything could be killed: try a larger --size");
+                came_back = true;
+            }
             Some(at) if !came_back && at.elapsed() > AWAY => {
                 show.say("starting both again, with what they kept");
                 mesh.scheduler.start()?;
@@ -173,7 +175,7 @@ async fn distribute(args: &Args, mesh: &mut Mesh) -> Result<bool> {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let wall = began.elapsed();
+    let wall = gets.iter().map(Get::took).max().unwrap_or_default();
     show.draw(&gets);
     show.end();
     let mut ended = vec![];
