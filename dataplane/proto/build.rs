@@ -7,6 +7,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let files = ["dragonfly/v1/scheduler.proto", "dragonfly/v1/node.proto"];
     let set = protox::compile(files, ["proto"])?;
-    tonic_prost_build::configure().bytes(".dragonfly.v1.ReadChunk").compile_fds(set)?;
+    tonic_prost_build::configure()
+        .bytes(".dragonfly.v1.ReadChunk")
+        .compile_fds(set)?;
     Ok(())
 }

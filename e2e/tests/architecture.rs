@@ -13,9 +13,15 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("dragonfly-source", &[]),
     ("dragonfly-storage", &["dragonfly-proto"]),
     ("dragonfly-transport", &["dragonfly-proto"]),
-    ("dragonfly-identity", &["dragonfly-proto", "dragonfly-transport"]),
+    (
+        "dragonfly-identity",
+        &["dragonfly-proto", "dragonfly-transport"],
+    ),
     ("dragonfly-client", &["dragonfly-proto"]),
-    ("dragonfly-scheduler", &["dragonfly-proto", "dragonfly-swarm", "dragonfly-transport"]),
+    (
+        "dragonfly-scheduler",
+        &["dragonfly-proto", "dragonfly-swarm", "dragonfly-transport"],
+    ),
     (
         "dragonfly-node",
         &[
@@ -33,13 +39,24 @@ const ARROWS: [(&str, &[&str]); 12] = [
 
 /// Pure crates know no runtime, no socket, no gRPC, no client of Kubernetes.
 const PURE: [&str; 2] = ["dragonfly-crds", "dragonfly-swarm"];
-const BANNED: [&str; 7] =
-    ["tokio", "tonic", "hyper", "reqwest", "kube-client", "kube-runtime", "socket2"];
+const BANNED: [&str; 7] = [
+    "tokio",
+    "tonic",
+    "hyper",
+    "reqwest",
+    "kube-client",
+    "kube-runtime",
+    "socket2",
+];
 
 fn tree(args: &[&str]) -> String {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let out = Command::new(cargo).arg("tree").args(args).output().unwrap();
-    assert!(out.status.success(), "cargo tree: {}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "cargo tree: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     String::from_utf8(out.stdout).unwrap()
 }
 
@@ -47,7 +64,9 @@ fn tree(args: &[&str]) -> String {
 fn arrows_between_crates_point_one_way() {
     let rules: BTreeMap<_, _> = ARROWS.into_iter().collect();
     for (name, allowed) in &rules {
-        let listed = tree(&["-p", name, "-e", "normal", "--depth", "1", "--prefix", "none"]);
+        let listed = tree(&[
+            "-p", name, "-e", "normal", "--depth", "1", "--prefix", "none",
+        ]);
         let used: BTreeSet<_> = listed
             .lines()
             .skip(1)
@@ -55,9 +74,15 @@ fn arrows_between_crates_point_one_way() {
             .filter(|n| n.starts_with("dragonfly"))
             .collect();
         for other in used {
-            assert!(rules.contains_key(other), "{other} has no rule: add it here and to the map");
+            assert!(
+                rules.contains_key(other),
+                "{other} has no rule: add it here and to the map"
+            );
             let ok = allowed.contains(&"*") || allowed.contains(&other);
-            assert!(ok, "{name} uses {other}, which ARCHITECTURE.md does not allow");
+            assert!(
+                ok,
+                "{name} uses {other}, which ARCHITECTURE.md does not allow"
+            );
         }
     }
 }
@@ -84,5 +109,8 @@ fn the_pure_crates_drag_in_no_runtime() {
 #[test]
 fn there_is_one_provider_of_cryptography() {
     let listed = tree(&["--workspace", "-e", "normal", "--prefix", "none"]);
-    assert!(!listed.lines().any(|l| l.starts_with("ring ")), "ring is in the build");
+    assert!(
+        !listed.lines().any(|l| l.starts_with("ring ")),
+        "ring is in the build"
+    );
 }

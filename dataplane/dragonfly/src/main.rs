@@ -46,7 +46,10 @@ enum Command {
 async fn main() -> ExitCode {
     let called = std::env::args_os().next().unwrap_or_default();
     let temporary = roles::temporary::FromEnvironment;
-    if std::path::Path::new(&called).file_name().is_some_and(|n| n == "dfget") {
+    if std::path::Path::new(&called)
+        .file_name()
+        .is_some_and(|n| n == "dfget")
+    {
         return commands::get::run(Dfget::parse().args, &temporary).await;
     }
     match Cli::parse().command {

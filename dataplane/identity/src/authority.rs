@@ -49,7 +49,9 @@ pub enum IdentityError {
     #[error(transparent)]
     Tls(#[from] dragonfly_transport::SecurityError),
     /// The token is none.
-    #[error("this is no join token: it begins with dfj1. and is what the scheduler wrote to its join-token file")]
+    #[error(
+        "this is no join token: it begins with dfj1. and is what the scheduler wrote to its join-token file"
+    )]
     Token,
     /// No scheduler issued a certificate.
     #[error("no scheduler gave this node a certificate: {0}")]
@@ -76,13 +78,19 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, IdentityError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(IdentityError::File { path: path.to_owned(), source }),
+        Err(source) => Err(IdentityError::File {
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 
 /// Writes a secret: whole or not at all, for its owner only.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
-    let file = |source| IdentityError::File { path: path.to_owned(), source };
+    let file = |source| IdentityError::File {
+        path: path.to_owned(),
+        source,
+    };
     let temp = path.with_extension("new");
     let mut f = fs::OpenOptions::new()
         .write(true)
@@ -91,14 +99,19 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
         .mode(0o600)
         .open(&temp)
         .map_err(file)?;
-    f.write_all(bytes).and_then(|()| f.sync_all()).map_err(file)?;
+    f.write_all(bytes)
+        .and_then(|()| f.sync_all())
+        .map_err(file)?;
     fs::rename(&temp, path).map_err(file)
 }
 
 impl Authority {
     /// The authority kept in a directory; made there the first time.
     pub fn load_or_create(dir: &Path, mesh: &str) -> Result<Self, IdentityError> {
-        let file = |source| IdentityError::File { path: dir.to_owned(), source };
+        let file = |source| IdentityError::File {
+            path: dir.to_owned(),
+            source,
+        };
         fs::create_dir_all(dir).map_err(file)?;
         let at = |name: &str| dir.join(name);
         let (ca_pem, ca_key) = match (read(&at("ca.pem"))?, read(&at("ca.key"))?) {
@@ -128,8 +141,13 @@ impl Authority {
                 hex
             }
         };
-        let authority =
-            Self { ca_pem, ca_key, signing: Arc::new(signing), secret, mesh: mesh.to_owned() };
+        let authority = Self {
+            ca_pem,
+            ca_key,
+            signing: Arc::new(signing),
+            secret,
+            mesh: mesh.to_owned(),
+        };
         write(&at("join-token"), authority.token().reveal().as_bytes())?;
         Ok(authority)
     }
@@ -137,7 +155,10 @@ impl Authority {
     /// What a node joins by.
     #[must_use]
     pub fn token(&self) -> JoinToken {
-        JoinToken { ca: self.ca_pem.clone(), secret: self.secret.clone() }
+        JoinToken {
+            ca: self.ca_pem.clone(),
+            secret: self.secret.clone(),
+        }
     }
 
     /// A certificate for the holder of a public key.
@@ -153,8 +174,10 @@ impl Authority {
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names.push(SanType::URI(uri.try_into()?));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         let now = SystemTime::now();
         params.not_before = (now - SKEW).into();
         params.not_after = (now + LIFETIME).into();
@@ -186,7 +209,9 @@ impl Authority {
             self.secret.as_bytes(),
         );
         if same.is_err() {
-            return Err(Status::permission_denied("the join token is not this mesh's"));
+            return Err(Status::permission_denied(
+                "the join token is not this mesh's",
+            ));
         }
         let node = NodeId::from_slice(&ask.node)
             .ok_or_else(|| Status::invalid_argument("the node's identity is not 16 bytes"))?;
@@ -205,7 +230,10 @@ impl Authority {
             .map_err(|e| Status::internal(e.to_string()))?;
         tracing::info!(%node, role, "issued a certificate");
         let root = pem_to_der(&self.ca_pem).map_err(|e| Status::internal(e.to_string()))?;
-        Ok(rpc::IssueReply { chain: vec![cert.der().to_vec()], roots: vec![root] })
+        Ok(rpc::IssueReply {
+            chain: vec![cert.der().to_vec()],
+            roots: vec![root],
+        })
     }
 }
 
@@ -226,7 +254,9 @@ impl Identity for Service {
 fn new_ca(mesh: &str) -> Result<(String, String), IdentityError> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new(Vec::<String>::new())?;
-    params.distinguished_name.push(DnType::CommonName, format!("Dragonfly mesh {mesh}"));
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("Dragonfly mesh {mesh}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let now = SystemTime::now();

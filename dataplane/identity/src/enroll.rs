@@ -71,7 +71,9 @@ async fn call(
         .timeout(Duration::from_secs(10));
     let channel = endpoint.connect().await.map_err(|e| chain(&e))?;
     let reply = IdentityClient::new(channel).issue(ask).await;
-    reply.map(tonic::Response::into_inner).map_err(|s| s.message().to_owned())
+    reply
+        .map(tonic::Response::into_inner)
+        .map_err(|s| s.message().to_owned())
 }
 
 fn chain(e: &dyn std::error::Error) -> String {
@@ -87,7 +89,10 @@ fn credentials(
     token: &JoinToken,
 ) -> Result<Credentials, IdentityError> {
     let certs = |all: &[Vec<u8>]| -> Vec<CertificateDer<'static>> {
-        all.iter().take(8).map(|der| CertificateDer::from(der.clone())).collect()
+        all.iter()
+            .take(8)
+            .map(|der| CertificateDer::from(der.clone()))
+            .collect()
     };
     let (chain, roots) = (certs(&reply.chain), certs(&reply.roots));
     let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
@@ -107,7 +112,10 @@ fn pem(kind: &str, der: &[u8]) -> String {
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let lines = text.as_bytes().chunks(64).map(String::from_utf8_lossy);
     let lines: Vec<_> = lines.collect();
-    format!("-----BEGIN {kind}-----\n{}\n-----END {kind}-----\n", lines.join("\n"))
+    format!(
+        "-----BEGIN {kind}-----\n{}\n-----END {kind}-----\n",
+        lines.join("\n")
+    )
 }
 
 #[cfg(test)]
@@ -125,7 +133,10 @@ mod tests {
         let address = listener.local_addr().unwrap().to_string();
         let (cert, key) = authority.scheduler("s").unwrap();
         let tls = ServerTlsConfig::new().identity(Identity::from_pem(cert, key));
-        let server = Server::builder().tls_config(tls).unwrap().add_service(authority.server());
+        let server = Server::builder()
+            .tls_config(tls)
+            .unwrap()
+            .add_service(authority.server());
         tokio::spawn(async move {
             let incoming = async_stream(listener);
             server.serve_with_incoming(incoming).await.unwrap();
@@ -133,9 +144,7 @@ mod tests {
         address
     }
 
-    fn async_stream(
-        listener: TcpListener,
-    ) -> tonic::transport::server::TcpIncoming {
+    fn async_stream(listener: TcpListener) -> tonic::transport::server::TcpIncoming {
         tonic::transport::server::TcpIncoming::from(listener)
     }
 
@@ -146,15 +155,23 @@ mod tests {
         let address = scheduler(&authority).await;
         let token = authority.token();
         let node = NodeId([3; 16]);
-        let given = enroll(std::slice::from_ref(&address), &token, node, Role::Peer).await.unwrap();
+        let given = enroll(std::slice::from_ref(&address), &token, node, Role::Peer)
+            .await
+            .unwrap();
         assert!(given.cert.contains("BEGIN CERTIFICATE"));
-        let wrong = JoinToken { secret: "0".repeat(64), ..token };
+        let wrong = JoinToken {
+            secret: "0".repeat(64),
+            ..token
+        };
         let refused = enroll(std::slice::from_ref(&address), &wrong, node, Role::Peer).await;
         assert!(refused.unwrap_err().to_string().contains("join token"));
         let elsewhere = tempfile::tempdir().unwrap();
         let other = Authority::load_or_create(elsewhere.path(), "m").unwrap();
         let stranger = enroll(&[address], &other.token(), node, Role::Peer).await;
-        assert!(stranger.is_err(), "a scheduler of another mesh was believed");
+        assert!(
+            stranger.is_err(),
+            "a scheduler of another mesh was believed"
+        );
     }
 
     #[test]

@@ -45,7 +45,8 @@ impl FromStr for JoinToken {
         let text = text.trim();
         let encoded = text.strip_prefix(PREFIX).filter(|e| e.len() <= MAX);
         let json = encoded.and_then(|e| URL_SAFE_NO_PAD.decode(e).ok());
-        json.and_then(|j| serde_json::from_slice(&j).ok()).ok_or(IdentityError::Token)
+        json.and_then(|j| serde_json::from_slice(&j).ok())
+            .ok_or(IdentityError::Token)
     }
 }
 
@@ -55,7 +56,10 @@ mod tests {
 
     #[test]
     fn a_token_comes_back_from_its_text_and_nothing_else_does() {
-        let token = JoinToken { ca: "-----BEGIN".to_owned(), secret: "00ff".to_owned() };
+        let token = JoinToken {
+            ca: "-----BEGIN".to_owned(),
+            secret: "00ff".to_owned(),
+        };
         assert_eq!(token.reveal().parse::<JoinToken>().unwrap(), token);
         for bad in ["", "dfj1.", "dfj1.!!", "dfj1.e30", "x"] {
             assert!(bad.parse::<JoinToken>().is_err(), "{bad}");

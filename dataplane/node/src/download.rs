@@ -49,7 +49,11 @@ pub struct Download {
 
 impl std::fmt::Debug for Download {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Download({:?}, {}..{:?})", self.task, self.start, self.end)
+        write!(
+            f,
+            "Download({:?}, {}..{:?})",
+            self.task, self.start, self.end
+        )
     }
 }
 
@@ -116,7 +120,10 @@ impl Node {
     ) -> Result<Download, rpc::Failure> {
         let total = task.geometry().total_len();
         let (start, end) = span(wish, total)?;
-        let (user, effects) = task.add_user(start, end.unwrap_or(u64::MAX).min(start.saturating_add(ahead)));
+        let (user, effects) = task.add_user(
+            start,
+            end.unwrap_or(u64::MAX).min(start.saturating_add(ahead)),
+        );
         self.apply(&task, effects);
         task.notify_emission();
         let reader = ReaderId(NEXT_READER.fetch_add(1, Ordering::Relaxed));
@@ -139,7 +146,10 @@ impl Node {
     ) -> Result<(RequestKey, rpc::Source), rpc::Failure> {
         source.digest = source.digest.to_ascii_lowercase();
         if !source.digest.is_empty() && !is_sha256(&source.digest) {
-            let text = format!("`{}` is not a digest: write sha256:<64 hex digits>", source.digest);
+            let text = format!(
+                "`{}` is not a digest: write sha256:<64 hex digits>",
+                source.digest
+            );
             return Err(rpc::Failure::new(Code::Invalid, text));
         }
         let parsed = request(&source)?;
@@ -150,11 +160,14 @@ impl Node {
         if source.domain.is_empty() {
             // What one client may read by its credentials another may not: such content is shared
             // only among those who show the same.
-            let mut secrets: Vec<_> =
-                parsed.headers().filter(|(n, _)| CREDENTIALS.contains(n)).collect();
+            let mut secrets: Vec<_> = parsed
+                .headers()
+                .filter(|(n, _)| CREDENTIALS.contains(n))
+                .collect();
             secrets.sort_unstable();
             if !secrets.is_empty() {
-                let mut h = blake3::Hasher::new_derive_key("dragonfly 2026-11 credential domain v1");
+                let mut h =
+                    blake3::Hasher::new_derive_key("dragonfly 2026-11 credential domain v1");
                 for (name, value) in secrets {
                     h.update(&(value.len() as u64).to_le_bytes());
                     h.update(name.as_bytes());
@@ -166,7 +179,10 @@ impl Node {
         // Whoever demands a digest asks another question than whoever takes what the origin has: the
         // answer to one, wrong digests included, must not be given to the other.
         let digest = Some(&source.digest).filter(|d| !d.is_empty());
-        let demanded: Vec<_> = digest.map(|d| ("digest".to_owned(), d.clone())).into_iter().collect();
+        let demanded: Vec<_> = digest
+            .map(|d| ("digest".to_owned(), d.clone()))
+            .into_iter()
+            .collect();
         let key = RequestKey::derive(&source.domain, canonical.key(), &demanded);
         Ok((key, source))
     }
@@ -198,7 +214,10 @@ impl Node {
         let broken = |e: String| rpc::Failure::new(Code::Internal, format!("scheduler: {e}"));
         let content = ContentKey::from_slice(&resolved.content)
             .ok_or_else(|| broken("no content key".to_owned()))?;
-        let geometry = resolved.geometry.as_ref().ok_or_else(|| broken("no geometry".to_owned()))?;
+        let geometry = resolved
+            .geometry
+            .as_ref()
+            .ok_or_else(|| broken("no geometry".to_owned()))?;
         let geometry = Geometry::try_from(geometry).map_err(|e| broken(e.to_string()))?;
         let origin = resolved.origin.unwrap_or_default();
         if !origin.validator.is_empty() || !source.digest.is_empty() {
@@ -216,7 +235,9 @@ impl Node {
             }
             // Left over from then: nobody could be given it, and nobody can tell it from a lie.
             self.forget_task(&content);
-            self.store.delete(&content).map_err(|e| crate::node::storage_failure(&e))?;
+            self.store
+                .delete(&content)
+                .map_err(|e| crate::node::storage_failure(&e))?;
             task = self.open(content, geometry, meta(source, &origin))?;
         }
         *crate::task::lock(&task.source) = Some(source.clone());
@@ -269,10 +290,16 @@ impl Node {
             return Err(why);
         }
         if !self.settings().back_to_source {
-            let text = format!("{}; policy does not let this node go to the origin", why.message);
+            let text = format!(
+                "{}; policy does not let this node go to the origin",
+                why.message
+            );
             return Err(rpc::Failure::new(Code::NoSource, text));
         }
-        tracing::warn!(reason = why.message, "going to the origin without a scheduler");
+        tracing::warn!(
+            reason = why.message,
+            "going to the origin without a scheduler"
+        );
         self.fetch_alone(key, source).await
     }
 }
@@ -303,7 +330,10 @@ fn span(wish: Wish, total: Option<u64>) -> Result<(u64, Option<u64>), rpc::Failu
 /// Whether a text is `sha256:` and 64 lower-case hexadecimal digits.
 pub(crate) fn is_sha256(digest: &str) -> bool {
     digest.strip_prefix("sha256:").is_some_and(|hex| {
-        hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        hex.len() == 64
+            && hex
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     })
 }
 
@@ -332,7 +362,11 @@ impl Download {
         let (start, end) = self.range();
         let t = &self.task.traffic;
         let whole = start == 0 && end == self.task.geometry().total_len();
-        let have = if whole { self.task.held_bytes() } else { self.have_of(start, end) };
+        let have = if whole {
+            self.task.held_bytes()
+        } else {
+            self.have_of(start, end)
+        };
         rpc::Progress {
             have,
             total: end.map(|e| e - start),
@@ -389,7 +423,11 @@ impl Download {
     async fn wait_done(&self) -> Result<(), rpc::Failure> {
         let whole = self.start == 0 && self.end.is_none_or(|e| Some(e) == self.range().1);
         let check = async {
-            if whole && !self.digest.is_empty() { self.check_digest().await } else { Ok(()) }
+            if whole && !self.digest.is_empty() {
+                self.check_digest().await
+            } else {
+                Ok(())
+            }
         };
         let held = async {
             loop {
@@ -495,7 +533,9 @@ async fn read_from(
         tokio::pin!(changed);
         changed.as_mut().enable();
         let g = task.geometry();
-        let end = end.unwrap_or(u64::MAX).min(g.total_len().unwrap_or(u64::MAX));
+        let end = end
+            .unwrap_or(u64::MAX)
+            .min(g.total_len().unwrap_or(u64::MAX));
         if at >= end {
             return Ok(None);
         }
@@ -504,7 +544,9 @@ async fn read_from(
             let len = u64::from(g.block_len(block).unwrap_or(0));
             let to = (g.offset(block) + len).min(end);
             let mut buf = vec![0; (to - at) as usize];
-            task.store.read_at(at, &mut buf).map_err(|e| crate::node::storage_failure(&e))?;
+            task.store
+                .read_at(at, &mut buf)
+                .map_err(|e| crate::node::storage_failure(&e))?;
             return Ok(Some(buf.into()));
         }
         if let Some(failure) = task.failure() {

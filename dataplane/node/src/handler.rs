@@ -41,7 +41,9 @@ impl Handler for Node {
     }
 
     fn frame(&self, conn: &Arc<Conn>, stream: u32, frame: Frame) -> Result<(), Violation> {
-        let Some(links) = conn.state::<ConnState>() else { return Ok(()) };
+        let Some(links) = conn.state::<ConnState>() else {
+            return Ok(());
+        };
         match frame {
             Frame::Hello(hello) => return self.on_hello(conn, links, stream, &hello),
             Frame::Refuse { content, reason } => {
@@ -52,11 +54,15 @@ impl Handler for Node {
             _ => {}
         }
         // A stream that this side has closed already: what was under way is void.
-        let Some(s) = links.theirs(stream) else { return Ok(()) };
+        let Some(s) = links.theirs(stream) else {
+            return Ok(());
+        };
         match frame {
             Frame::Close => self.unlink(links, stream),
             Frame::Epoch(cert) => {
-                s.task.add_epoch(&cert).map_err(|e| Violation(e.to_string()))?;
+                s.task
+                    .add_epoch(&cert)
+                    .map_err(|e| Violation(e.to_string()))?;
             }
             Frame::Size(size) => {
                 let effects = s.task.set_size(&size).map_err(Violation)?;
@@ -67,8 +73,9 @@ impl Handler for Node {
                 let max = most_blocks(&s.task.geometry());
                 let control = links.with_map(stream, |map| wire::control(&frame, map, max));
                 if let Some(control) = control.map_err(Violation)? {
-                    let (done, effects) =
-                        s.task.drive(|st, now| st.engine.handle(now, s.neighbour, control));
+                    let (done, effects) = s
+                        .task
+                        .drive(|st, now| st.engine.handle(now, s.neighbour, control));
                     self.apply(&s.task, effects);
                     done.map_err(|v| Violation(v.to_string()))?;
                     s.task.notify_emission();
@@ -119,34 +126,51 @@ impl Handler for Node {
             return Ok(None);
         };
         let len = block.data.len() as u32;
-        let leaf = Leaf { index: block.index, len, hash: block.hash };
-        let checked = Proof::decode(block.proof)
-            .and_then(|proof| s.task.verifier().check(&leaf, &proof));
+        let leaf = Leaf {
+            index: block.index,
+            len,
+            hash: block.hash,
+        };
+        let checked =
+            Proof::decode(block.proof).and_then(|proof| s.task.verifier().check(&leaf, &proof));
         if let Err(TrustError::UnknownEpoch(epoch)) = checked
-            && conn.state::<ConnState>().is_some_and(|l| l.unknown_epoch() <= UNKNOWN_EPOCHS)
+            && conn
+                .state::<ConnState>()
+                .is_some_and(|l| l.unknown_epoch() <= UNKNOWN_EPOCHS)
         {
             tracing::debug!(peer = %conn.peer(), epoch, "a block of an unknown epoch");
-            let ((), effects) =
-                s.task.drive(|st, now| st.engine.block_lost(now, s.neighbour, block.index));
+            let ((), effects) = s
+                .task
+                .drive(|st, now| st.engine.block_lost(now, s.neighbour, block.index));
             self.apply(&s.task, effects);
             return Ok(None);
         }
         if let Err(e) = checked {
             self.metrics.blocks_rejected.inc();
-            let ((), effects) =
-                s.task.drive(|st, now| st.engine.block_rejected(now, s.neighbour, block.index));
+            let ((), effects) = s
+                .task
+                .drive(|st, now| st.engine.block_rejected(now, s.neighbour, block.index));
             self.apply(&s.task, effects);
             return Err(Violation(e.to_string()));
         }
-        let written = s.task.store.write_block(block.index, block.data, block.hash, block.proof);
+        let written = s
+            .task
+            .store
+            .write_block(block.index, block.data, block.hash, block.proof);
         if let Err(e) = written {
-            let ((), effects) =
-                s.task.drive(|st, now| st.engine.block_lost(now, s.neighbour, block.index));
+            let ((), effects) = s
+                .task
+                .drive(|st, now| st.engine.block_lost(now, s.neighbour, block.index));
             self.apply(&s.task, effects);
             self.storage_failed(&s.task, &e);
             return Ok(None);
         }
-        let seed = s.task.state().links.get(&s.neighbour).is_some_and(|l| l.seed);
+        let seed = s
+            .task
+            .state()
+            .links
+            .get(&s.neighbour)
+            .is_some_and(|l| l.seed);
         let (mine, all) = if seed {
             (&s.task.traffic.seeds, &self.metrics.from_seeds)
         } else {
@@ -160,7 +184,9 @@ impl Handler for Node {
     }
 
     fn next(&self, conn: &Arc<Conn>) -> Next {
-        let Some(links) = conn.state::<ConnState>() else { return Next::Idle };
+        let Some(links) = conn.state::<ConnState>() else {
+            return Next::Idle;
+        };
         if let Some(pause) = self.upload_limit.debt() {
             return Next::Later(pause);
         }
@@ -168,7 +194,9 @@ impl Handler for Node {
             let now = s.task.now();
             let (index, geometry) = {
                 let mut state = s.task.state();
-                let Some(index) = state.engine.next_data(now, s.neighbour) else { continue };
+                let Some(index) = state.engine.next_data(now, s.neighbour) else {
+                    continue;
+                };
                 // Asked until it has nothing: only then does the engine wake this stream again.
                 links.ready(s.ours);
                 (index, state.geometry)
@@ -188,8 +216,13 @@ impl Handler for Node {
     fn sent(&self, conn: &Arc<Conn>, stream: u32, index: u32, bytes: u32) {
         self.metrics.uploaded.inc_by(u64::from(bytes));
         self.upload_limit.take(u64::from(bytes));
-        let Some(s) = conn.state::<ConnState>().and_then(|l| l.ours(stream)) else { return };
-        s.task.traffic.uploaded.fetch_add(u64::from(bytes), Ordering::Relaxed);
+        let Some(s) = conn.state::<ConnState>().and_then(|l| l.ours(stream)) else {
+            return;
+        };
+        s.task
+            .traffic
+            .uploaded
+            .fetch_add(u64::from(bytes), Ordering::Relaxed);
         let ((), effects) = s.task.drive(|st, now| {
             st.used = Instant::now();
             st.engine.data_sent(now, s.neighbour, index);
@@ -204,7 +237,9 @@ impl Handler for Node {
         } else {
             tracing::debug!(%peer, %reason, "connection closed");
         }
-        let Some(links) = conn.state::<ConnState>() else { return };
+        let Some(links) = conn.state::<ConnState>() else {
+            return;
+        };
         let (streams, mut contents) = links.drain();
         contents.extend(streams.iter().map(|s| s.task.key()));
         let banned = matches!(reason, CloseReason::Violation(_));
@@ -244,20 +279,28 @@ fn outgoing(
     let proof = s.task.store.proof(index)?;
     let file = s.task.store.sendfile_source()?;
     let (len, proof) = (len.unwrap_or(0), proof.map(|p| p.proof).unwrap_or_default());
-    Ok(Outgoing { stream: s.ours, index, proof, payload: Payload::File { file, offset, len } })
+    Ok(Outgoing {
+        stream: s.ours,
+        index,
+        proof,
+        payload: Payload::File { file, offset, len },
+    })
 }
 
 impl Node {
     fn hello_again(&self, conn: &Arc<Conn>, contents: &[ContentKey]) {
-        let Some(links) = conn.state::<ConnState>() else { return };
+        let Some(links) = conn.state::<ConnState>() else {
+            return;
+        };
         for task in contents.iter().filter_map(|c| self.find(c)) {
             self.say_hello(conn, links, &task);
         }
     }
 
     fn received(&self, s: &Stream, index: u32) -> Result<(), Violation> {
-        let (done, effects) =
-            s.task.drive(|st, now| st.engine.block_received(now, s.neighbour, index));
+        let (done, effects) = s
+            .task
+            .drive(|st, now| st.engine.block_received(now, s.neighbour, index));
         self.apply(&s.task, effects);
         done.map(|_| ()).map_err(|v| Violation(v.to_string()))
     }
@@ -275,8 +318,9 @@ impl Node {
                 return Err(Violation("a second task on one stream".to_owned()));
             }
             // It took over the lease, or gave it up.
-            let ((), effects) =
-                s.task.drive(|st, now| st.engine.set_emitter(now, s.neighbour, hello.emitter));
+            let ((), effects) = s
+                .task
+                .drive(|st, now| st.engine.set_emitter(now, s.neighbour, hello.emitter));
             self.apply(&s.task, effects);
             return Ok(());
         }
@@ -289,7 +333,10 @@ impl Node {
             return Err(Violation("a banned node came back".to_owned()));
         }
         let authorities = self.authorities();
-        if let Err(e) = hello.ticket.check(&authorities, &content, &conn.peer(), unix_now()) {
+        if let Err(e) = hello
+            .ticket
+            .check(&authorities, &content, &conn.peer(), unix_now())
+        {
             return refuse(e.to_string());
         }
         let Some(task) = self.find_or_revive(&content) else {
@@ -317,14 +364,25 @@ impl Node {
             },
         };
         let neighbour = new_neighbour_id();
-        let stream = Stream { task: task.clone(), neighbour, ours };
+        let stream = Stream {
+            task: task.clone(),
+            neighbour,
+            ours,
+        };
         if !links.bind(theirs, stream) {
             return Err(Violation("too many tasks on one connection".to_owned()));
         }
         let seed = {
             let mut st = task.state();
             let seed = hello.emitter || st.seeds.contains(&conn.peer());
-            st.links.insert(neighbour, Link { conn: conn.clone(), ours, seed });
+            st.links.insert(
+                neighbour,
+                Link {
+                    conn: conn.clone(),
+                    ours,
+                    seed,
+                },
+            );
             st.used = Instant::now();
             seed
         };
@@ -332,14 +390,19 @@ impl Node {
         // From here on new certificates and the size reach the link by themselves; what was known
         // before goes ahead of the first block that needs it.
         let epochs: Vec<_> = task.verifier().epochs().copied().collect();
-        epochs.into_iter().for_each(|e| conn.send(ours, &Frame::Epoch(e)));
+        epochs
+            .into_iter()
+            .for_each(|e| conn.send(ours, &Frame::Epoch(e)));
         // Behind the certificates: who cannot check it takes it for a lie.
         let size = task.state().size;
         if let Some(size) = size {
             conn.send(ours, &Frame::Size(size));
         }
         let ((), effects) = task.drive(|st, now| {
-            let info = NeighbourInfo { emitter: hello.emitter, ..NeighbourInfo::default() };
+            let info = NeighbourInfo {
+                emitter: hello.emitter,
+                ..NeighbourInfo::default()
+            };
             st.engine.join(now, neighbour, info);
         });
         self.apply(&task, effects);
@@ -378,13 +441,17 @@ impl Node {
     fn on_refused(&self, conn: &Arc<Conn>, links: &ConnState, content: ContentKey, reason: &str) {
         let times = links.refused(&content);
         tracing::debug!(peer = %conn.peer(), task = %content.short(), reason, times, "was refused");
-        let Some(pause) = REFUSED_AGAIN.get(usize::from(times) - 1).copied() else { return };
+        let Some(pause) = REFUSED_AGAIN.get(usize::from(times) - 1).copied() else {
+            return;
+        };
         let (Some(node), Some(task), conn) = (self.me(), self.find(&content), conn.clone()) else {
             return;
         };
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(pause)).await;
-            if !conn.is_closed() && let Some(links) = conn.state::<ConnState>() {
+            if !conn.is_closed()
+                && let Some(links) = conn.state::<ConnState>()
+            {
                 node.say_hello(&conn, links, &task);
             }
         });

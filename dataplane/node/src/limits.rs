@@ -23,7 +23,10 @@ impl RateLimit {
     /// A limit in bytes a second; 0 for none.
     #[must_use]
     pub fn new(rate: u64) -> Self {
-        Self(Mutex::new(Bucket { rate, full_at: Instant::now() }))
+        Self(Mutex::new(Bucket {
+            rate,
+            full_at: Instant::now(),
+        }))
     }
 
     /// Sets another limit.
@@ -53,11 +56,17 @@ impl RateLimit {
     #[must_use]
     pub fn debt(&self) -> Option<Duration> {
         let b = lock(&self.0);
-        if b.rate == 0 { None } else { Self::over(&b, Instant::now()) }
+        if b.rate == 0 {
+            None
+        } else {
+            Self::over(&b, Instant::now())
+        }
     }
 
     fn over(b: &Bucket, now: Instant) -> Option<Duration> {
-        b.full_at.checked_duration_since(now + BURST).filter(|d| !d.is_zero())
+        b.full_at
+            .checked_duration_since(now + BURST)
+            .filter(|d| !d.is_zero())
     }
 }
 

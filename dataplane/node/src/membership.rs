@@ -38,7 +38,9 @@ impl Node {
             }
             to_node::Message::Joined(joined) => self.on_joined(&joined),
             to_node::Message::Neighbours(n) => {
-                let Some(task) = self.task_of(&n.content) else { return };
+                let Some(task) = self.task_of(&n.content) else {
+                    return;
+                };
                 if n.exhausted {
                     let ((), effects) = task.drive(|s, _| s.engine.neighbours_exhausted());
                     self.apply(&task, effects);
@@ -47,7 +49,9 @@ impl Node {
                 self.connect_members(&task, &n.members);
             }
             to_node::Message::Epochs(e) => {
-                let Some(task) = self.task_of(&e.content) else { return };
+                let Some(task) = self.task_of(&e.content) else {
+                    return;
+                };
                 self.take_epochs(&task, &e.epochs);
                 if let Some(failure) = e.failure {
                     task.fail(failure);
@@ -77,12 +81,16 @@ impl Node {
 
     /// Takes ticket, certificates and neighbours of a task.
     pub(crate) fn on_joined(self: &Arc<Self>, joined: &rpc::Joined) {
-        let Some(content) = ContentKey::from_slice(&joined.content) else { return };
+        let Some(content) = ContentKey::from_slice(&joined.content) else {
+            return;
+        };
         let ticket = Ticket::decode(&joined.ticket).ok();
         if let Some(ticket) = ticket {
             self.keep_ticket(ticket);
         }
-        let Some(task) = self.find(&content) else { return };
+        let Some(task) = self.find(&content) else {
+            return;
+        };
         if let Some(failure) = &joined.failure {
             tracing::debug!(task = %content.short(), failure.message, "not joined");
             return;
@@ -103,8 +111,11 @@ impl Node {
 
     /// What this node says of a task when it joins, first or again.
     pub(crate) fn join_message(&self, task: &Arc<Task>, source: Option<rpc::Source>) -> rpc::Join {
-        let epochs: Vec<_> =
-            task.verifier().epochs().map(|e| e.encode().to_vec()).collect();
+        let epochs: Vec<_> = task
+            .verifier()
+            .epochs()
+            .map(|e| e.encode().to_vec())
+            .collect();
         let state = task.state();
         rpc::Join {
             id: 0,
@@ -116,7 +127,11 @@ impl Node {
             wants: !state.wants.is_empty(),
             epochs,
             emitter: state.lease.is_some(),
-            neighbours: state.links.values().map(|l| l.conn.peer().0.to_vec()).collect(),
+            neighbours: state
+                .links
+                .values()
+                .map(|l| l.conn.peer().0.to_vec())
+                .collect(),
             resolver: vec![],
         }
     }
@@ -125,9 +140,18 @@ impl Node {
     pub(crate) async fn rejoin(self: Arc<Self>, scheduler: String, out: mpsc::Sender<FromNode>) {
         let mine = |key: &ContentKey| self.sessions.owner(&key.0).as_deref() == Some(&*scheduler);
         let active = self.tasks();
-        for task in active.iter().filter(|t| mine(&t.key()) && !t.meta().unproven) {
+        for task in active
+            .iter()
+            .filter(|t| mine(&t.key()) && !t.meta().unproven)
+        {
             let join = from_node::Message::Join(self.join_message(task, None));
-            if out.send(FromNode { message: Some(join) }).await.is_err() {
+            if out
+                .send(FromNode {
+                    message: Some(join),
+                })
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -136,7 +160,9 @@ impl Node {
             if known || held.held_blocks == 0 || !mine(&held.key) {
                 continue;
             }
-            let Some(join) = self.offer(&held) else { continue };
+            let Some(join) = self.offer(&held) else {
+                continue;
+            };
             let message = Some(from_node::Message::Join(join));
             if out.send(FromNode { message }).await.is_err() {
                 return;

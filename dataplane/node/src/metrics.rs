@@ -60,15 +60,43 @@ impl Metrics {
     pub fn register(&self, registry: &mut Registry) {
         let node = registry.sub_registry_with_prefix("dragonfly_node");
         let rows: [(&str, &str, &Counter); 9] = [
-            ("origin_read_bytes", "Bytes read from origins", &self.from_origin),
-            ("seed_received_bytes", "Bytes taken from seeds", &self.from_seeds),
-            ("peer_received_bytes", "Bytes taken from peers", &self.from_peers),
-            ("cache_served_bytes", "Bytes that clients asked for and the node held", &self.from_cache),
+            (
+                "origin_read_bytes",
+                "Bytes read from origins",
+                &self.from_origin,
+            ),
+            (
+                "seed_received_bytes",
+                "Bytes taken from seeds",
+                &self.from_seeds,
+            ),
+            (
+                "peer_received_bytes",
+                "Bytes taken from peers",
+                &self.from_peers,
+            ),
+            (
+                "cache_served_bytes",
+                "Bytes that clients asked for and the node held",
+                &self.from_cache,
+            ),
             ("sent_bytes", "Bytes sent to other nodes", &self.uploaded),
-            ("rejected_blocks", "Blocks that failed their check", &self.blocks_rejected),
+            (
+                "rejected_blocks",
+                "Blocks that failed their check",
+                &self.blocks_rejected,
+            ),
             ("bans", "Nodes banned", &self.bans),
-            ("downloads_done", "Downloads that ended well", &self.downloads_done),
-            ("downloads_failed", "Downloads that ended with an error", &self.downloads_failed),
+            (
+                "downloads_done",
+                "Downloads that ended well",
+                &self.downloads_done,
+            ),
+            (
+                "downloads_failed",
+                "Downloads that ended with an error",
+                &self.downloads_failed,
+            ),
         ];
         for (name, help, counter) in rows {
             node.register(name, help, counter.clone());

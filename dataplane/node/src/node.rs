@@ -149,12 +149,18 @@ impl std::fmt::Debug for Node {
 
 /// Seconds since 1970.
 pub(crate) fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 /// Milliseconds since 1970.
 pub(crate) fn unix_now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis() as u64
 }
 
 /// Why a node does not start.
@@ -168,10 +174,7 @@ pub enum StartError {
 impl Node {
     /// Makes the node and starts its tasks on the current runtime. `listener` is where other nodes
     /// connect.
-    pub fn start(
-        parts: Parts,
-        listener: tokio::net::TcpListener,
-    ) -> Result<Arc<Self>, StartError> {
+    pub fn start(parts: Parts, listener: tokio::net::TcpListener) -> Result<Arc<Self>, StartError> {
         let (signing, _) = SigningKey::generate()?;
         let (from_schedulers, inbox) = mpsc::unbounded_channel();
         let settings = parts.settings;
@@ -199,7 +202,10 @@ impl Node {
             active: Notify::new(),
             stop: CancellationToken::new(),
         });
-        let local = Local { node: node.identity.node, mesh: node.identity.mesh };
+        let local = Local {
+            node: node.identity.node,
+            mesh: node.identity.mesh,
+        };
         let mesh = Mesh::new(local, parts.security, Timeouts::default(), node.clone());
         // Set once, here: nothing else has seen the node yet.
         let _ = node.mesh.set(Arc::downgrade(&mesh));
@@ -223,7 +229,9 @@ impl Node {
         self.stop.cancel();
         if let Some(mesh) = self.mesh() {
             for conn in mesh.all() {
-                conn.close(dragonfly_transport::CloseReason::Local("shutting down".to_owned()));
+                conn.close(dragonfly_transport::CloseReason::Local(
+                    "shutting down".to_owned(),
+                ));
             }
         }
         let store = self.store.clone();
@@ -284,11 +292,17 @@ impl Node {
 
     /// Another way to reach origins, for fetches from now on.
     pub fn set_fetcher(&self, fetcher: Fetcher) {
-        *self.fetcher.write().unwrap_or_else(std::sync::PoisonError::into_inner) = fetcher;
+        *self
+            .fetcher
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = fetcher;
     }
 
     pub(crate) fn fetcher(&self) -> Fetcher {
-        self.fetcher.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.fetcher
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
     }
 
     /// Tells the schedulers which policy this node runs, or why it refused one.
@@ -298,11 +312,17 @@ impl Node {
     }
 
     pub(crate) fn authorities(&self) -> Vec<PublicKey> {
-        self.authorities.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.authorities
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
     }
 
     pub(crate) fn add_authorities(&self, keys: impl IntoIterator<Item = PublicKey>) {
-        let mut known = self.authorities.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut known = self
+            .authorities
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         for key in keys {
             if !known.contains(&key) {
                 known.push(key);
@@ -354,9 +374,14 @@ impl Node {
             total_len: geometry.total_len(),
         };
         let fresh = serde_json::to_vec(&meta).unwrap_or_default();
-        let stored =
-            self.store.create_or_open(content, wanted, &fresh).map_err(|e| storage_failure(&e))?;
-        let kept = stored.meta().ok().and_then(|b| serde_json::from_slice::<Meta>(&b).ok());
+        let stored = self
+            .store
+            .create_or_open(content, wanted, &fresh)
+            .map_err(|e| storage_failure(&e))?;
+        let kept = stored
+            .meta()
+            .ok()
+            .and_then(|b| serde_json::from_slice::<Meta>(&b).ok());
         let meta = kept.unwrap_or(meta);
         let g = stored.geometry();
         let geometry = Geometry::new(g.block_size, g.total_len)
@@ -383,7 +408,10 @@ impl Node {
     }
 
     pub(crate) fn ticket(&self, content: &ContentKey) -> Option<Ticket> {
-        lock(&self.tickets).get(content).copied().filter(|t| t.expires > unix_now())
+        lock(&self.tickets)
+            .get(content)
+            .copied()
+            .filter(|t| t.expires > unix_now())
     }
 
     pub(crate) fn keep_ticket(&self, ticket: Ticket) {
@@ -408,19 +436,38 @@ impl Node {
         if let Some(count) = effects.need_neighbours {
             let known = {
                 let state = task.state();
-                state.links.values().map(|l| l.conn.peer().0.to_vec()).collect()
+                state
+                    .links
+                    .values()
+                    .map(|l| l.conn.peer().0.to_vec())
+                    .collect()
             };
-            let ask = rpc::NeedNeighbours { content: content.clone(), count: count as u32, known };
-            let asked = self.sessions.tell(&task.key(), from_node::Message::NeedNeighbours(ask));
+            let ask = rpc::NeedNeighbours {
+                content: content.clone(),
+                count: count as u32,
+                known,
+            };
+            let asked = self
+                .sessions
+                .tell(&task.key(), from_node::Message::NeedNeighbours(ask));
             if !asked && let Some(node) = self.me() {
                 // No scheduler: try whom this node has heard of.
-                let members = lock(&self.members).get(&task.key()).cloned().unwrap_or_default();
+                let members = lock(&self.members)
+                    .get(&task.key())
+                    .cloned()
+                    .unwrap_or_default();
                 node.connect_members(task, &members);
             }
         }
         if effects.need_source {
-            let ask = rpc::NeedSource { content, ranges: vec![] };
-            if self.sessions.tell(&task.key(), from_node::Message::NeedSource(ask)) {
+            let ask = rpc::NeedSource {
+                content,
+                ranges: vec![],
+            };
+            if self
+                .sessions
+                .tell(&task.key(), from_node::Message::NeedSource(ask))
+            {
                 task.unheard.store(0, Ordering::Relaxed);
             } else if task.unheard.fetch_add(1, Ordering::Relaxed) > 0
                 && self.settings().back_to_source
@@ -439,14 +486,16 @@ impl Node {
             reason: reason.to_owned(),
             banned,
         };
-        self.sessions.tell(&task.key(), from_node::Message::LostNode(lost));
+        self.sessions
+            .tell(&task.key(), from_node::Message::LostNode(lost));
     }
 
     pub(crate) fn storage_failed(&self, task: &Arc<Task>, error: &dragonfly_storage::StorageError) {
         task.fail(storage_failure(error));
         // Nothing more is asked for; what is held is still served.
         let ((), effects) = task.drive(|s, now| {
-            s.engine.set_wanted(now, dragonfly_swarm::engine::Wanted::Nothing);
+            s.engine
+                .set_wanted(now, dragonfly_swarm::engine::Wanted::Nothing);
         });
         self.apply(task, effects);
     }
@@ -467,7 +516,9 @@ impl Node {
     }
 
     pub(crate) fn is_banned(&self, node: &NodeId) -> bool {
-        lock(&self.bans).get(node).is_some_and(|until| *until > Instant::now())
+        lock(&self.bans)
+            .get(node)
+            .is_some_and(|until| *until > Instant::now())
     }
 
     /// Keeps members for when no scheduler can be asked.
@@ -496,12 +547,18 @@ impl Node {
     /// Opens a stream for the task with each of these nodes, dialling where there is no connection.
     pub(crate) fn connect_members(self: &Arc<Self>, task: &Arc<Task>, members: &[rpc::Member]) {
         for m in members {
-            let Some(id) = NodeId::from_slice(&m.node) else { continue };
+            let Some(id) = NodeId::from_slice(&m.node) else {
+                continue;
+            };
             if id == self.identity.node || self.is_banned(&id) {
                 continue;
             }
-            let addrs: Vec<SocketAddr> =
-                m.addresses.iter().take(8).filter_map(|a| a.parse().ok()).collect();
+            let addrs: Vec<SocketAddr> = m
+                .addresses
+                .iter()
+                .take(8)
+                .filter_map(|a| a.parse().ok())
+                .collect();
             let (node, task) = (self.clone(), task.clone());
             tokio::spawn(async move {
                 let Some(mesh) = node.mesh() else { return };
@@ -531,14 +588,21 @@ impl Node {
                 let due = {
                     let state = task.state();
                     busy |= !state.links.is_empty() || !state.wants.is_empty();
-                    state.engine.next_timeout().is_some_and(|at| at <= task.now())
+                    state
+                        .engine
+                        .next_timeout()
+                        .is_some_and(|at| at <= task.now())
                 };
                 if due {
                     let ((), effects) = task.drive(|s, now| s.engine.tick(now));
                     self.apply(task, effects);
                 }
             }
-            let pause = if busy { TICK } else { Duration::from_millis(500) };
+            let pause = if busy {
+                TICK
+            } else {
+                Duration::from_millis(500)
+            };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.active.notified(), if !busy => {}
@@ -594,12 +658,19 @@ impl Node {
             task.notify_emission();
             if leased && !task.is_complete() {
                 // Whoever wants the rest later must find a lease-holder that reads.
-                self.sessions.tell(&task.key(), from_node::Message::Leave(rpc::Leave {
-                    content: task.key().0.to_vec(),
-                }));
+                self.sessions.tell(
+                    &task.key(),
+                    from_node::Message::Leave(rpc::Leave {
+                        content: task.key().0.to_vec(),
+                    }),
+                );
                 if task.store.held_count() > 0 && !task.is_unproven() {
-                    let join = rpc::Join { emitter: false, ..self.join_message(&task, None) };
-                    self.sessions.tell(&task.key(), from_node::Message::Join(join));
+                    let join = rpc::Join {
+                        emitter: false,
+                        ..self.join_message(&task, None)
+                    };
+                    self.sessions
+                        .tell(&task.key(), from_node::Message::Join(join));
                 }
             }
         }
@@ -611,7 +682,9 @@ impl Node {
     pub(crate) fn close_streams(&self, task: &Arc<Task>) {
         let Some(mesh) = self.mesh() else { return };
         for conn in mesh.all() {
-            let Some(links) = conn.state::<ConnState>() else { continue };
+            let Some(links) = conn.state::<ConnState>() else {
+                continue;
+            };
             let (ours, stream) = links.close(&task.key());
             if let Some(ours) = ours {
                 conn.send(ours, &dragonfly_proto::frame::Frame::Close);
@@ -626,8 +699,11 @@ impl Node {
     pub(crate) fn forget(&self, content: &ContentKey) {
         lock(&self.tickets).remove(content);
         lock(&self.members).remove(content);
-        let leave = rpc::Leave { content: content.0.to_vec() };
-        self.sessions.tell(content, from_node::Message::Leave(leave));
+        let leave = rpc::Leave {
+            content: content.0.to_vec(),
+        };
+        self.sessions
+            .tell(content, from_node::Message::Leave(leave));
     }
 
     /// Puts a task out of use. Its streams end: bound to what is forgotten they would keep what
@@ -641,7 +717,9 @@ impl Node {
 
     /// Whether this is the task that is in use for its content.
     pub(crate) fn is_current(&self, task: &Arc<Task>) -> bool {
-        lock(&self.tasks).get(&task.key()).is_some_and(|t| Arc::ptr_eq(t, task))
+        lock(&self.tasks)
+            .get(&task.key())
+            .is_some_and(|t| Arc::ptr_eq(t, task))
     }
 
     fn report(&self) {
@@ -668,7 +746,9 @@ impl Node {
                 m = inbox.recv() => m,
                 () = self.stop.cancelled() => None,
             };
-            let Some((from, message)) = message else { return };
+            let Some((from, message)) = message else {
+                return;
+            };
             self.on_scheduler(from, message);
         }
     }
@@ -690,5 +770,9 @@ fn epoch_from_hex(s: &str) -> Option<EpochCert> {
 
 fn size_from_meta((total_len, epoch, hex): &(u64, u32, String)) -> Option<SignedSize> {
     let signature = from_hex(hex)?.try_into().ok()?;
-    Some(SignedSize { total_len: *total_len, epoch: *epoch, signature })
+    Some(SignedSize {
+        total_len: *total_len,
+        epoch: *epoch,
+        signature,
+    })
 }

@@ -85,9 +85,15 @@ impl PendingOrigins {
 pub(crate) fn request(source: &rpc::Source) -> Result<Request, rpc::Failure> {
     let mut request = Request::new(&source.url).map_err(|e| source_failure(&e))?;
     for h in &source.headers {
-        request = request.with_header(&h.name, &h.value).map_err(|e| source_failure(&e))?;
+        request = request
+            .with_header(&h.name, &h.value)
+            .map_err(|e| source_failure(&e))?;
     }
-    Ok(if source.digest.is_empty() { request } else { request.checked_at_end() })
+    Ok(if source.digest.is_empty() {
+        request
+    } else {
+        request.checked_at_end()
+    })
 }
 
 /// An origin's error as others are told of it.
@@ -135,12 +141,16 @@ impl Node {
         let id = ask.id;
         let mut result = match self.look(&ask).await {
             Ok(result) => result,
-            Err(failure) => rpc::ResolveResult { failure: Some(failure), ..Default::default() },
+            Err(failure) => rpc::ResolveResult {
+                failure: Some(failure),
+                ..Default::default()
+            },
         };
         result.id = id;
         // The replica that asked owns the request key; if it is gone, so is its question.
         if let Some(key) = ContentKey::from_slice(&ask.request_key) {
-            self.sessions.reply(&from, &key.0, from_node::Message::ResolveResult(result));
+            self.sessions
+                .reply(&from, &key.0, from_node::Message::ResolveResult(result));
         }
     }
 
@@ -176,8 +186,11 @@ impl Node {
         {
             return Ok(answer);
         }
-        let begun =
-            self.fetcher().begin(request(source)?, None).await.map_err(|e| source_failure(&e))?;
+        let begun = self
+            .fetcher()
+            .begin(request(source)?, None)
+            .await
+            .map_err(|e| source_failure(&e))?;
         let metadata = begun.metadata().clone();
         let content = content_key(source, &key, &metadata);
         let geometry = Geometry::for_len(metadata.total_len)
@@ -217,20 +230,32 @@ impl Node {
 
     /// Holds a lease until the task is complete, put away or failed.
     pub(crate) async fn hold_lease(self: Arc<Self>, from: String, lease: rpc::Lease) {
-        let Some(content) = ContentKey::from_slice(&lease.content) else { return };
+        let Some(content) = ContentKey::from_slice(&lease.content) else {
+            return;
+        };
         let cert = EpochCert::decode(&lease.epoch).ok();
         let epoch = cert.map_or(0, |c| c.epoch);
         let outcome = match cert {
             Some(cert) => self.take_lease(content, &lease, cert),
-            None => Err(rpc::Failure::new(Code::Invalid, "a lease without certificate")),
+            None => Err(rpc::Failure::new(
+                Code::Invalid,
+                "a lease without certificate",
+            )),
         };
         let failure = match &outcome {
             Ok(_) => None,
             Err(failure) => Some(failure.clone()),
         };
-        let result = rpc::LeaseResult { content: lease.content.clone(), epoch, failure };
-        self.sessions.reply(&from, &content.0, from_node::Message::LeaseResult(result));
-        let Ok(Some((task, signer))) = outcome else { return };
+        let result = rpc::LeaseResult {
+            content: lease.content.clone(),
+            epoch,
+            failure,
+        };
+        self.sessions
+            .reply(&from, &content.0, from_node::Message::LeaseResult(result));
+        let Ok(Some((task, signer))) = outcome else {
+            return;
+        };
         self.connect_members(&task, &lease.members);
         let importer = lock(&self.origins.importing).remove(&content);
         if let Some(importer) = importer {
@@ -247,9 +272,14 @@ impl Node {
                 epoch,
                 failure: Some(failure),
             };
-            self.sessions.reply(&from, &content.0, from_node::Message::LeaseResult(result));
+            self.sessions
+                .reply(&from, &content.0, from_node::Message::LeaseResult(result));
         }
-        let still_mine = task.state().lease.as_ref().is_some_and(|l| l.epoch() == epoch);
+        let still_mine = task
+            .state()
+            .lease
+            .as_ref()
+            .is_some_and(|l| l.epoch() == epoch);
         if still_mine && task.failure().is_some() {
             self.give_up_lease(&task);
         }
@@ -271,9 +301,14 @@ impl Node {
     ) -> Result<Option<(Arc<Task>, RunSigner)>, rpc::Failure> {
         let wrong = |e: String| rpc::Failure::new(Code::Invalid, e);
         if cert.key != *self.signing.public() {
-            return Err(wrong("the lease is for another key: this node restarted".to_owned()));
+            return Err(wrong(
+                "the lease is for another key: this node restarted".to_owned(),
+            ));
         }
-        let geometry = lease.geometry.as_ref().ok_or_else(|| wrong("no geometry".to_owned()))?;
+        let geometry = lease
+            .geometry
+            .as_ref()
+            .ok_or_else(|| wrong("no geometry".to_owned()))?;
         let geometry = Geometry::try_from(geometry).map_err(|e| wrong(e.to_string()))?;
         let source = lease.source.clone().unwrap_or_default();
         let origin = lease.origin.clone().unwrap_or_default();
@@ -288,7 +323,9 @@ impl Node {
             let text = "the mesh is back: this content is read anew, for all".to_owned();
             task.fail(rpc::Failure::new(Code::Changed, text));
             self.forget_task(&content);
-            self.store.delete(&content).map_err(|e| crate::node::storage_failure(&e))?;
+            self.store
+                .delete(&content)
+                .map_err(|e| crate::node::storage_failure(&e))?;
             return self.take_lease(content, lease, cert);
         }
         *lock(&task.source) = lease.source.clone();
@@ -304,10 +341,17 @@ impl Node {
             return Ok(None);
         }
         let signer = RunSigner::new(self.signing.clone(), content, cert.epoch);
-        let stripe =
-            Stripe { index: lease.stripe_index, of: lease.stripe_of.max(1), run: MAX_RUN as u32 };
+        let stripe = Stripe {
+            index: lease.stripe_index,
+            of: lease.stripe_of.max(1),
+            run: MAX_RUN as u32,
+        };
         // Whoever takes over first hears what the others hold.
-        let collect = if lease.members.is_empty() { Duration::ZERO } else { COLLECT };
+        let collect = if lease.members.is_empty() {
+            Duration::ZERO
+        } else {
+            COLLECT
+        };
         let ((), effects) = task.drive(|s, now| {
             s.lease = Some(signer.clone());
             s.used = Instant::now();
@@ -370,7 +414,8 @@ impl Node {
             if task.is_complete() || self.stop.is_cancelled() || !self.is_current(task) {
                 return false;
             }
-            let _ = tokio::time::timeout(Duration::from_millis(200), task.emission.notified()).await;
+            let _ =
+                tokio::time::timeout(Duration::from_millis(200), task.emission.notified()).await;
         }
     }
 
@@ -387,15 +432,25 @@ impl Node {
         if let Some(metadata) = known {
             return Ok(self.fetcher().resume(request, metadata));
         }
-        let begun =
-            self.fetcher().begin(request, None).await.map_err(|e| source_failure(&e))?;
+        let begun = self
+            .fetcher()
+            .begin(request, None)
+            .await
+            .map_err(|e| source_failure(&e))?;
         let m = begun.metadata();
-        let validator = lease.origin.as_ref().map(|o| o.validator.as_str()).unwrap_or_default();
+        let validator = lease
+            .origin
+            .as_ref()
+            .map(|o| o.validator.as_str())
+            .unwrap_or_default();
         let same_version = validator.is_empty() || m.version().as_deref() == Some(validator);
         let geometry = task.geometry();
         let same_len = geometry.total_len().is_none() || geometry.total_len() == m.total_len;
         if !same_version || !same_len {
-            let text = format!("{} changed at the origin while it was distributed", task.meta().url);
+            let text = format!(
+                "{} changed at the origin while it was distributed",
+                task.meta().url
+            );
             return Err(rpc::Failure::new(Code::Changed, text));
         }
         lock(&self.origins.metadata).insert(task.key(), m.clone());
@@ -409,7 +464,10 @@ impl Node {
         begun: Begun,
     ) -> Result<(), rpc::Failure> {
         let sequential = begun.mode() == Mode::Sequential;
-        let plan = EnginePlan { task: task.clone(), handed_out: Vec::new() };
+        let plan = EnginePlan {
+            task: task.clone(),
+            handed_out: Vec::new(),
+        };
         let mut fetch = begun.run(plan);
         let mut blocks = Assembler::new(task.clone());
         let mut ready = Vec::new();
@@ -425,7 +483,9 @@ impl Node {
             let Some(chunk) = chunk else { break };
             let chunk = chunk.map_err(|e| source_failure(&e))?;
             self.metrics.from_origin.inc_by(chunk.data.len() as u64);
-            task.traffic.origin.fetch_add(chunk.data.len() as u64, Ordering::Relaxed);
+            task.traffic
+                .origin
+                .fetch_add(chunk.data.len() as u64, Ordering::Relaxed);
             blocks.add(chunk, &mut ready)?;
             if ready.len() >= MAX_RUN {
                 self.publish(task, signer, &mut ready)?;
@@ -473,7 +533,9 @@ impl Node {
         }
         let ((), effects) = task.drive(|s, now| {
             s.used = Instant::now();
-            leaves.iter().for_each(|l| s.engine.origin_block_ready(now, l.index));
+            leaves
+                .iter()
+                .for_each(|l| s.engine.origin_block_ready(now, l.index));
         });
         self.apply(task, effects);
         task.notify();
@@ -507,7 +569,10 @@ impl Node {
         let found = self.look(&ask).await?;
         let gone = || rpc::Failure::new(Code::Internal, "resolved to nothing");
         let content = ContentKey::from_slice(&found.content).ok_or_else(gone)?;
-        let geometry = found.geometry.as_ref().and_then(|g| Geometry::try_from(g).ok());
+        let geometry = found
+            .geometry
+            .as_ref()
+            .and_then(|g| Geometry::try_from(g).ok());
         let geometry = geometry.ok_or_else(gone)?;
         let origin = found.origin.clone().unwrap_or_default();
         if self.find(&content).is_some_and(|t| t.failure().is_some()) {
@@ -528,7 +593,9 @@ impl Node {
     /// of this content: offering it would make a liar of it.
     pub(crate) fn go_alone(self: &Arc<Self>, task: &Arc<Task>) {
         let source = lock(&task.source).clone();
-        let (Some(source), content) = (source, task.key()) else { return };
+        let (Some(source), content) = (source, task.key()) else {
+            return;
+        };
         if task.is_complete() || task.state().lease.is_some() {
             return;
         }
@@ -541,7 +608,10 @@ impl Node {
             content: content.0.to_vec(),
             epoch: own.encode().to_vec(),
             source: Some(source),
-            origin: Some(rpc::OriginInfo { validator, ..rpc::OriginInfo::default() }),
+            origin: Some(rpc::OriginInfo {
+                validator,
+                ..rpc::OriginInfo::default()
+            }),
             ..rpc::Lease::default()
         };
         let (node, emitted) = (self.clone(), task.clone());
@@ -610,7 +680,10 @@ impl EnginePlan {
         // What is under way comes back again and again: ask for so much more.
         let under_way: u32 = self.handed_out.iter().map(|r| r.end - r.start).sum();
         let wanted = state.engine.origin_wanted(most + under_way);
-        let first = wanted.iter().flat_map(Clone::clone).find(|b| !self.is_out(*b))?;
+        let first = wanted
+            .iter()
+            .flat_map(Clone::clone)
+            .find(|b| !self.is_out(*b))?;
         // What a reader hurries for heads the list; the request goes on over what is wanted behind
         // it, for a request of one block would waste the body that is open.
         let set: BlockSet = wanted.into_iter().collect();
@@ -635,7 +708,10 @@ struct Assembler {
 
 impl Assembler {
     const fn new(task: Arc<Task>) -> Self {
-        Self { task, partial: BTreeMap::new() }
+        Self {
+            task,
+            partial: BTreeMap::new(),
+        }
     }
 
     fn add(&mut self, chunk: Chunk, ready: &mut Vec<(u32, Vec<u8>)>) -> Result<(), rpc::Failure> {
@@ -655,7 +731,10 @@ impl Assembler {
             if self.task.store.is_held(index) {
                 continue;
             }
-            let block = self.partial.entry(index).or_insert_with(|| Vec::with_capacity(len as usize));
+            let block = self
+                .partial
+                .entry(index)
+                .or_insert_with(|| Vec::with_capacity(len as usize));
             if block.len() != within {
                 // Chunks of a block come in order; a block whose head was held came otherwise.
                 self.partial.remove(&index);

@@ -81,11 +81,12 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    pub(crate) fn new(
-        bootstrap: Bootstrap,
-        inbox: mpsc::UnboundedSender<FromScheduler>,
-    ) -> Self {
-        let replica = |address: String| Replica { name: address.clone(), address, out: None };
+    pub(crate) fn new(bootstrap: Bootstrap, inbox: mpsc::UnboundedSender<FromScheduler>) -> Self {
+        let replica = |address: String| Replica {
+            name: address.clone(),
+            address,
+            out: None,
+        };
         Self {
             tls: Mutex::new(bootstrap.tls),
             replicas: Mutex::new(bootstrap.addresses.into_iter().map(replica).collect()),
@@ -97,7 +98,10 @@ impl Sessions {
     }
 
     pub(crate) fn start(&self, node: &Arc<Node>) {
-        let addresses: Vec<_> = lock(&self.replicas).iter().map(|r| r.address.clone()).collect();
+        let addresses: Vec<_> = lock(&self.replicas)
+            .iter()
+            .map(|r| r.address.clone())
+            .collect();
         for address in addresses {
             spawn_keep(node, address);
         }
@@ -116,7 +120,11 @@ impl Sessions {
     /// Names of the replicas with a session.
     pub(crate) fn connected(&self) -> Vec<String> {
         let replicas = lock(&self.replicas);
-        replicas.iter().filter(|r| r.out.is_some()).map(|r| r.name.clone()).collect()
+        replicas
+            .iter()
+            .filter(|r| r.out.is_some())
+            .map(|r| r.name.clone())
+            .collect()
     }
 
     /// The replica that is responsible for a key now.
@@ -126,10 +134,15 @@ impl Sessions {
 
     fn pick(&self, key: &[u8; 32]) -> Option<(String, mpsc::Sender<FromNode>)> {
         let replicas = lock(&self.replicas);
-        let names = replicas.iter().filter(|r| r.out.is_some()).map(|r| r.name.as_str());
+        let names = replicas
+            .iter()
+            .filter(|r| r.out.is_some())
+            .map(|r| r.name.as_str());
         let order = rendezvous(key, names);
         let first = order.first()?;
-        let r = replicas.iter().find(|r| r.name == *first && r.out.is_some())?;
+        let r = replicas
+            .iter()
+            .find(|r| r.name == *first && r.out.is_some())?;
         Some((r.name.clone(), r.out.clone()?))
     }
 
@@ -139,20 +152,30 @@ impl Sessions {
         key: &dragonfly_proto::id::ContentKey,
         message: from_node::Message,
     ) -> bool {
-        let Some((_, out)) = self.pick(&key.0) else { return false };
-        out.try_send(FromNode { message: Some(message) }).is_ok()
+        let Some((_, out)) = self.pick(&key.0) else {
+            return false;
+        };
+        out.try_send(FromNode {
+            message: Some(message),
+        })
+        .is_ok()
     }
 
     /// Answers a replica; where that one is gone, tells the key's scheduler of now.
     pub(crate) fn reply(&self, to: &str, key: &[u8; 32], message: from_node::Message) {
         let out = {
             let replicas = lock(&self.replicas);
-            replicas.iter().find(|r| r.name == to).and_then(|r| r.out.clone())
+            replicas
+                .iter()
+                .find(|r| r.name == to)
+                .and_then(|r| r.out.clone())
         };
         let out = out.or_else(|| self.pick(key).map(|(_, out)| out));
         if let Some(out) = out {
             // A replica that does not read its session loses it, and asks anew.
-            let _ = out.try_send(FromNode { message: Some(message) });
+            let _ = out.try_send(FromNode {
+                message: Some(message),
+            });
         }
     }
 
@@ -160,7 +183,9 @@ impl Sessions {
         for r in lock(&self.replicas).iter() {
             if let Some(out) = &r.out {
                 // A replica that is far behind misses a report, not a request.
-                let _ = out.try_send(FromNode { message: Some(message.clone()) });
+                let _ = out.try_send(FromNode {
+                    message: Some(message.clone()),
+                });
             }
         }
     }
@@ -195,7 +220,13 @@ impl Sessions {
             let (answer, reply) = oneshot::channel();
             lock(&self.waiting).insert(id, Waiting { replica, answer });
             let _forget = Forget { sessions: self, id };
-            if out.send(FromNode { message: Some(make(id)) }).await.is_err() {
+            if out
+                .send(FromNode {
+                    message: Some(make(id)),
+                })
+                .await
+                .is_err()
+            {
                 continue;
             }
             if let Ok(reply) = reply.await {
@@ -204,10 +235,7 @@ impl Sessions {
         }
     }
 
-    async fn find(
-        &self,
-        key: &[u8; 32],
-    ) -> Result<(String, mpsc::Sender<FromNode>), rpc::Failure> {
+    async fn find(&self, key: &[u8; 32]) -> Result<(String, mpsc::Sender<FromNode>), rpc::Failure> {
         let mut connected = self.connected.subscribe();
         let found = async {
             loop {
@@ -219,7 +247,10 @@ impl Sessions {
         };
         let found = tokio::time::timeout(FIND, found).await.ok().flatten();
         found.ok_or_else(|| {
-            let all: Vec<_> = lock(&self.replicas).iter().map(|r| r.address.clone()).collect();
+            let all: Vec<_> = lock(&self.replicas)
+                .iter()
+                .map(|r| r.address.clone())
+                .collect();
             let text = format!("no scheduler answers (tried {})", all.join(", "));
             rpc::Failure::new(Code::NoSource, text)
         })
@@ -232,7 +263,9 @@ impl Sessions {
             to_node::Message::Joined(j) => j.id,
             _ => return Some(message),
         };
-        let Some(waiting) = lock(&self.waiting).remove(&id) else { return Some(message) };
+        let Some(waiting) = lock(&self.waiting).remove(&id) else {
+            return Some(message);
+        };
         let reply = match message {
             to_node::Message::Resolved(r) => Reply::Resolved(Box::new(r)),
             to_node::Message::Joined(j) => Reply::Joined(Box::new(j)),
@@ -244,7 +277,10 @@ impl Sessions {
     }
 
     fn up(&self, address: &str, name: &str, out: mpsc::Sender<FromNode>) {
-        for r in lock(&self.replicas).iter_mut().filter(|r| r.address == address) {
+        for r in lock(&self.replicas)
+            .iter_mut()
+            .filter(|r| r.address == address)
+        {
             name.clone_into(&mut r.name);
             r.out = Some(out.clone());
         }
@@ -253,7 +289,10 @@ impl Sessions {
 
     fn down(&self, address: &str) {
         let mut gone = None;
-        for r in lock(&self.replicas).iter_mut().filter(|r| r.address == address) {
+        for r in lock(&self.replicas)
+            .iter_mut()
+            .filter(|r| r.address == address)
+        {
             r.out = None;
             gone = Some(r.name.clone());
         }
@@ -268,11 +307,17 @@ impl Sessions {
         let mut replicas = lock(&self.replicas);
         let mut new = vec![];
         for t in told.iter().take(64) {
-            let known = replicas.iter().any(|r| r.address == t.address || r.name == t.name);
+            let known = replicas
+                .iter()
+                .any(|r| r.address == t.address || r.name == t.name);
             if !known && !t.address.is_empty() {
                 let (name, address) = (t.name.clone(), t.address.clone());
                 new.push(address.clone());
-                replicas.push(Replica { name, address, out: None });
+                replicas.push(Replica {
+                    name,
+                    address,
+                    out: None,
+                });
             }
         }
         new
@@ -309,7 +354,9 @@ impl Drop for Forget<'_> {
 }
 
 fn key_of(bytes: &[u8]) -> Result<[u8; 32], rpc::Failure> {
-    bytes.try_into().map_err(|_| rpc::Failure::new(Code::Internal, "a key that is not 32 bytes"))
+    bytes
+        .try_into()
+        .map_err(|_| rpc::Failure::new(Code::Internal, "a key that is not 32 bytes"))
 }
 
 fn unexpected() -> rpc::Failure {
@@ -318,7 +365,8 @@ fn unexpected() -> rpc::Failure {
 
 /// Boxed, since a session starts those to the replicas that it hears of.
 fn spawn_keep(node: &Arc<Node>, address: String) {
-    let kept: futures::future::BoxFuture<'static, ()> = Box::pin(keep(Arc::downgrade(node), address));
+    let kept: futures::future::BoxFuture<'static, ()> =
+        Box::pin(keep(Arc::downgrade(node), address));
     tokio::spawn(kept);
 }
 
@@ -359,18 +407,29 @@ async fn keep(node: Weak<Node>, address: String) {
 async fn session(node: &Arc<Node>, address: &str) -> Result<(), String> {
     let channel = node.sessions.endpoint(address).map_err(|e| e.to_string())?;
     let channel = channel.connect().await.map_err(|e| chain(&e))?;
-    let mut client =
-        SchedulerClient::new(channel).max_decoding_message_size(rpc::MAX_MESSAGE);
+    let mut client = SchedulerClient::new(channel).max_decoding_message_size(rpc::MAX_MESSAGE);
     let (out, messages) = mpsc::channel(QUEUE);
     let hello = from_node::Message::Hello(node.hello());
-    out.send(FromNode { message: Some(hello) }).await.map_err(|e| e.to_string())?;
-    let answer = client.session(ReceiverStream::new(messages)).await.map_err(|e| e.to_string())?;
+    out.send(FromNode {
+        message: Some(hello),
+    })
+    .await
+    .map_err(|e| e.to_string())?;
+    let answer = client
+        .session(ReceiverStream::new(messages))
+        .await
+        .map_err(|e| e.to_string())?;
     let mut stream = answer.into_inner();
     let first = stream.message().await.map_err(|e| e.to_string())?;
     let Some(to_node::Message::Welcome(welcome)) = first.and_then(|m| m.message) else {
         return Err("the scheduler did not say welcome".to_owned());
     };
-    node.add_authorities(welcome.authorities.iter().filter_map(|k| k.as_slice().try_into().ok()));
+    node.add_authorities(
+        welcome
+            .authorities
+            .iter()
+            .filter_map(|k| k.as_slice().try_into().ok()),
+    );
     node.sessions.up(address, &welcome.scheduler, out.clone());
     for address in node.sessions.learn(&welcome.replicas) {
         spawn_keep(node, address);

@@ -31,7 +31,11 @@ const UNKNOWN_MAX_BLOCKS: u32 = 1 << 20;
 /// Most blocks that a content may have here.
 pub(crate) fn most_blocks(g: &Geometry) -> u32 {
     let most = g.max_blocks();
-    if g.total_len().is_none() { most.min(UNKNOWN_MAX_BLOCKS) } else { most }
+    if g.total_len().is_none() {
+        most.min(UNKNOWN_MAX_BLOCKS)
+    } else {
+        most
+    }
 }
 
 /// A neighbour in this task.
@@ -242,9 +246,9 @@ impl Task {
             change(&mut meta);
             serde_json::to_vec(&*meta)
         };
-        let saved = bytes.map_err(|e| e.to_string()).and_then(|b| {
-            self.store.set_meta(&b).map_err(|e| e.to_string())
-        });
+        let saved = bytes
+            .map_err(|e| e.to_string())
+            .and_then(|b| self.store.set_meta(&b).map_err(|e| e.to_string()));
         if let Err(error) = saved {
             tracing::warn!(task = %self.key, error, "cannot keep the task's metadata");
         }
@@ -286,7 +290,11 @@ impl Task {
             .map(|(id, l)| {
                 let has = s.engine.announced_by(*id);
                 let data = s.engine.has_data_for(*id);
-                format!("{} has {has}{}", l.conn.peer().short(), if data { ", to send" } else { "" })
+                format!(
+                    "{} has {has}{}",
+                    l.conn.peer().short(),
+                    if data { ", to send" } else { "" }
+                )
             })
             .collect();
         format!(
@@ -404,7 +412,9 @@ impl Task {
 
     /// The length of a content whose origin gave none, signed by a lease-holder.
     pub(crate) fn set_size(&self, size: &SignedSize) -> Result<Effects, String> {
-        self.verifier().check_size(size).map_err(|e| e.to_string())?;
+        self.verifier()
+            .check_size(size)
+            .map_err(|e| e.to_string())?;
         let known = self.geometry().total_len();
         if known == Some(size.total_len) {
             return Ok(Effects::default());
@@ -412,12 +422,19 @@ impl Task {
         if known.is_some() {
             return Err(TrustError::SizeConflict.to_string());
         }
-        self.store.set_total_len(size.total_len).map_err(|e| e.to_string())?;
+        self.store
+            .set_total_len(size.total_len)
+            .map_err(|e| e.to_string())?;
         let (done, effects) = self.drive(|s, now| -> Result<(), String> {
-            s.geometry = s.geometry.with_total(size.total_len).map_err(|e| e.to_string())?;
+            s.geometry = s
+                .geometry
+                .with_total(size.total_len)
+                .map_err(|e| e.to_string())?;
             s.size = Some(*size);
             let blocks = s.geometry.total_blocks().unwrap_or(0);
-            s.engine.set_total(now, blocks).map_err(|e: Violation| e.to_string())?;
+            s.engine
+                .set_total(now, blocks)
+                .map_err(|e: Violation| e.to_string())?;
             let wanted = wanted(s);
             s.engine.set_wanted(now, wanted);
             for link in s.links.values() {

@@ -21,7 +21,11 @@ fn want(w: &Wanted) -> Want {
         Wanted::Some(set) => {
             let ranges: Vec<_> = set.ranges().map(pair).take(MAX_RANGES + 1).collect();
             // So many scattered wishes are as good as all: too much is emitted, nothing is lost.
-            if ranges.len() > MAX_RANGES { Want::Whole } else { Want::Some(ranges) }
+            if ranges.len() > MAX_RANGES {
+                Want::Whole
+            } else {
+                Want::Some(ranges)
+            }
         }
     }
 }
@@ -33,11 +37,17 @@ pub(crate) fn frames(control: &Control, mut send: impl FnMut(&Frame)) {
             let bytes = set.to_bytes();
             let mut chunks = bytes.chunks(BITMAP_CHUNK).peekable();
             if chunks.peek().is_none() {
-                send(&Frame::Bitmap { last: true, bytes: vec![] });
+                send(&Frame::Bitmap {
+                    last: true,
+                    bytes: vec![],
+                });
             }
             while let Some(chunk) = chunks.next() {
                 let last = chunks.peek().is_none();
-                send(&Frame::Bitmap { last, bytes: chunk.to_vec() });
+                send(&Frame::Bitmap {
+                    last,
+                    bytes: chunk.to_vec(),
+                });
             }
         }
         Control::Have(ranges) => {
@@ -46,7 +56,9 @@ pub(crate) fn frames(control: &Control, mut send: impl FnMut(&Frame)) {
             }
         }
         Control::Hurry(ranges) => {
-            send(&Frame::Hurry(ranges.iter().take(MAX_RANGES).cloned().map(pair).collect()));
+            send(&Frame::Hurry(
+                ranges.iter().take(MAX_RANGES).cloned().map(pair).collect(),
+            ));
         }
         Control::Want(w) => send(&Frame::Want(want(w))),
         Control::Credit(n) => send(&Frame::Credit(*n)),

@@ -197,7 +197,10 @@ async fn two_scheduler_replicas_share_the_tasks_and_one_may_die() {
     let second = SchedulerProcess::start(any, authority.clone(), CoreSettings::default()).await;
     let mesh = TestMesh::new(vec![first.addr, second.addr], authority);
     let _seed = mesh.node(100, Role::Seed).await;
-    let (a, b) = (mesh.node(1, Role::Peer).await, mesh.node(2, Role::Peer).await);
+    let (a, b) = (
+        mesh.node(1, Role::Peer).await,
+        mesh.node(2, Role::Peer).await,
+    );
     tokio::time::sleep(Duration::from_millis(2500)).await;
     // Enough contents that each pair of owners (of request and of content) comes up.
     let mut origins = vec![];
@@ -209,14 +212,21 @@ async fn two_scheduler_replicas_share_the_tasks_and_one_may_die() {
             let url = origin.url("file");
             let (x, y) = tokio::join!(read_all(&a, &url), read_all(&b, &url));
             assert!(x.unwrap() == *origin.body && y.unwrap() == *origin.body);
-            assert_eq!(origin.sent.load(Ordering::Relaxed), origin.body.len() as u64);
+            assert_eq!(
+                origin.sent.load(Ordering::Relaxed),
+                origin.body.len() as u64
+            );
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), all).await.expect("replicas do not meet");
+    tokio::time::timeout(Duration::from_secs(20), all)
+        .await
+        .expect("replicas do not meet");
     first.kill().await;
     let origin = Origin::start(bytes(300_000, 99)).await;
     let url = origin.url("f");
     let both = async { tokio::join!(read_all(&a, &url), read_all(&b, &url)) };
-    let (x, y) = tokio::time::timeout(Duration::from_secs(20), both).await.expect("no end");
+    let (x, y) = tokio::time::timeout(Duration::from_secs(20), both)
+        .await
+        .expect("no end");
     assert!(x.unwrap() == *origin.body && y.unwrap() == *origin.body);
 }

@@ -45,10 +45,14 @@ pub const MAX_REASON: usize = 512;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// Not a Dragonfly node, or TLS on one side only.
-    #[error("the other side does not speak Dragonfly's peer protocol (is TLS on at one side only?)")]
+    #[error(
+        "the other side does not speak Dragonfly's peer protocol (is TLS on at one side only?)"
+    )]
     Magic,
     /// No version in common.
-    #[error("the other side speaks versions {0} to {1}, this one {MIN_VERSION} to {VERSION}: upgrade the older")]
+    #[error(
+        "the other side speaks versions {0} to {1}, this one {MIN_VERSION} to {VERSION}: upgrade the older"
+    )]
     Version(u16, u16),
     /// The other side's policy needs what this side has not.
     #[error("the other side requires features {0:#x} that this release lacks")]
@@ -92,7 +96,14 @@ impl Greeting {
     #[must_use]
     pub const fn new(node: NodeId, mesh: [u8; 16]) -> Self {
         let (version, min_version) = (VERSION, MIN_VERSION);
-        Self { version, min_version, features: FEATURES, required: 0, node, mesh }
+        Self {
+            version,
+            min_version,
+            features: FEATURES,
+            required: 0,
+            node,
+            mesh,
+        }
     }
 
     /// The bytes on the wire.
@@ -114,7 +125,10 @@ impl Greeting {
 
     /// Reads a greeting and makes sure that the two sides can talk.
     pub fn decode(bytes: &[u8; Self::LEN]) -> Result<Self, FrameError> {
-        let mut r = Reader { rest: bytes, kind: 0 };
+        let mut r = Reader {
+            rest: bytes,
+            kind: 0,
+        };
         if r.array::<8>()? != MAGIC {
             return Err(FrameError::Magic);
         }
@@ -165,11 +179,22 @@ impl FrameHeader {
 
     /// Reads a header; the length is checked against the type's limit, so that it may be allocated.
     pub fn decode(bytes: &[u8; Self::LEN]) -> Result<Self, FrameError> {
-        let mut r = Reader { rest: bytes, kind: bytes[0] };
+        let mut r = Reader {
+            rest: bytes,
+            kind: bytes[0],
+        };
         let kind = r.array::<1>()?[0];
         r.array::<3>()?;
-        let h = Self { kind, stream: r.u32()?, len: r.u32()? };
-        let max = if kind == kind::DATA { MAX_DATA } else { MAX_CONTROL };
+        let h = Self {
+            kind,
+            stream: r.u32()?,
+            len: r.u32()?,
+        };
+        let max = if kind == kind::DATA {
+            MAX_DATA
+        } else {
+            MAX_CONTROL
+        };
         if h.len > max {
             return Err(FrameError::Length(kind, h.len));
         }
@@ -355,7 +380,12 @@ impl Frame {
             }
         }
         let len = (out.len() - start - FrameHeader::LEN) as u32;
-        let header = FrameHeader { kind: self.kind(), stream, len }.encode();
+        let header = FrameHeader {
+            kind: self.kind(),
+            stream,
+            len,
+        }
+        .encode();
         out[start..start + FrameHeader::LEN].copy_from_slice(&header);
     }
 
@@ -373,14 +403,23 @@ impl Frame {
                 let block_size = r.u32()?;
                 let total_len = Some(r.u64()?).filter(|n| *n != NO_LENGTH);
                 let emitter = r.bool()?;
-                Self::Hello(Hello { content, ticket, block_size, total_len, emitter })
+                Self::Hello(Hello {
+                    content,
+                    ticket,
+                    block_size,
+                    total_len,
+                    emitter,
+                })
             }
             kind::BITMAP => {
                 let last = r.bool()?;
                 if r.rest.len() > BITMAP_CHUNK {
                     return Err(FrameError::Body(kind));
                 }
-                Self::Bitmap { last, bytes: r.take_rest().to_vec() }
+                Self::Bitmap {
+                    last,
+                    bytes: r.take_rest().to_vec(),
+                }
             }
             kind::HAVE => Self::Have(r.ranges()?),
             kind::HURRY => Self::Hurry(r.ranges()?),
@@ -395,9 +434,9 @@ impl Frame {
             kind::CANCEL => Self::Cancel(r.u32()?),
             kind::PASS => Self::Pass,
             kind::RATE => Self::Rate(r.u64()?),
-            kind::EPOCH => Self::Epoch(
-                EpochCert::decode(r.take_rest()).map_err(|_| FrameError::Body(kind))?,
-            ),
+            kind::EPOCH => {
+                Self::Epoch(EpochCert::decode(r.take_rest()).map_err(|_| FrameError::Body(kind))?)
+            }
             kind::SIZE => Self::Size(SignedSize {
                 total_len: r.u64()?,
                 epoch: r.u32()?,
@@ -410,7 +449,10 @@ impl Frame {
                 if text.len() > MAX_REASON {
                     return Err(FrameError::Body(kind));
                 }
-                Self::Refuse { content, reason: reason.to_owned() }
+                Self::Refuse {
+                    content,
+                    reason: reason.to_owned(),
+                }
             }
             kind::CLOSE => Self::Close,
             kind::PING => Self::Ping,
@@ -430,7 +472,11 @@ impl Frame {
             kind if kind >= SKIPPABLE => return Ok(None),
             kind => return Err(FrameError::Type(kind)),
         };
-        if r.rest.is_empty() { Ok(Some(frame)) } else { Err(FrameError::Body(kind)) }
+        if r.rest.is_empty() {
+            Ok(Some(frame))
+        } else {
+            Err(FrameError::Body(kind))
+        }
     }
 }
 
@@ -459,7 +505,14 @@ impl DataHeader {
     /// The frame header and fixed part on the wire, proof appended: all but the block's bytes.
     pub fn encode(&self, stream: u32, proof: &[u8], out: &mut Vec<u8>) {
         let len = Self::LEN as u32 + proof.len() as u32 + self.data_len;
-        out.extend_from_slice(&FrameHeader { kind: kind::DATA, stream, len }.encode());
+        out.extend_from_slice(
+            &FrameHeader {
+                kind: kind::DATA,
+                stream,
+                len,
+            }
+            .encode(),
+        );
         out.extend_from_slice(&self.index.to_le_bytes());
         out.extend_from_slice(&self.data_len.to_le_bytes());
         out.extend_from_slice(&(proof.len() as u16).to_le_bytes());
@@ -469,11 +522,22 @@ impl DataHeader {
 
     /// Reads it; the two lengths are within bounds and add up to the frame's.
     pub fn decode(frame: &FrameHeader, bytes: &[u8; Self::LEN]) -> Result<Self, FrameError> {
-        let mut r = Reader { rest: bytes, kind: kind::DATA };
-        let h = Self { index: r.u32()?, data_len: r.u32()?, proof_len: r.u16()? };
+        let mut r = Reader {
+            rest: bytes,
+            kind: kind::DATA,
+        };
+        let h = Self {
+            index: r.u32()?,
+            data_len: r.u32()?,
+            proof_len: r.u16()?,
+        };
         let sum = Self::LEN as u64 + u64::from(h.proof_len) + u64::from(h.data_len);
         let fits = usize::from(h.proof_len) <= MAX_PROOF && (1..=MAX_BLOCK).contains(&h.data_len);
-        if fits && sum == u64::from(frame.len) { Ok(h) } else { Err(FrameError::Body(kind::DATA)) }
+        if fits && sum == u64::from(frame.len) {
+            Ok(h)
+        } else {
+            Err(FrameError::Body(kind::DATA))
+        }
     }
 }
 
@@ -484,7 +548,10 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn array<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
-        let (head, rest) = self.rest.split_first_chunk::<N>().ok_or(FrameError::Body(self.kind))?;
+        let (head, rest) = self
+            .rest
+            .split_first_chunk::<N>()
+            .ok_or(FrameError::Body(self.kind))?;
         self.rest = rest;
         Ok(*head)
     }
@@ -522,7 +589,8 @@ impl<'a> Reader<'a> {
             .map(|_| {
                 let (first, count) = (self.u32()?, self.u32()?);
                 let ok = count > 0 && first.checked_add(count).is_some();
-                ok.then_some((first, count)).ok_or(FrameError::Body(self.kind))
+                ok.then_some((first, count))
+                    .ok_or(FrameError::Body(self.kind))
             })
             .collect()
     }
@@ -537,14 +605,31 @@ mod tests {
 
     fn samples() -> Vec<Frame> {
         let content = ContentKey([5; 32]);
-        let ticket =
-            Ticket { content, bearer: NodeId([6; 16]), expires: 9, signature: [7; 64] };
-        let hello = Hello { content, ticket, block_size: 65536, total_len: Some(1), emitter: true };
+        let ticket = Ticket {
+            content,
+            bearer: NodeId([6; 16]),
+            expires: 9,
+            signature: [7; 64],
+        };
+        let hello = Hello {
+            content,
+            ticket,
+            block_size: 65536,
+            total_len: Some(1),
+            emitter: true,
+        };
         let (key, _) = SigningKey::generate().unwrap();
         vec![
             Frame::Hello(hello),
-            Frame::Hello(Hello { total_len: None, emitter: false, ..hello }),
-            Frame::Bitmap { last: true, bytes: vec![0xff, 1] },
+            Frame::Hello(Hello {
+                total_len: None,
+                emitter: false,
+                ..hello
+            }),
+            Frame::Bitmap {
+                last: true,
+                bytes: vec![0xff, 1],
+            },
             Frame::Have(vec![(0, 1), (9, 70)]),
             Frame::Want(Want::Nothing),
             Frame::Want(Want::Whole),
@@ -556,8 +641,15 @@ mod tests {
             Frame::Pass,
             Frame::Rate(12_000_000),
             Frame::Epoch(EpochCert::issue(&key, content, 1, *key.public())),
-            Frame::Size(SignedSize { total_len: 10, epoch: 2, signature: [3; 64] }),
-            Frame::Refuse { content, reason: "no such task".to_owned() },
+            Frame::Size(SignedSize {
+                total_len: 10,
+                epoch: 2,
+                signature: [3; 64],
+            }),
+            Frame::Refuse {
+                content,
+                reason: "no such task".to_owned(),
+            },
             Frame::Close,
             Frame::Ping,
             Frame::Pex(vec![
@@ -574,7 +666,10 @@ mod tests {
             frame.encode(42, &mut bytes);
             let (head, body) = bytes.split_first_chunk::<12>().unwrap();
             let h = FrameHeader::decode(head).unwrap();
-            assert_eq!((h.stream, h.len as usize, h.kind), (42, body.len(), frame.kind()));
+            assert_eq!(
+                (h.stream, h.len as usize, h.kind),
+                (42, body.len(), frame.kind())
+            );
             assert_eq!(Frame::decode(h.kind, body), Ok(Some(frame.clone())));
             let mut longer = body.to_vec();
             longer.push(0);
@@ -596,7 +691,10 @@ mod tests {
             b.iter().map(|b| format!("{b:02x}")).collect::<String>()
         };
         assert_eq!(hex(&Frame::Request(7)), "06000000040302010400000007000000");
-        assert_eq!(hex(&Frame::Have(vec![(1, 2)])), "0300000004030201080000000100000002000000");
+        assert_eq!(
+            hex(&Frame::Have(vec![(1, 2)])),
+            "0300000004030201080000000100000002000000"
+        );
         assert_eq!(hex(&Frame::Pass), "090000000403020100000000");
         let g = Greeting::new(NodeId([1; 16]), [2; 16]).encode();
         assert_eq!(g[..12], *b"DFLYPEER\x01\0\x01\0");
@@ -609,12 +707,25 @@ mod tests {
         let mut tls = [0; Greeting::LEN];
         tls[..3].copy_from_slice(&[0x16, 3, 1]);
         assert_eq!(Greeting::decode(&tls), Err(FrameError::Magic));
-        let newer = Greeting { version: 9, min_version: 8, ..good };
-        assert_eq!(Greeting::decode(&newer.encode()), Err(FrameError::Version(8, 9)));
+        let newer = Greeting {
+            version: 9,
+            min_version: 8,
+            ..good
+        };
+        assert_eq!(
+            Greeting::decode(&newer.encode()),
+            Err(FrameError::Version(8, 9))
+        );
         let newer_but_kind = Greeting { version: 9, ..good };
         assert!(Greeting::decode(&newer_but_kind.encode()).is_ok());
-        let demanding = Greeting { required: 1 << 60, ..good };
-        assert_eq!(Greeting::decode(&demanding.encode()), Err(FrameError::Features(1 << 60)));
+        let demanding = Greeting {
+            required: 1 << 60,
+            ..good
+        };
+        assert_eq!(
+            Greeting::decode(&demanding.encode()),
+            Err(FrameError::Features(1 << 60))
+        );
     }
 
     #[test]
@@ -625,17 +736,41 @@ mod tests {
 
     #[test]
     fn lengths_beyond_the_limit_are_refused_before_anything_is_allocated() {
-        let h = FrameHeader { kind: kind::HAVE, stream: 0, len: MAX_CONTROL + 1 };
-        assert_eq!(FrameHeader::decode(&h.encode()), Err(FrameError::Length(kind::HAVE, h.len)));
-        let h = FrameHeader { kind: kind::DATA, stream: 0, len: MAX_DATA + 1 };
+        let h = FrameHeader {
+            kind: kind::HAVE,
+            stream: 0,
+            len: MAX_CONTROL + 1,
+        };
+        assert_eq!(
+            FrameHeader::decode(&h.encode()),
+            Err(FrameError::Length(kind::HAVE, h.len))
+        );
+        let h = FrameHeader {
+            kind: kind::DATA,
+            stream: 0,
+            len: MAX_DATA + 1,
+        };
         assert!(FrameHeader::decode(&h.encode()).is_err());
         let mut out = vec![];
-        let d = DataHeader { index: 1, data_len: 100, proof_len: 2 };
+        let d = DataHeader {
+            index: 1,
+            data_len: 100,
+            proof_len: 2,
+        };
         d.encode(9, &[1, 2], &mut out);
         let f = FrameHeader::decode(out.first_chunk().unwrap()).unwrap();
         let fixed: [u8; 12] = out[12..24].try_into().unwrap();
         assert_eq!(DataHeader::decode(&f, &fixed), Ok(d));
-        assert!(DataHeader::decode(&FrameHeader { len: f.len - 1, ..f }, &fixed).is_err());
+        assert!(
+            DataHeader::decode(
+                &FrameHeader {
+                    len: f.len - 1,
+                    ..f
+                },
+                &fixed
+            )
+            .is_err()
+        );
     }
 
     proptest! {

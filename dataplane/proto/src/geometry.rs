@@ -35,7 +35,10 @@ impl Geometry {
         }
         match total_len {
             Some(n) if n > MAX_CONTENT => Err(GeometryError::TooLong(n)),
-            _ => Ok(Self { block_size, total_len }),
+            _ => Ok(Self {
+                block_size,
+                total_len,
+            }),
         }
     }
 
@@ -132,17 +135,30 @@ mod tests {
             (1 << 30, 512 << 10),
             (100 << 30, 1 << 20),
         ] {
-            assert_eq!(Geometry::for_len(Some(len)).unwrap().block_size(), size, "{len} bytes");
+            assert_eq!(
+                Geometry::for_len(Some(len)).unwrap().block_size(),
+                size,
+                "{len} bytes"
+            );
         }
-        assert_eq!(Geometry::for_len(None).unwrap().block_size(), UNKNOWN_LENGTH_BLOCK);
+        assert_eq!(
+            Geometry::for_len(None).unwrap().block_size(),
+            UNKNOWN_LENGTH_BLOCK
+        );
     }
 
     #[test]
     fn the_last_block_is_short_and_there_is_none_after_it() {
         let g = Geometry::new(65536, Some(65536 * 2 + 7)).unwrap();
         assert_eq!(g.total_blocks(), Some(3));
-        assert_eq!([g.block_len(0), g.block_len(2), g.block_len(3)], [Some(65536), Some(7), None]);
-        assert_eq!(Geometry::new(65536, Some(0)).unwrap().total_blocks(), Some(0));
+        assert_eq!(
+            [g.block_len(0), g.block_len(2), g.block_len(3)],
+            [Some(65536), Some(7), None]
+        );
+        assert_eq!(
+            Geometry::new(65536, Some(0)).unwrap().total_blocks(),
+            Some(0)
+        );
         assert_eq!(g.blocks_of(65535, 65537), 0..2);
         assert_eq!(g.blocks_of(9 << 20, 10 << 20), 0..0);
     }

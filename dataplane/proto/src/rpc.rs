@@ -1,6 +1,12 @@
 //! gRPC: generated from `proto/dragonfly/v1`, where each message is described.
 
-#![allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications)]
+#![allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    unreachable_pub,
+    unused_qualifications
+)]
 
 tonic::include_proto!("dragonfly.v1");
 
@@ -12,13 +18,20 @@ pub const MAX_MESSAGE: usize = 4 << 20;
 impl Failure {
     /// A failure with a code and a message for people.
     pub fn new(code: failure::Code, message: impl Into<String>) -> Self {
-        Self { code: code.into(), message: message.into(), http_status: 0 }
+        Self {
+            code: code.into(),
+            message: message.into(),
+            http_status: 0,
+        }
     }
 }
 
 impl From<&BlockGeometry> for Geometry {
     fn from(g: &BlockGeometry) -> Self {
-        Self { block_size: g.block_size(), total_len: g.total_len() }
+        Self {
+            block_size: g.block_size(),
+            total_len: g.total_len(),
+        }
     }
 }
 

@@ -42,7 +42,11 @@ impl SigningKey {
     /// Reads a key that [`Self::generate`] made.
     pub fn from_pkcs8(bytes: &[u8]) -> Result<Self, KeyError> {
         let pair = Ed25519KeyPair::from_pkcs8(bytes).map_err(|_| KeyError::Invalid)?;
-        let public = pair.public_key().as_ref().try_into().map_err(|_| KeyError::Invalid)?;
+        let public = pair
+            .public_key()
+            .as_ref()
+            .try_into()
+            .map_err(|_| KeyError::Invalid)?;
         Ok(Self { pair, public })
     }
 
@@ -65,7 +69,9 @@ impl SigningKey {
 /// Whether `signature` over `parts` for `purpose` was made with the private half of `key`.
 #[must_use]
 pub fn verify(key: &PublicKey, purpose: &str, parts: &[&[u8]], signature: &Signature) -> bool {
-    UnparsedPublicKey::new(&ED25519, key).verify(&message(purpose, parts), signature).is_ok()
+    UnparsedPublicKey::new(&ED25519, key)
+        .verify(&message(purpose, parts), signature)
+        .is_ok()
 }
 
 fn message(purpose: &str, parts: &[&[u8]]) -> [u8; 32] {

@@ -52,7 +52,12 @@ impl Ticket {
     #[must_use]
     pub fn issue(key: &SigningKey, content: ContentKey, bearer: NodeId, expires: u64) -> Self {
         let signature = key.sign(PURPOSE, &[&content.0, &bearer.0, &expires.to_le_bytes()]);
-        Self { content, bearer, expires, signature }
+        Self {
+            content,
+            bearer,
+            expires,
+            signature,
+        }
     }
 
     /// Whether it admits `bearer` to `content` at `now` (seconds since 1970).
@@ -74,7 +79,9 @@ impl Ticket {
             return Err(TicketError::Expired(now - limit));
         }
         let parts: [&[u8]; 3] = [&self.content.0, &self.bearer.0, &self.expires.to_le_bytes()];
-        let ok = authorities.iter().any(|a| verify(a, PURPOSE, &parts, &self.signature));
+        let ok = authorities
+            .iter()
+            .any(|a| verify(a, PURPOSE, &parts, &self.signature));
         ok.then_some(()).ok_or(TicketError::Signature)
     }
 
@@ -117,14 +124,26 @@ mod tests {
         let auth = [*key.public()];
         let t = Ticket::decode(&t.encode()).unwrap();
         assert_eq!(t.check(&auth, &task, &me, 1000 + CLOCK_SKEW), Ok(()));
-        assert_eq!(t.check(&auth, &task, &me, 1001 + CLOCK_SKEW), Err(TicketError::Expired(1)));
-        assert!(matches!(t.check(&auth, &ContentKey([9; 32]), &me, 0), Err(TicketError::Task(_))));
-        assert!(matches!(t.check(&auth, &task, &NodeId([9; 16]), 0), Err(TicketError::Bearer(_))));
+        assert_eq!(
+            t.check(&auth, &task, &me, 1001 + CLOCK_SKEW),
+            Err(TicketError::Expired(1))
+        );
+        assert!(matches!(
+            t.check(&auth, &ContentKey([9; 32]), &me, 0),
+            Err(TicketError::Task(_))
+        ));
+        assert!(matches!(
+            t.check(&auth, &task, &NodeId([9; 16]), 0),
+            Err(TicketError::Bearer(_))
+        ));
         assert_eq!(
             t.check(&[*stranger.public()], &task, &me, 0),
             Err(TicketError::Signature)
         );
         let longer = Ticket { expires: 2000, ..t };
-        assert_eq!(longer.check(&auth, &task, &me, 0), Err(TicketError::Signature));
+        assert_eq!(
+            longer.check(&auth, &task, &me, 0),
+            Err(TicketError::Signature)
+        );
     }
 }

@@ -73,14 +73,21 @@ impl EpochCert {
     #[must_use]
     pub fn issue(authority: &SigningKey, content: ContentKey, epoch: u32, key: PublicKey) -> Self {
         let signature = authority.sign(EPOCH, &[&content.0, &epoch.to_le_bytes(), &key]);
-        Self { content, epoch, key, signature }
+        Self {
+            content,
+            epoch,
+            key,
+            signature,
+        }
     }
 
     /// Whether one of `authorities` issued it.
     #[must_use]
     pub fn is_from(&self, authorities: &[PublicKey]) -> bool {
         let parts: [&[u8]; 3] = [&self.content.0, &self.epoch.to_le_bytes(), &self.key];
-        authorities.iter().any(|a| verify(a, EPOCH, &parts, &self.signature))
+        authorities
+            .iter()
+            .any(|a| verify(a, EPOCH, &parts, &self.signature))
     }
 
     /// The bytes on the wire and on disk.
@@ -191,7 +198,11 @@ impl RunSigner {
     /// The signer of one lease.
     #[must_use]
     pub const fn new(key: std::sync::Arc<SigningKey>, content: ContentKey, epoch: u32) -> Self {
-        Self { key, content, epoch }
+        Self {
+            key,
+            content,
+            epoch,
+        }
     }
 
     /// Under which epoch it signs.
@@ -205,7 +216,10 @@ impl RunSigner {
     /// [`MAX_RUN`] are signed as several runs.
     #[must_use]
     pub fn sign(&self, leaves: &[Leaf]) -> Vec<Proof> {
-        leaves.chunks(MAX_RUN).flat_map(|run| self.sign_run(run)).collect()
+        leaves
+            .chunks(MAX_RUN)
+            .flat_map(|run| self.sign_run(run))
+            .collect()
     }
 
     fn sign_run(&self, leaves: &[Leaf]) -> Vec<Proof> {
@@ -217,21 +231,38 @@ impl RunSigner {
                 let at = i >> depth;
                 path.push(*level.get(at ^ 1).unwrap_or(&level[at]));
             }
-            level = level.chunks(2).map(|p| parent(&p[0], p.last().unwrap_or(&p[0]))).collect();
+            level = level
+                .chunks(2)
+                .map(|p| parent(&p[0], p.last().unwrap_or(&p[0])))
+                .collect();
             depth += 1;
         }
         let root = level.first().copied().unwrap_or_default();
-        let signature = self.key.sign(RUN, &[&self.content.0, &self.epoch.to_le_bytes(), &root]);
-        let proof = |(i, path)| Proof { epoch: self.epoch, position: i as u8, path, signature };
+        let signature = self
+            .key
+            .sign(RUN, &[&self.content.0, &self.epoch.to_le_bytes(), &root]);
+        let proof = |(i, path)| Proof {
+            epoch: self.epoch,
+            position: i as u8,
+            path,
+            signature,
+        };
         paths.into_iter().enumerate().map(proof).collect()
     }
 
     /// States the length of content whose origin did not say it.
     #[must_use]
     pub fn sign_size(&self, total_len: u64) -> SignedSize {
-        let parts: [&[u8]; 3] =
-            [&self.content.0, &self.epoch.to_le_bytes(), &total_len.to_le_bytes()];
-        SignedSize { total_len, epoch: self.epoch, signature: self.key.sign(SIZE, &parts) }
+        let parts: [&[u8]; 3] = [
+            &self.content.0,
+            &self.epoch.to_le_bytes(),
+            &total_len.to_le_bytes(),
+        ];
+        SignedSize {
+            total_len,
+            epoch: self.epoch,
+            signature: self.key.sign(SIZE, &parts),
+        }
     }
 }
 
@@ -264,7 +295,12 @@ impl Verifier {
     /// Knows no epoch yet.
     #[must_use]
     pub const fn new(content: ContentKey, authorities: Vec<PublicKey>) -> Self {
-        Self { content, authorities, epochs: BTreeMap::new(), roots: VecDeque::new() }
+        Self {
+            content,
+            authorities,
+            epochs: BTreeMap::new(),
+            roots: VecDeque::new(),
+        }
     }
 
     /// Takes a certificate; true when it is new. Past [`MAX_EPOCHS`] the oldest is forgotten.
@@ -294,11 +330,18 @@ impl Verifier {
 
     /// Whether the lease-holder of the proof's epoch signed this block.
     pub fn check(&mut self, leaf: &Leaf, proof: &Proof) -> Result<(), TrustError> {
-        let cert = self.epochs.get(&proof.epoch).ok_or(TrustError::UnknownEpoch(proof.epoch))?;
+        let cert = self
+            .epochs
+            .get(&proof.epoch)
+            .ok_or(TrustError::UnknownEpoch(proof.epoch))?;
         let mut node = leaf.node();
         let mut at = proof.position;
         for sibling in &proof.path {
-            node = if at & 1 == 0 { parent(&node, sibling) } else { parent(sibling, &node) };
+            node = if at & 1 == 0 {
+                parent(&node, sibling)
+            } else {
+                parent(sibling, &node)
+            };
             at >>= 1;
         }
         let root = (proof.epoch, node, proof.signature);
@@ -318,10 +361,18 @@ impl Verifier {
 
     /// Whether a lease-holder signed this size.
     pub fn check_size(&self, size: &SignedSize) -> Result<(), TrustError> {
-        let cert = self.epochs.get(&size.epoch).ok_or(TrustError::UnknownEpoch(size.epoch))?;
-        let parts: [&[u8]; 3] =
-            [&self.content.0, &size.epoch.to_le_bytes(), &size.total_len.to_le_bytes()];
-        verify(&cert.key, SIZE, &parts, &size.signature).then_some(()).ok_or(TrustError::BadSize)
+        let cert = self
+            .epochs
+            .get(&size.epoch)
+            .ok_or(TrustError::UnknownEpoch(size.epoch))?;
+        let parts: [&[u8]; 3] = [
+            &self.content.0,
+            &size.epoch.to_le_bytes(),
+            &size.total_len.to_le_bytes(),
+        ];
+        verify(&cert.key, SIZE, &parts, &size.signature)
+            .then_some(())
+            .ok_or(TrustError::BadSize)
     }
 }
 
@@ -334,7 +385,11 @@ mod tests {
     use super::*;
 
     fn leaf(index: u32) -> Leaf {
-        Leaf { index, len: 65536, hash: *blake3::hash(&index.to_le_bytes()).as_bytes() }
+        Leaf {
+            index,
+            len: 65536,
+            hash: *blake3::hash(&index.to_le_bytes()).as_bytes(),
+        }
     }
 
     fn lease() -> (SigningKey, RunSigner, Verifier) {
@@ -342,7 +397,8 @@ mod tests {
         let (key, _) = SigningKey::generate().unwrap();
         let content = ContentKey([7; 32]);
         let mut v = Verifier::new(content, vec![*authority.public()]);
-        v.add_epoch(&EpochCert::issue(&authority, content, 3, *key.public())).unwrap();
+        v.add_epoch(&EpochCert::issue(&authority, content, 3, *key.public()))
+            .unwrap();
         (authority, RunSigner::new(Arc::new(key), content, 3), v)
     }
 
@@ -359,7 +415,10 @@ mod tests {
                 assert!(bytes.len() <= MAX_PROOF);
                 assert_eq!(Proof::decode(&bytes).as_ref(), Ok(p));
                 assert_eq!(v.check(l, p), Ok(()));
-                let other = Leaf { index: l.index + 1, ..*l };
+                let other = Leaf {
+                    index: l.index + 1,
+                    ..*l
+                };
                 assert_eq!(v.check(&other, p), Err(TrustError::BadBlock(l.index + 1)));
                 let shorter = Leaf { len: 1, ..*l };
                 assert!(v.check(&shorter, p).is_err());
@@ -378,7 +437,10 @@ mod tests {
             EpochCert::issue(&authority, ContentKey([8; 32]), 4, key),
             EpochCert::issue(&authority, content, 3, key),
         ] {
-            assert_eq!(v.add_epoch(&bad), Err(TrustError::BadCertificate(bad.epoch)));
+            assert_eq!(
+                v.add_epoch(&bad),
+                Err(TrustError::BadCertificate(bad.epoch))
+            );
         }
         let good = EpochCert::issue(&authority, content, 4, key);
         assert_eq!(EpochCert::decode(&good.encode()), Ok(good));
@@ -386,7 +448,13 @@ mod tests {
         assert_eq!(v.add_epoch(&good), Ok(false));
         let size = signer.sign_size(12345);
         assert_eq!(v.check_size(&size), Ok(()));
-        assert_eq!(v.check_size(&SignedSize { total_len: 1, ..size }), Err(TrustError::BadSize));
+        assert_eq!(
+            v.check_size(&SignedSize {
+                total_len: 1,
+                ..size
+            }),
+            Err(TrustError::BadSize)
+        );
     }
 
     proptest! {

@@ -179,7 +179,12 @@ impl Core {
     }
 
     /// Enters a node in a swarm: ticket, certificates, neighbours.
-    pub(crate) fn join_member(&mut self, content: ContentKey, node: NodeId, held: u32) -> rpc::Joined {
+    pub(crate) fn join_member(
+        &mut self,
+        content: ContentKey,
+        node: NodeId,
+        held: u32,
+    ) -> rpc::Joined {
         let mut joined = rpc::Joined {
             content: content.0.to_vec(),
             ..rpc::Joined::default()

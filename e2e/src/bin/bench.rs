@@ -41,7 +41,10 @@ impl System {
     ];
 
     fn name(self) -> &'static str {
-        Self::ALL.iter().find(|(s, _)| *s == self).map_or("", |(_, n)| n)
+        Self::ALL
+            .iter()
+            .find(|(s, _)| *s == self)
+            .map_or("", |(_, n)| n)
     }
 }
 
@@ -64,10 +67,16 @@ fn args() -> Result<Args> {
     let mut given = std::env::args().skip(1);
     while let Some(flag) = given.next() {
         let value = given.next().ok_or(format!("{flag} needs a value"))?;
-        let number = || value.parse::<u64>().map_err(|_| format!("{flag} {value}: not a number"));
+        let number = || {
+            value
+                .parse::<u64>()
+                .map_err(|_| format!("{flag} {value}: not a number"))
+        };
         match flag.as_str() {
             "--peers" => {
-                let all = value.split(',').map(|n| n.parse().map_err(|_| format!("--peers {n}")));
+                let all = value
+                    .split(',')
+                    .map(|n| n.parse().map_err(|_| format!("--peers {n}")));
                 args.peers = all.collect::<Result<_>>()?;
             }
             "--rate" => args.rate_mbit = number()?,
@@ -77,7 +86,9 @@ fn args() -> Result<Args> {
             "--systems" => {
                 let find = |n: &str| {
                     let known = System::ALL.iter().find(|(_, name)| *name == n);
-                    known.map(|(s, _)| *s).ok_or(format!("--systems {n}: unknown"))
+                    known
+                        .map(|(s, _)| *s)
+                        .ok_or(format!("--systems {n}: unknown"))
                 };
                 args.systems = value.split(',').map(find).collect::<Result<_>>()?;
             }
@@ -165,7 +176,12 @@ fn summarise(
         let row = |r: &Run| {
             format!(
                 "{{\"slowest_over_limit\":{:.4},\"p99_over_p50\":{:.4},\"origin_over_size\":1.0,\"seed_over_size\":{:.4},\"cpu_s_per_gib\":{:.3},\"peak_rss_mib\":{:.1},\"wall_s\":{:.3}}}",
-                r.slowest / limit, r.p99 / r.p50, r.seed_bytes / size, r.cpu / gib, r.rss_mib, r.slowest
+                r.slowest / limit,
+                r.p99 / r.p50,
+                r.seed_bytes / size,
+                r.cpu / gib,
+                r.rss_mib,
+                r.slowest
             )
         };
         let of = |f: &dyn Fn(&Run) -> f64| median(runs.iter().map(f).collect());
@@ -184,28 +200,41 @@ fn summarise(
             all.join(","),
             row(&m)
         ));
-        let lowest = runs.iter().map(|r| r.slowest / limit).fold(f64::INFINITY, f64::min);
+        let lowest = runs
+            .iter()
+            .map(|r| r.slowest / limit)
+            .fold(f64::INFINITY, f64::min);
         let highest = runs.iter().map(|r| r.slowest / limit).fold(0.0, f64::max);
         let _ = writeln!(
             table,
             "| {peers} | {} | {} | {:.3}; {lowest:.3}-{highest:.3} | {:.3} | {:.2} | {:.1} | {:.0} |",
-            system.name(), runs.len(), m.slowest / limit, m.p99 / m.p50, m.seed_bytes / size,
-            m.cpu / gib, m.rss_mib
+            system.name(),
+            runs.len(),
+            m.slowest / limit,
+            m.p99 / m.p50,
+            m.seed_bytes / size,
+            m.cpu / gib,
+            m.rss_mib
         );
     }
     let comma = if json.is_empty() { "" } else { "," };
     let _ = write!(
         json,
         "{comma}{{\"case\":\"equal\",\"peers\":{peers},\"rate_mbit\":{},\"size_bytes\":{},\"systems\":[{}]}}",
-        args.rate_mbit, args.size, systems.join(",")
+        args.rate_mbit,
+        args.size,
+        systems.join(",")
     );
 }
 
 fn write(args: &Args, json: &str, table: &str) -> Result<()> {
     let err = |e: std::io::Error| e.to_string();
     fs::create_dir_all("target/bench").map_err(err)?;
-    fs::write("target/bench/swarm.json", format!("{{\"bench\":\"swarm\",\"cases\":[{json}]}}\n"))
-        .map_err(err)?;
+    fs::write(
+        "target/bench/swarm.json",
+        format!("{{\"bench\":\"swarm\",\"cases\":[{json}]}}\n"),
+    )
+    .map_err(err)?;
     let text = format!(
         "# Benchmarks\n\nWritten by `make bench`; nothing here is edited by hand. {} MiB, every link {} Mbit/s each \
          way, the seed's too; systems in turn in one run; SHA-256 of every copy checked. The limit is the \
@@ -213,7 +242,9 @@ fn write(args: &Args, json: &str, table: &str) -> Result<()> {
          over N x size; memory is the largest peak of one process.\n\n\
          | N | system | runs | slowest/limit (median; range) | p99/p50 | seed sent, x size | CPU s/GiB | peak MiB |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- |\n{table}",
-        args.size >> 20, args.rate_mbit, limit(args)
+        args.size >> 20,
+        args.rate_mbit,
+        limit(args)
     );
     fs::write("docs/benchmarks.md", &text).map_err(err)?;
     println!("{text}");
@@ -222,9 +253,16 @@ fn write(args: &Args, json: &str, table: &str) -> Result<()> {
 
 fn sh(args: &[&str]) -> Result<String> {
     let (cmd, rest) = args.split_first().ok_or("no command")?;
-    let out = Command::new(cmd).args(rest).output().map_err(|e| format!("{cmd}: {e}"))?;
+    let out = Command::new(cmd)
+        .args(rest)
+        .output()
+        .map_err(|e| format!("{cmd}: {e}"))?;
     if !out.status.success() {
-        return Err(format!("{}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr)));
+        return Err(format!(
+            "{}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&out.stderr)
+        ));
     }
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
@@ -237,7 +275,10 @@ struct Net {
 
 impl Net {
     fn new(nodes: usize, rate_mbit: u64) -> Result<Self> {
-        let net = Self { prefix: format!("dfb{}", std::process::id()), nodes };
+        let net = Self {
+            prefix: format!("dfb{}", std::process::id()),
+            nodes,
+        };
         let bridge = net.bridge();
         sh(&["ip", "netns", "add", &bridge])?;
         sh(&["ip", "-n", &bridge, "link", "add", "br0", "type", "bridge"])?;
@@ -245,9 +286,23 @@ impl Net {
         for n in 0..nodes {
             let (ns, port) = (net.ns(n), format!("p{n}"));
             sh(&["ip", "netns", "add", &ns])?;
-            sh(&["ip", "-n", &bridge, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &ns])?;
-            sh(&["ip", "-n", &bridge, "link", "set", &port, "master", "br0", "up"])?;
-            sh(&["ip", "-n", &ns, "addr", "add", &format!("{}/24", net.ip(n)), "dev", "eth0"])?;
+            sh(&[
+                "ip", "-n", &bridge, "link", "add", &port, "type", "veth", "peer", "name", "eth0",
+                "netns", &ns,
+            ])?;
+            sh(&[
+                "ip", "-n", &bridge, "link", "set", &port, "master", "br0", "up",
+            ])?;
+            sh(&[
+                "ip",
+                "-n",
+                &ns,
+                "addr",
+                "add",
+                &format!("{}/24", net.ip(n)),
+                "dev",
+                "eth0",
+            ])?;
             sh(&["ip", "-n", &ns, "link", "set", "eth0", "up"])?;
             sh(&["ip", "-n", &ns, "link", "set", "lo", "up"])?;
             for (ns, dev) in [(&ns, "eth0"), (&bridge, port.as_str())] {
@@ -273,7 +328,9 @@ impl Net {
     fn command(&self, n: usize, program: &Path) -> Command {
         let mut c = Command::new("ip");
         c.args(["netns", "exec", &self.ns(n)]).arg(program);
-        c.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        c.stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         c
     }
 
@@ -286,9 +343,16 @@ impl Net {
 
 fn shape(ns: &str, dev: &str, rate_mbit: u64) -> Result<()> {
     let rate = format!("{rate_mbit}mbit");
-    sh(&["tc", "-n", ns, "qdisc", "add", "dev", dev, "root", "handle", "1:", "htb", "default", "1"])?;
-    sh(&["tc", "-n", ns, "class", "add", "dev", dev, "parent", "1:", "classid", "1:1", "htb", "rate", &rate, "burst", "64k"])?;
-    sh(&["tc", "-n", ns, "qdisc", "add", "dev", dev, "parent", "1:1", "pfifo", "limit", "300"])?;
+    sh(&[
+        "tc", "-n", ns, "qdisc", "add", "dev", dev, "root", "handle", "1:", "htb", "default", "1",
+    ])?;
+    sh(&[
+        "tc", "-n", ns, "class", "add", "dev", dev, "parent", "1:", "classid", "1:1", "htb",
+        "rate", &rate, "burst", "64k",
+    ])?;
+    sh(&[
+        "tc", "-n", ns, "qdisc", "add", "dev", dev, "parent", "1:1", "pfifo", "limit", "300",
+    ])?;
     Ok(())
 }
 
@@ -315,10 +379,17 @@ impl Drop for Daemon {
 fn usage(pid: u32) -> (f64, f64) {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or("").split(' ').collect();
-    let ticks = |n: usize| fields.get(n).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
+    let ticks = |n: usize| {
+        fields
+            .get(n)
+            .and_then(|f| f.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    };
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
-    let kib = peak.and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or(0.0);
+    let kib = peak
+        .and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok())
+        .unwrap_or(0.0);
     ((ticks(11) + ticks(12)) / 100.0, kib / 1024.0)
 }
 
@@ -326,7 +397,12 @@ fn usage(pid: u32) -> (f64, f64) {
 fn ended_children() -> f64 {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or("").split(' ').collect();
-    let ticks = |n: usize| fields.get(n).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
+    let ticks = |n: usize| {
+        fields
+            .get(n)
+            .and_then(|f| f.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    };
     (ticks(13) + ticks(14)) / 100.0
 }
 
@@ -394,7 +470,11 @@ impl<'a> Bed<'a> {
         let dir = self.dir.join(system.name());
         let manifests = dir.join("manifests");
         fs::create_dir_all(&manifests).map_err(err)?;
-        let transport = if system == System::Tls { "MutualTLS" } else { "Plaintext" };
+        let transport = if system == System::Tls {
+            "MutualTLS"
+        } else {
+            "Plaintext"
+        };
         fs::write(
             manifests.join("mesh.yaml"),
             format!(
@@ -410,7 +490,10 @@ impl<'a> Bed<'a> {
         let mut daemons = vec![];
         let spawn = |mut c: Command| c.spawn().map(Daemon).map_err(err);
         let mut c = self.net.command(0, &self.bin);
-        c.args(["scheduler", "--listen", &scheduler, "--state"]).arg(&state).arg("-f").arg(&manifests);
+        c.args(["scheduler", "--listen", &scheduler, "--state"])
+            .arg(&state)
+            .arg("-f")
+            .arg(&manifests);
         c.stderr(log("scheduler.log")?);
         daemons.push(spawn(c)?);
         let token = state.join("mesh/join-token");
@@ -428,7 +511,15 @@ impl<'a> Bed<'a> {
             let socket = home.join("node.sock");
             let listen = format!("{}:{}", self.net.ip(n), 4000 + offset);
             let mut c = self.net.command(n, &self.bin);
-            c.args([role, "--scheduler", &scheduler, "--listen", &listen, "--name", &format!("n{n}")]);
+            c.args([
+                role,
+                "--scheduler",
+                &scheduler,
+                "--listen",
+                &listen,
+                "--name",
+                &format!("n{n}"),
+            ]);
             c.arg("--state").arg(&home).arg("--socket").arg(&socket);
             if system == System::Tls {
                 c.arg("--join-token-file").arg(&token);
@@ -443,8 +534,9 @@ impl<'a> Bed<'a> {
     }
 
     fn run(&mut self, system: System, n: usize) -> Result<Run> {
-        let outputs: Vec<PathBuf> =
-            (1..=self.peers).map(|p| self.dir.join(format!("out-{p}"))).collect();
+        let outputs: Vec<PathBuf> = (1..=self.peers)
+            .map(|p| self.dir.join(format!("out-{p}")))
+            .collect();
         for out in &outputs {
             let _ = fs::remove_file(out);
             let _ = fs::remove_file(out.with_extension("done"));
@@ -504,7 +596,9 @@ impl<'a> Bed<'a> {
                 }
                 match child.try_wait().map_err(|e| e.to_string())? {
                     Some(status) if status.success() => times.push(started.elapsed().as_secs_f64()),
-                    Some(status) => return Err(format!("{}: a get ended with {status}", system.name())),
+                    Some(status) => {
+                        return Err(format!("{}: a get ended with {status}", system.name()));
+                    }
                     None => still.push((child, mark)),
                 }
             }
@@ -520,7 +614,11 @@ impl<'a> Bed<'a> {
         let sent = self.net.sent(0)? - sent_before;
         for out in &outputs {
             if sha256(out)? != self.digest {
-                return Err(format!("{}: {} is not what was sent", system.name(), out.display()));
+                return Err(format!(
+                    "{}: {} is not what was sent",
+                    system.name(),
+                    out.display()
+                ));
             }
             let _ = fs::remove_file(out);
         }
@@ -548,18 +646,30 @@ impl<'a> Bed<'a> {
         let ready = self.dir.join("seeding");
         let _ = fs::remove_file(&ready);
         let mut seed = self.net.command(0, python);
-        seed.arg(&script).arg("seed").arg(&torrent).arg(&self.content).arg(&ready).args(&all);
+        seed.arg(&script)
+            .arg("seed")
+            .arg(&torrent)
+            .arg(&self.content)
+            .arg(&ready)
+            .args(&all);
         helpers.push(Daemon(seed.spawn().map_err(|e| e.to_string())?));
         let until = Instant::now() + Duration::from_secs(30);
         while !ready.exists() {
             if Instant::now() > until {
-                return Err("libtorrent's seed does not start: is python's libtorrent there?".to_owned());
+                return Err(
+                    "libtorrent's seed does not start: is python's libtorrent there?".to_owned(),
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         }
         let peers = outputs.iter().enumerate().map(|(p, out)| {
             let mut c = self.net.command(p + 1, python);
-            c.arg(&script).arg("leech").arg(&torrent).arg(out).arg("-").args(&all);
+            c.arg(&script)
+                .arg("leech")
+                .arg(&torrent)
+                .arg(out)
+                .arg("-")
+                .args(&all);
             c
         });
         Ok(peers.collect())

@@ -37,9 +37,12 @@ pub(crate) async fn serve(
     shown: Arc<dyn Shown>,
     stop: CancellationToken,
 ) -> Result<SocketAddr, RoleError> {
-    let listener =
-        TcpListener::bind(addr).await.map_err(|e| RoleError::at(format!("admin port {addr}"), e))?;
-    let addr = listener.local_addr().map_err(|e| RoleError::at("admin port", e))?;
+    let listener = TcpListener::bind(addr)
+        .await
+        .map_err(|e| RoleError::at(format!("admin port {addr}"), e))?;
+    let addr = listener
+        .local_addr()
+        .map_err(|e| RoleError::at("admin port", e))?;
     tokio::spawn(async move {
         loop {
             let accepted = tokio::select! {
@@ -74,7 +77,11 @@ fn answer(request: &Request<Incoming>, shown: &dyn Shown) -> Response<Full<Bytes
         "/healthz" => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
         "/readyz" => match shown.ready() {
             Ok(()) => (StatusCode::OK, "text/plain", "ready\n".to_owned()),
-            Err(why) => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{why}\n")),
+            Err(why) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "text/plain",
+                format!("{why}\n"),
+            ),
         },
         "/metrics" => (
             StatusCode::OK,
@@ -89,6 +96,8 @@ fn answer(request: &Request<Incoming>, shown: &dyn Shown) -> Response<Full<Bytes
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     let kind = hyper::header::HeaderValue::from_static(kind);
-    response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
+    response
+        .headers_mut()
+        .insert(hyper::header::CONTENT_TYPE, kind);
     response
 }

@@ -66,7 +66,10 @@ pub(crate) async fn follow(
             Ok(policy) => {
                 problems.send_if_modified(|p| p.take().is_some());
                 if !policy.same_as(&previous) {
-                    tracing::info!(revision = policy.revision, "the manifests changed: a new policy");
+                    tracing::info!(
+                        revision = policy.revision,
+                        "the manifests changed: a new policy"
+                    );
                     policies.send_replace(policy);
                 }
             }

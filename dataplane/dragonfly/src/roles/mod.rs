@@ -34,7 +34,12 @@ impl RoleError {
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct LogArgs {
     /// What to log: a level, or filters such as `info,dragonfly_node=debug`
-    #[arg(long, env = "DRAGONFLY_LOG", default_value = "info", value_name = "FILTER")]
+    #[arg(
+        long,
+        env = "DRAGONFLY_LOG",
+        default_value = "info",
+        value_name = "FILTER"
+    )]
     log: String,
     /// A line of JSON for each event
     #[arg(long)]
@@ -52,7 +57,11 @@ impl LogArgs {
             .with_ansi(colours)
             .with_writer(std::io::stderr);
         // A second subscriber in one process: the first one stays.
-        let _ = if self.log_json { logs.json().try_init() } else { logs.try_init() };
+        let _ = if self.log_json {
+            logs.json().try_init()
+        } else {
+            logs.try_init()
+        };
     }
 }
 
@@ -60,21 +69,33 @@ impl LogArgs {
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct MeshArgs {
     /// A scheduler's `host:port`; repeatable. One is enough, it tells of the others
-    #[arg(long = "scheduler", env = "DRAGONFLY_SCHEDULERS", value_delimiter = ',', value_name = "ADDRESS")]
+    #[arg(
+        long = "scheduler",
+        env = "DRAGONFLY_SCHEDULERS",
+        value_delimiter = ',',
+        value_name = "ADDRESS"
+    )]
     pub(crate) schedulers: Vec<String>,
     /// The file with the mesh's join token; without it connections are plaintext, which the mesh's
     /// policy must allow
     #[arg(long, env = "DRAGONFLY_JOIN_TOKEN_FILE", value_name = "FILE")]
     pub(crate) join_token_file: Option<PathBuf>,
     /// The mesh's name: nodes of another one are turned away
-    #[arg(long, env = "DRAGONFLY_MESH", default_value = "default", value_name = "NAME")]
+    #[arg(
+        long,
+        env = "DRAGONFLY_MESH",
+        default_value = "default",
+        value_name = "NAME"
+    )]
     pub(crate) mesh: String,
 }
 
 /// A mesh's name on the wire.
 pub(crate) fn mesh_id(name: &str) -> [u8; 16] {
     let mut id = [0; 16];
-    id.copy_from_slice(&blake3::derive_key("dragonfly 2026-11 mesh name v1", name.as_bytes())[..16]);
+    id.copy_from_slice(
+        &blake3::derive_key("dragonfly 2026-11 mesh name v1", name.as_bytes())[..16],
+    );
     id
 }
 
@@ -87,9 +108,10 @@ where
     let stop = CancellationToken::new();
     let on_signal = stop.clone();
     tokio::spawn(async move {
-        let (Ok(mut term), Ok(mut int)) =
-            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
+        let (Ok(mut term), Ok(mut int)) = (
+            signal(SignalKind::terminate()),
+            signal(SignalKind::interrupt()),
+        ) else {
             return;
         };
         tokio::select! {
@@ -112,7 +134,10 @@ where
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::debug!(%error, "the limit of open files stays as it is");
     }
@@ -132,8 +157,14 @@ pub(crate) fn reachable(listening: SocketAddr, towards: Option<&str>) -> Vec<Soc
     if !listening.ip().is_unspecified() {
         return vec![listening];
     }
-    let target = towards.and_then(|t| t.to_socket_addrs().ok()).and_then(|mut a| a.next());
-    let any = if target.is_some_and(|t| t.is_ipv6()) { "[::]:0" } else { "0.0.0.0:0" };
+    let target = towards
+        .and_then(|t| t.to_socket_addrs().ok())
+        .and_then(|mut a| a.next());
+    let any = if target.is_some_and(|t| t.is_ipv6()) {
+        "[::]:0"
+    } else {
+        "0.0.0.0:0"
+    };
     // No packet is sent: connecting a datagram socket only asks the kernel for a route.
     let own = target.and_then(|t| {
         let socket = UdpSocket::bind(any).ok()?;

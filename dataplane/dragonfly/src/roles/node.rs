@@ -49,7 +49,12 @@ pub(crate) struct Args {
     #[arg(long, default_value = "/var/lib/dragonfly/node", value_name = "DIR")]
     state: PathBuf,
     /// Where this machine's clients ask [default: /run/dragonfly/node.sock]
-    #[arg(long, env = "DRAGONFLY_SOCKET", default_value = "/run/dragonfly/node.sock", value_name = "PATH")]
+    #[arg(
+        long,
+        env = "DRAGONFLY_SOCKET",
+        default_value = "/run/dragonfly/node.sock",
+        value_name = "PATH"
+    )]
     socket: PathBuf,
     /// Let every user of this machine ask, not only the socket's group
     #[arg(long)]
@@ -99,7 +104,12 @@ async fn serve(args: Args, role: Role, stop: CancellationToken) -> Result<(), Ro
         listen: args.listen,
         advertise: args.advertise,
         schedulers: args.mesh.schedulers,
-        token: args.mesh.join_token_file.as_deref().map(read_token).transpose()?,
+        token: args
+            .mesh
+            .join_token_file
+            .as_deref()
+            .map(read_token)
+            .transpose()?,
         policy: None,
         socket: Some((args.socket, mode)),
     };
@@ -114,7 +124,10 @@ async fn serve(args: Args, role: Role, stop: CancellationToken) -> Result<(), Ro
 }
 
 fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// Reads a join token from its file.
@@ -124,10 +137,7 @@ pub(crate) fn read_token(path: &Path) -> Result<JoinToken, RoleError> {
 }
 
 /// Starts a node in this process.
-pub(crate) async fn start(
-    config: Config,
-    stop: CancellationToken,
-) -> Result<Arc<Node>, RoleError> {
+pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc<Node>, RoleError> {
     let dir = |name: &str| config.state.join(name);
     std::fs::create_dir_all(&config.state).map_err(|e| RoleError::at(config.state.display(), e))?;
     let id = node_id(&dir("node-id"))?;
@@ -136,7 +146,10 @@ pub(crate) async fn start(
         Some(policy) => policy,
         None => manifests::read(None, None, None)?,
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis() as u64;
     let options = policy::storage(&first.node.storage);
     let store = match first.node.storage.media {
         Media::Disk => {
@@ -148,7 +161,9 @@ pub(crate) async fn start(
     let store = store.map_err(|e| RoleError(e.to_string()))?;
     let listener = Mesh::<Node>::listen(config.listen)
         .map_err(|e| RoleError::at(format!("node port {}", config.listen), e))?;
-    let bound = listener.local_addr().map_err(|e| RoleError::at("node port", e))?;
+    let bound = listener
+        .local_addr()
+        .map_err(|e| RoleError::at("node port", e))?;
     let addresses = if config.advertise.is_empty() {
         super::reachable(bound, config.schedulers.first().map(String::as_str))
     } else {
@@ -189,16 +204,33 @@ pub(crate) async fn start(
     };
     let node = Node::start(parts, listener).map_err(|e| RoleError(e.to_string()))?;
     node.acknowledge(ack(&first, None));
-    tokio::spawn(follow_policy(node.clone(), first, config.clone(), stop.clone()));
+    tokio::spawn(follow_policy(
+        node.clone(),
+        first,
+        config.clone(),
+        stop.clone(),
+    ));
     if let (Some(token), Some(credentials)) = (config.token.clone(), credentials) {
-        tokio::spawn(renew(node.clone(), config.clone(), token, credentials, security, stop.clone()));
+        tokio::spawn(renew(
+            node.clone(),
+            config.clone(),
+            token,
+            credentials,
+            security,
+            stop.clone(),
+        ));
     }
     if let Some((socket, mode)) = &config.socket {
         if let Some(parent) = socket.parent() {
             std::fs::create_dir_all(parent).map_err(|e| RoleError::at(parent.display(), e))?;
         }
-        let options = ApiOptions { mode: *mode, ..ApiOptions::new(socket) };
-        let api = Api::bind(node.clone(), &options).await.map_err(|e| RoleError(e.to_string()))?;
+        let options = ApiOptions {
+            mode: *mode,
+            ..ApiOptions::new(socket)
+        };
+        let api = Api::bind(node.clone(), &options)
+            .await
+            .map_err(|e| RoleError(e.to_string()))?;
         tokio::spawn(async move {
             if let Err(error) = api.run(stop).await {
                 tracing::error!(%error, "the clients' API ended");
@@ -213,7 +245,10 @@ pub(crate) async fn start(
 /// The node's identity, made once.
 fn node_id(path: &Path) -> Result<NodeId, RoleError> {
     match std::fs::read_to_string(path) {
-        Ok(text) => text.trim().parse().map_err(|e| RoleError::at(path.display(), e)),
+        Ok(text) => text
+            .trim()
+            .parse()
+            .map_err(|e| RoleError::at(path.display(), e)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             let mut id = [0; 16];
             aws_lc_rs::rand::fill(&mut id)
@@ -318,7 +353,9 @@ async fn follow_policy(node: Arc<Node>, mut now: Policy, config: Config, stop: C
             changed = policies.changed() => if changed.is_err() { return },
             () = stop.cancelled() => return,
         }
-        let Some(update) = policies.borrow_and_update().clone() else { continue };
+        let Some(update) = policies.borrow_and_update().clone() else {
+            continue;
+        };
         let taken = Policy::decode(&update.json)
             .map_err(|e| e.to_string())
             .and_then(|policy| apply(&node, &now, &policy, &config).map(|()| policy));
@@ -329,8 +366,11 @@ async fn follow_policy(node: Arc<Node>, mut now: Policy, config: Config, stop: C
                 now = policy;
             }
             Err(error) => {
-                tracing::error!(revision = update.revision, error,
-                    "refused a policy; the last good one stays in force");
+                tracing::error!(
+                    revision = update.revision,
+                    error,
+                    "refused a policy; the last good one stays in force"
+                );
                 node.acknowledge(rpc::PolicyAck {
                     uid: update.uid,
                     revision: update.revision,
@@ -356,7 +396,9 @@ fn apply(node: &Arc<Node>, now: &Policy, policy: &Policy, config: &Config) -> Re
     }
     let fetcher = policy::fetcher(&policy.source_http).map_err(|e| e.to_string())?;
     let storage = policy::storage(&policy.node.storage);
-    node.store().set_options(storage).map_err(|e| e.to_string())?;
+    node.store()
+        .set_options(storage)
+        .map_err(|e| e.to_string())?;
     node.set_fetcher(fetcher);
     node.apply_settings(policy::settings(policy));
     let bytes = policy.encode().map_err(|e| e.to_string())?;
@@ -381,11 +423,27 @@ impl Shown for ShownNode {
         let r = registry.sub_registry_with_prefix("dragonfly_node");
         let gauge = |n: u64| prometheus_client::metrics::gauge::ConstGauge::new(n as i64);
         r.register("stored_bytes", "Bytes of content held", gauge(usage.bytes));
-        r.register("stored_tasks", "Contents held, whole or in part", gauge(usage.tasks as u64));
-        r.register("quota_bytes", "Bytes of content that may be held", gauge(usage.quota));
-        r.register("active_tasks", "Contents in use", gauge(self.0.tasks().len() as u64));
+        r.register(
+            "stored_tasks",
+            "Contents held, whole or in part",
+            gauge(usage.tasks as u64),
+        );
+        r.register(
+            "quota_bytes",
+            "Bytes of content that may be held",
+            gauge(usage.quota),
+        );
+        r.register(
+            "active_tasks",
+            "Contents in use",
+            gauge(self.0.tasks().len() as u64),
+        );
         let sessions = self.0.schedulers().len() as u64;
-        r.register("scheduler_sessions", "Schedulers with a session", gauge(sessions));
+        r.register(
+            "scheduler_sessions",
+            "Schedulers with a session",
+            gauge(sessions),
+        );
         admin::encode(&registry)
     }
 }

@@ -46,7 +46,10 @@ pub(crate) fn fetcher(p: &HttpPolicy) -> Result<Fetcher, RoleError> {
     options.limits.bytes_per_second =
         Some(p.max_bytes_per_second_per_origin).filter(|limit| *limit > 0);
     let source = HttpSource::new(options).map_err(|e| RoleError::at("spec.sources.http", e))?;
-    let fetch = FetchOptions { parallel: p.parallel_ranges as usize, ..FetchOptions::default() };
+    let fetch = FetchOptions {
+        parallel: p.parallel_ranges as usize,
+        ..FetchOptions::default()
+    };
     Ok(Fetcher::new(Arc::new(source), fetch))
 }
 
@@ -55,7 +58,9 @@ pub(crate) fn storage(p: &StoragePolicy) -> Options {
         quota_bytes: p.quota_bytes,
         high_watermark_percent: p.high_watermark_percent,
         low_watermark_percent: p.low_watermark_percent,
-        max_age: Some(p.max_age_ms).filter(|age| *age > 0).map(Duration::from_millis),
+        max_age: Some(p.max_age_ms)
+            .filter(|age| *age > 0)
+            .map(Duration::from_millis),
         reserve_free_percent: p.reserve_free_percent,
         ..Options::default()
     }
@@ -74,5 +79,10 @@ pub(crate) fn scheduler(p: &Policy) -> CoreSettings {
 /// The policy as it goes to nodes.
 pub(crate) fn update(p: &Policy) -> Result<rpc::PolicyUpdate, RoleError> {
     let json = p.encode().map_err(|e| RoleError::at("policy", e))?;
-    Ok(rpc::PolicyUpdate { uid: p.uid.clone(), revision: p.revision, hash: p.hash.clone(), json })
+    Ok(rpc::PolicyUpdate {
+        uid: p.uid.clone(),
+        revision: p.revision,
+        hash: p.hash.clone(),
+        json,
+    })
 }

@@ -43,7 +43,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME=ADDRESS")]
     replica: Vec<String>,
     /// Where keys are kept; replicas share STATE/mesh
-    #[arg(long, default_value = "/var/lib/dragonfly/scheduler", value_name = "DIR")]
+    #[arg(
+        long,
+        default_value = "/var/lib/dragonfly/scheduler",
+        value_name = "DIR"
+    )]
     state: PathBuf,
     /// Manifests: a Distribution and, if it refers to one, a SchedulerPool
     #[arg(short, long, value_name = "DIR")]
@@ -52,7 +56,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME")]
     distribution: Option<String>,
     /// The mesh's name
-    #[arg(long, env = "DRAGONFLY_MESH", default_value = "default", value_name = "NAME")]
+    #[arg(
+        long,
+        env = "DRAGONFLY_MESH",
+        default_value = "default",
+        value_name = "NAME"
+    )]
     mesh: String,
     /// Where /healthz, /readyz and /metrics are
     #[arg(long, value_name = "ADDRESS")]
@@ -87,9 +96,10 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
     let authority = Authority::load_or_create(&args.state.join("mesh"), &args.mesh)
         .map_err(|e| RoleError(e.to_string()))?;
     let others = args.replica.iter().map(|r| match r.split_once('=') {
-        Some((name, address)) => {
-            Ok(rpc::Replica { name: name.to_owned(), address: address.to_owned() })
-        }
+        Some((name, address)) => Ok(rpc::Replica {
+            name: name.to_owned(),
+            address: address.to_owned(),
+        }),
         None => Err(RoleError(format!("--replica {r}: write name=host:port"))),
     });
     let first = manifests::read(args.file.as_deref(), args.distribution.as_deref(), None)?;
@@ -105,7 +115,13 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
     };
     if let Some(dir) = args.file {
         let (policies, problems) = (policies.clone(), problems.clone());
-        tokio::spawn(manifests::follow(dir, args.distribution, policies, problems, stop.clone()));
+        tokio::spawn(manifests::follow(
+            dir,
+            args.distribution,
+            policies,
+            problems,
+            stop.clone(),
+        ));
     }
     let running = start(config, policies.subscribe(), stop.clone()).await?;
     if let Some(addr) = args.admin {
@@ -128,15 +144,30 @@ pub(crate) async fn start(
     let listener = TcpListener::bind(config.listen)
         .await
         .map_err(|e| RoleError::at(format!("scheduler port {}", config.listen), e))?;
-    let bound = listener.local_addr().map_err(|e| RoleError::at("scheduler port", e))?;
-    let reachable = || super::reachable(bound, None).first().map(ToString::to_string);
-    let address = config.advertise.or_else(reachable).unwrap_or_else(|| bound.to_string());
+    let bound = listener
+        .local_addr()
+        .map_err(|e| RoleError::at("scheduler port", e))?;
+    let reachable = || {
+        super::reachable(bound, None)
+            .first()
+            .map(ToString::to_string)
+    };
+    let address = config
+        .advertise
+        .or_else(reachable)
+        .unwrap_or_else(|| bound.to_string());
     let name = config.name.unwrap_or_else(|| address.clone());
     let mut replicas = config.others;
-    replicas.push(rpc::Replica { name: name.clone(), address: address.clone() });
+    replicas.push(rpc::Replica {
+        name: name.clone(),
+        address: address.clone(),
+    });
     let first = policies.borrow_and_update().clone();
     let secure = first.node.transport == Transport::MutualTLS;
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let unix = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     let core = Core::new(
         name.clone(),
         replicas,
@@ -149,17 +180,22 @@ pub(crate) async fn start(
     service.set_policy(policy::update(&first)?, policy::scheduler(&first));
     let mut server = Server::builder().http2_keepalive_interval(Some(super::node::KEEPALIVE));
     if secure {
-        let (cert, key) =
-            config.authority.scheduler(&name).map_err(|e| RoleError(e.to_string()))?;
+        let (cert, key) = config
+            .authority
+            .scheduler(&name)
+            .map_err(|e| RoleError(e.to_string()))?;
         // Optional, since who enrolls has no certificate yet; a session needs one.
         let tls = ServerTlsConfig::new()
             .identity(Identity::from_pem(cert, key))
             .client_ca_root(Certificate::from_pem(config.authority.ca()))
             .client_auth_optional(true);
-        server = server.tls_config(tls).map_err(|e| RoleError::at("TLS", e))?;
+        server = server
+            .tls_config(tls)
+            .map_err(|e| RoleError::at("TLS", e))?;
     }
-    let router =
-        server.add_service(service.server()).add_service(config.authority.server());
+    let router = server
+        .add_service(service.server())
+        .add_service(config.authority.server());
     let stopped = stop.clone();
     tokio::spawn(async move {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -209,9 +245,21 @@ impl Shown for ShownScheduler {
         let members = seen.tasks.iter().map(|t| t.members as usize).sum();
         r.register("members", "Members of all contents", gauge(members));
         let rows = [
-            ("origin_read_bytes", "Bytes nodes read from origins", totals.from_origin),
-            ("seed_received_bytes", "Bytes nodes took from seeds", totals.from_seeds),
-            ("peer_received_bytes", "Bytes nodes took from peers", totals.from_peers),
+            (
+                "origin_read_bytes",
+                "Bytes nodes read from origins",
+                totals.from_origin,
+            ),
+            (
+                "seed_received_bytes",
+                "Bytes nodes took from seeds",
+                totals.from_seeds,
+            ),
+            (
+                "peer_received_bytes",
+                "Bytes nodes took from peers",
+                totals.from_peers,
+            ),
             ("messages", "Messages from nodes", totals.messages),
         ];
         for (name, help, n) in rows {

@@ -50,7 +50,10 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     scenario.seed = args.seed;
     let started = Instant::now();
     let outcome = simulate(&scenario);
-    let text = format!("{outcome}\nsimulated in {:.1} s\n", started.elapsed().as_secs_f64());
+    let text = format!(
+        "{outcome}\nsimulated in {:.1} s\n",
+        started.elapsed().as_secs_f64()
+    );
     match say(&text) {
         Ok(()) => Exit::Ok.into(),
         Err(failed) => failed.exit.into(),

@@ -49,13 +49,18 @@ impl StartNode for FromEnvironment {
                 policy: Some(policy),
                 socket: Some((socket.clone(), 0o600)),
             };
-            let node = start(config, stop.clone()).await.map_err(|e| e.to_string())?;
+            let node = start(config, stop.clone())
+                .await
+                .map_err(|e| e.to_string())?;
             let end = async move {
                 stop.cancel();
                 node.shutdown().await;
                 drop(dir);
             };
-            Ok(TemporaryNode { socket, stop: Box::pin(end) })
+            Ok(TemporaryNode {
+                socket,
+                stop: Box::pin(end),
+            })
         })
     }
 }

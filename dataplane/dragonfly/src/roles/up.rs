@@ -49,7 +49,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// The mesh's name
-    #[arg(long, env = "DRAGONFLY_MESH", default_value = "default", value_name = "NAME")]
+    #[arg(
+        long,
+        env = "DRAGONFLY_MESH",
+        default_value = "default",
+        value_name = "NAME"
+    )]
     mesh: String,
     /// Where /healthz, /readyz and /metrics are
     #[arg(long, value_name = "ADDRESS")]
@@ -67,7 +72,11 @@ pub(crate) async fn run(args: Args) -> ExitCode {
 async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
     let kept = std::fs::read(args.state.join("policy.json")).ok();
     let kept = kept.and_then(|bytes| Policy::decode(&bytes).ok());
-    let first = manifests::read(args.file.as_deref(), args.distribution.as_deref(), kept.as_ref())?;
+    let first = manifests::read(
+        args.file.as_deref(),
+        args.distribution.as_deref(),
+        kept.as_ref(),
+    )?;
     let authority = Authority::load_or_create(&args.state.join("mesh"), &args.mesh)
         .map_err(|e| RoleError(e.to_string()))?;
     let token = (first.node.transport == Transport::MutualTLS).then(|| authority.token());
@@ -110,9 +119,17 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
     }
     if let Some(dir) = args.file.clone() {
         let (to, problems) = (policies.clone(), problems.clone());
-        tokio::spawn(manifests::follow(dir, args.distribution, to, problems, stop.clone()));
+        tokio::spawn(manifests::follow(
+            dir,
+            args.distribution,
+            to,
+            problems,
+            stop.clone(),
+        ));
     }
-    let first_socket = args.socket.unwrap_or_else(|| args.state.join("peer-0/node.sock"));
+    let first_socket = args
+        .socket
+        .unwrap_or_else(|| args.state.join("peer-0/node.sock"));
     tracing::info!(
         scheduler = scheduler.address,
         join_token = %args.state.join("mesh/join-token").display(),
@@ -123,7 +140,14 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
     while !stop.is_cancelled() {
         let policy = policies.borrow().clone();
         let problem = problems.borrow().clone();
-        report(&args.state, &policy, problem, &scheduler.service, &nodes, &mut last);
+        report(
+            &args.state,
+            &policy,
+            problem,
+            &scheduler.service,
+            &nodes,
+            &mut last,
+        );
         tokio::select! {
             () = tokio::time::sleep(STATUS_EVERY) => {}
             () = stop.cancelled() => {}
@@ -148,7 +172,11 @@ fn report(
     let current = seen
         .nodes
         .iter()
-        .filter(|n| n.policy.as_ref().is_some_and(|p| p.revision == policy.revision && p.error.is_empty()))
+        .filter(|n| {
+            n.policy
+                .as_ref()
+                .is_some_and(|p| p.revision == policy.revision && p.error.is_empty())
+        })
         .count();
     let ready = problem.is_none() && seen.nodes.len() >= nodes.len();
     let status = json!({

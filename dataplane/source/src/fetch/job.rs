@@ -153,10 +153,7 @@ impl Job {
     }
 
     /// One connection of [`super::Mode::Ranges`].
-    pub(super) async fn ranges(
-        &self,
-        order: &Mutex<Order>,
-    ) -> Result<()> {
+    pub(super) async fn ranges(&self, order: &Mutex<Order>) -> Result<()> {
         let mut stream: Option<Stream> = None;
         let mut stays = false;
         loop {
