@@ -163,6 +163,14 @@ pub(crate) struct TemporaryNode {
     pub(crate) stop: BoxFuture<'static, ()>,
 }
 
+/// The digest in the URL of what was imported without one of its own.
+pub(crate) fn imported_digest(url: &str) -> Option<String> {
+    let hex = url
+        .strip_prefix("dragonfly://")
+        .filter(|hex| is_task_id(hex))?;
+    Some(format!("sha256:{}", hex.to_ascii_lowercase()))
+}
+
 /// What a command is about: a task id, or a URL.
 pub(crate) fn is_task_id(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
