@@ -46,7 +46,9 @@ test-full: test ## make test, then what takes long: all simulated scenarios, thr
 bench: ## Compare with other systems on shaped links; writes docs/benchmarks.md (needs root)
 	@scripts/setup.sh bench
 	cargo build --release -p dragonfly -p dragonfly-e2e
-	target/release/bench --bench $(BENCH) --runs $(RUNS)
+	@test -x target/bench-python/bin/python || python3 -m venv target/bench-python
+	@target/bench-python/bin/pip install --quiet libtorrent==2.0.11
+	BENCH_PYTHON=$(CURDIR)/target/bench-python/bin/python target/release/bench --bench $(BENCH) --runs $(RUNS)
 
 .PHONY: crds
 crds: ## Write config/crd from the types
