@@ -203,8 +203,10 @@ impl Node {
             if let Some(node) = self.me() {
                 // A body that nobody takes occupies the origin.
                 tokio::spawn(async move {
-                    tokio::time::sleep(BEGUN_KEPT).await;
-                    node.origins.drop_old_bodies();
+                    tokio::select! {
+                        () = tokio::time::sleep(BEGUN_KEPT) => node.origins.drop_old_bodies(),
+                        () = node.stop.cancelled() => {}
+                    }
                 });
             }
         }
@@ -263,7 +265,11 @@ impl Node {
             let _ = importer.send((task, signer));
             return;
         }
-        let ended = self.emit(&task, &signer, &lease).await;
+        let ended = tokio::select! {
+            ended = self.emit(&task, &signer, &lease) => ended,
+            // A node that stops lets go of its store at once.
+            () = self.stop.cancelled() => return,
+        };
         if let Err(failure) = ended {
             self.origins.forget(&content);
             task.fail(failure.clone());
@@ -616,7 +622,11 @@ impl Node {
         };
         let (node, emitted) = (self.clone(), task.clone());
         tokio::spawn(async move {
-            if let Err(failure) = node.emit(&emitted, &signer, &lease).await {
+            let ended = tokio::select! {
+                ended = node.emit(&emitted, &signer, &lease) => ended,
+                () = node.stop.cancelled() => return,
+            };
+            if let Err(failure) = ended {
                 node.origins.forget(&content);
                 emitted.fail(failure);
             }

@@ -540,6 +540,7 @@ impl<'a> Bed<'a> {
         for out in &outputs {
             let _ = fs::remove_file(out);
             let _ = fs::remove_file(out.with_extension("done"));
+            let _ = fs::remove_dir_all(out.with_extension("dir"));
         }
         let mut helpers = vec![];
         let commands: Vec<Command> = match system {
