@@ -398,8 +398,8 @@ impl Download {
         match end {
             Some(_) if self.task.is_complete() => true,
             Some(end) => {
-                let mut blocks = self.task.geometry().blocks_of(start, end);
-                blocks.all(|b| self.task.store.is_held(b))
+                let blocks = self.task.geometry().blocks_of(start, end);
+                self.task.store.is_held_all(blocks)
             }
             None => false,
         }

@@ -90,6 +90,25 @@ impl Bitmap {
             .is_some_and(|w| w.load(Ordering::Acquire) >> (index % WORD) & 1 == 1)
     }
 
+    /// Whether all blocks of a range are held; words are compared, not bits.
+    pub(crate) fn contains_all(&self, range: Range<u32>) -> bool {
+        let words = self.words.read().unwrap_or_else(PoisonError::into_inner);
+        let mut at = range.start;
+        while at < range.end {
+            let (word, bit) = (at / WORD, at % WORD);
+            let n = (WORD - bit).min(range.end - at);
+            let mask = (u64::MAX >> (WORD - n)) << bit;
+            let held = words
+                .get(word as usize)
+                .map_or(0, |w| w.load(Ordering::Acquire));
+            if held & mask != mask {
+                return false;
+            }
+            at += n;
+        }
+        true
+    }
+
     pub(crate) fn insert(&self, index: u32) {
         let at = (index / WORD) as usize;
         let mark = |words: &[AtomicU64]| {
@@ -136,6 +155,18 @@ impl Bitmap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_is_held_when_each_of_its_blocks_is() {
+        let map = Bitmap::full(200);
+        map.remove(130);
+        for range in [0..0, 0..130, 131..200, 63..65, 64..128, 199..200, 300..300] {
+            assert!(map.contains_all(range.clone()), "{range:?}");
+        }
+        for range in [0..131, 130..131, 129..200, 199..201, 500..501] {
+            assert!(!map.contains_all(range.clone()), "{range:?}");
+        }
+    }
 
     #[test]
     fn bits_are_counted_once_and_become_ranges() {

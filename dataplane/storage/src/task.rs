@@ -94,6 +94,12 @@ impl Task {
         self.entry.held.contains(index)
     }
 
+    /// Whether all blocks of a range are held now.
+    #[must_use]
+    pub fn is_held_all(&self, range: std::ops::Range<u32>) -> bool {
+        self.entry.held.contains_all(range)
+    }
+
     /// How many blocks are held now.
     #[must_use]
     pub fn held_count(&self) -> u32 {

@@ -49,6 +49,11 @@ pub struct Conn {
     closed: AtomicBool,
     pub(crate) received: AtomicU64,
     pub(crate) sent: AtomicU64,
+    /// Something came in, something went out since the watch last looked.
+    pub(crate) heard: AtomicBool,
+    pub(crate) said: AtomicBool,
+    /// The reader waits for a reason of this side's own.
+    pub(crate) pausing: AtomicBool,
     attached: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
@@ -66,6 +71,9 @@ impl Conn {
             closed: AtomicBool::new(false),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
+            heard: AtomicBool::new(true),
+            said: AtomicBool::new(true),
+            pausing: AtomicBool::new(false),
             attached: OnceLock::new(),
         })
     }

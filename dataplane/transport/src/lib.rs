@@ -1,7 +1,8 @@
 //! Connections between nodes: one TCP connection a pair, both directions, all tasks on it.
 //!
 //! This crate moves frames and blocks; what they mean is its [`Handler`]'s business. A connection
-//! runs two tokio tasks, a reader and a writer, and ends both when either fails. The rules that
+//! is one tokio task in which a reader, a writer and a watch for silence take turns, and ends when one
+//! of them does. The rules that
 //! make a swarm fast are kept here: control frames go before DATA, and a block is bound to the
 //! socket only when the kernel can really take it (`TCP_NOTSENT_LOWAT`), so that the choice of
 //! block is as late as it can be.
@@ -15,6 +16,7 @@ mod reader;
 mod security;
 mod socket;
 mod table;
+mod watch;
 mod writer;
 
 pub use conn::{CloseReason, Conn};

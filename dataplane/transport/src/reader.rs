@@ -1,20 +1,29 @@
 //! The reading half: frames to the handler, blocks hashed as they stream in.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use dragonfly_proto::frame::{DataHeader, Frame, FrameHeader, kind};
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::conn::{CloseReason, Conn};
+use crate::socket::set_receive_lowat;
 use crate::{Block, Handler, Violation, Welcome};
 
 /// Control frames are small and many: read ahead this much, bytes.
 const READ_AHEAD: usize = 16 << 10;
 /// Hash after this many bytes have come in: still in the cache, and long enough for SIMD.
 const HASH_STEP: usize = 64 << 10;
+/// Most bytes of a block to wait for at once: hashing goes on beside the arrival of the rest.
+const WAIT_FOR: usize = 64 << 10;
+/// Bytes that TLS may have taken from the socket and not given out yet: a record short of its end.
+const TLS_HOLDS: usize = 20 << 10;
 /// A block buffer unused for this long is given back.
 const IDLE_BUFFER: Duration = Duration::from_secs(5);
 
@@ -22,14 +31,20 @@ pub(crate) async fn run<H: Handler, R: AsyncRead + Unpin>(
     conn: &Arc<Conn>,
     handler: &H,
     io: R,
-    silence: Duration,
+    socket: &TcpStream,
+    encrypted: bool,
 ) -> CloseReason {
     let mut reader = FrameReader {
-        io,
+        source: Source {
+            io,
+            conn,
+            socket,
+            holds: if encrypted { TLS_HOLDS } else { 0 },
+            lowat: 1,
+        },
         ahead: vec![0; READ_AHEAD],
         start: 0,
         end: 0,
-        silence,
     };
     let mut block = Vec::new();
     let mut body = Vec::new();
@@ -43,19 +58,15 @@ pub(crate) async fn run<H: Handler, R: AsyncRead + Unpin>(
 async fn step<H: Handler, R: AsyncRead + Unpin>(
     conn: &Arc<Conn>,
     handler: &H,
-    reader: &mut FrameReader<R>,
+    reader: &mut FrameReader<'_, R>,
     body: &mut Vec<u8>,
     block: &mut Vec<u8>,
 ) -> Result<(), CloseReason> {
     if !block.is_empty() && reader.start == reader.end {
         // Between bursts a thousand connections must not each sit on a megabyte.
-        if timeout(IDLE_BUFFER, reader.fill())
-            .await
-            .map(|r| r.map(|()| true))
-            .unwrap_or(Ok(false))?
-        {
-        } else {
-            *block = Vec::new();
+        match timeout(IDLE_BUFFER, reader.fill(1)).await {
+            Ok(filled) => filled?,
+            Err(_) => *block = Vec::new(),
         }
     }
     let mut head = [0; FrameHeader::LEN];
@@ -75,7 +86,7 @@ async fn step<H: Handler, R: AsyncRead + Unpin>(
 async fn data<H: Handler, R: AsyncRead + Unpin>(
     conn: &Arc<Conn>,
     handler: &H,
-    reader: &mut FrameReader<R>,
+    reader: &mut FrameReader<'_, R>,
     frame: &FrameHeader,
     block: &mut Vec<u8>,
 ) -> Result<(), CloseReason> {
@@ -97,7 +108,7 @@ async fn data<H: Handler, R: AsyncRead + Unpin>(
     let mut hasher = blake3::Hasher::new();
     let (mut filled, mut hashed) = (0, 0);
     while filled < len {
-        filled += reader.some(&mut block[filled..]).await?;
+        filled += reader.some(&mut block[filled..], len - filled).await?;
         if filled - hashed >= HASH_STEP || filled == len {
             hasher.update(&block[hashed..filled]);
             hashed = filled;
@@ -111,7 +122,9 @@ async fn data<H: Handler, R: AsyncRead + Unpin>(
         hash: *hasher.finalize().as_bytes(),
     };
     if let Some(pause) = handler.block(conn, frame.stream, &block)? {
+        conn.pausing.store(true, Ordering::Relaxed);
         tokio::time::sleep(pause).await;
+        conn.pausing.store(false, Ordering::Relaxed);
     }
     Ok(())
 }
@@ -120,39 +133,66 @@ fn wire(e: dragonfly_proto::frame::FrameError) -> CloseReason {
     CloseReason::Violation(Violation(e.to_string()))
 }
 
-/// Reads ahead for control frames, and past its buffer for blocks.
-struct FrameReader<R> {
+/// What a connection reads from.
+struct Source<'a, R> {
     io: R,
+    conn: &'a Conn,
+    socket: &'a TcpStream,
+    /// Bytes that may sit between the socket and this reader.
+    holds: usize,
+    /// What the socket was told to wait for.
+    lowat: u32,
+}
+
+impl<R: AsyncRead + Unpin> Source<'_, R> {
+    /// Some bytes into `out`; `sure` bytes are certain to come.
+    async fn read(&mut self, out: &mut [u8], sure: usize) -> Result<usize, CloseReason> {
+        let want = sure.saturating_sub(self.holds).clamp(1, WAIT_FOR) as u32;
+        let (io, socket, lowat) = (&mut self.io, self.socket, &mut self.lowat);
+        let mut buf = ReadBuf::new(out);
+        let done = poll_fn(|cx| {
+            let polled = Pin::new(&mut *io).poll_read(cx, &mut buf);
+            if polled.is_pending() && *lowat != want {
+                // The kernel reports at once what is there already.
+                *lowat = want;
+                set_receive_lowat(socket, want)?;
+            }
+            ready!(polled)?;
+            Poll::Ready(std::io::Result::Ok(buf.filled().len()))
+        });
+        let n = done.await.map_err(|e| CloseReason::Lost(e.to_string()))?;
+        if n == 0 {
+            return Err(CloseReason::Lost("end of stream".to_owned()));
+        }
+        self.conn.heard.store(true, Ordering::Relaxed);
+        Ok(n)
+    }
+}
+
+/// Reads ahead for control frames, and past its buffer for blocks.
+struct FrameReader<'a, R> {
+    source: Source<'a, R>,
     ahead: Vec<u8>,
     start: usize,
     end: usize,
-    silence: Duration,
 }
 
-impl<R: AsyncRead + Unpin> FrameReader<R> {
-    async fn read(io: &mut R, buf: &mut [u8], silence: Duration) -> Result<usize, CloseReason> {
-        match timeout(silence, io.read(buf)).await {
-            Err(_) => Err(CloseReason::Silent(silence.as_millis() as u64)),
-            Ok(Err(e)) => Err(CloseReason::Lost(e.to_string())),
-            Ok(Ok(0)) => Err(CloseReason::Lost("end of stream".to_owned())),
-            Ok(Ok(n)) => Ok(n),
-        }
-    }
-
-    /// Waits for more bytes; the read-ahead buffer is empty.
-    async fn fill(&mut self) -> Result<(), CloseReason> {
-        let n = Self::read(&mut self.io, &mut self.ahead, self.silence).await?;
+impl<R: AsyncRead + Unpin> FrameReader<'_, R> {
+    /// Waits for more bytes, of which `sure` are certain to come; the read-ahead buffer is empty.
+    async fn fill(&mut self, sure: usize) -> Result<(), CloseReason> {
+        let n = self.source.read(&mut self.ahead, sure).await?;
         (self.start, self.end) = (0, n);
         Ok(())
     }
 
-    /// Some bytes: what was read ahead first, then straight from the socket.
-    async fn some(&mut self, out: &mut [u8]) -> Result<usize, CloseReason> {
+    /// Some of the `sure` bytes that are certain to come: what was read ahead first, then straight
+    /// from the socket.
+    async fn some(&mut self, out: &mut [u8], sure: usize) -> Result<usize, CloseReason> {
         if self.start == self.end {
             if out.len() >= READ_AHEAD {
-                return Self::read(&mut self.io, out, self.silence).await;
+                return self.source.read(out, sure).await;
             }
-            self.fill().await?;
+            self.fill(sure).await?;
         }
         let n = out.len().min(self.end - self.start);
         out[..n].copy_from_slice(&self.ahead[self.start..self.start + n]);
@@ -163,7 +203,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     async fn exact(&mut self, out: &mut [u8]) -> Result<(), CloseReason> {
         let mut done = 0;
         while done < out.len() {
-            done += self.some(&mut out[done..]).await?;
+            done += self.some(&mut out[done..], 1).await?;
         }
         Ok(())
     }
@@ -171,7 +211,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     async fn skip(&mut self, mut len: usize) -> Result<(), CloseReason> {
         while len > 0 {
             if self.start == self.end {
-                self.fill().await?;
+                self.fill(len).await?;
             }
             let n = len.min(self.end - self.start);
             self.start += n;

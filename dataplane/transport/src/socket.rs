@@ -1,14 +1,17 @@
 //! TCP as the swarm wants it, and a socket that its reader and writer share.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::SendFlags;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Unsent bytes beyond which a socket is not writable: what is bound to a socket can no longer be
@@ -22,6 +25,69 @@ pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
     s.set_tcp_nodelay(true)?;
     s.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
     s.set_tcp_user_timeout(Some(USER_TIMEOUT))
+}
+
+/// Has the kernel report the socket readable only when this many bytes are there (`SO_RCVLOWAT`,
+/// socket(7)): a block is of no use before it is whole, and a wake-up for every few packets of it
+/// is most of what a slow link costs. At the end of the stream and on errors it reports at once.
+pub(crate) fn set_receive_lowat(stream: &TcpStream, bytes: u32) -> io::Result<()> {
+    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    #[expect(
+        unsafe_code,
+        reason = "no crate in the build has a safe call for this option"
+    )]
+    // SAFETY: the descriptor is open for as long as `stream` is borrowed, and the pointer and length
+    // are those of a live integer, which the kernel only reads.
+    let result = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Waits until the kernel would really take more: what tokio remembers of a socket is that no write
+/// was refused so far, and what is unsent then may be far above the mark of [`tune`].
+pub(crate) async fn bindable(stream: &TcpStream) -> io::Result<()> {
+    loop {
+        stream.writable().await?;
+        let asked = stream.try_io(Interest::WRITABLE, || {
+            let mut fds = [PollFd::new(stream, PollFlags::OUT)];
+            match rustix::event::poll(&mut fds, Some(&Timespec::default()))? {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                _ => Ok(()),
+            }
+        });
+        match asked {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+    }
+}
+
+/// Writes bytes that more will follow at once, so that they share a packet with it.
+pub(crate) async fn send_more(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        stream.writable().await?;
+        let sent = stream.try_io(Interest::WRITABLE, || {
+            let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+            rustix::net::send(stream, bytes, flags).map_err(io::Error::from)
+        });
+        match sent {
+            Ok(n) => bytes = &bytes[n..],
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// A listener that can take its port again at once after a restart; dual-stack when the address is
@@ -49,15 +115,27 @@ impl AsyncRead for Shared {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let room = buf.initialize_unfilled();
         loop {
             ready!(self.0.poll_read_ready(cx))?;
-            match self.0.try_read(buf.initialize_unfilled()) {
-                Ok(n) => {
+            let mut got = None;
+            let read = self.0.try_io(Interest::READABLE, || {
+                let n = (&*SockRef::from(&*self.0)).read(room)?;
+                got = Some(n);
+                // Less than there was room for: the socket is empty, and to say so here saves the
+                // call that would find it out. The end of the stream stays reported.
+                if n > 0 && n < room.len() {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                Ok(())
+            });
+            match (got, read) {
+                (Some(n), _) => {
                     buf.advance(n);
                     return Poll::Ready(Ok(()));
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Poll::Ready(Err(e)),
+                (None, Err(e)) if e.kind() == io::ErrorKind::WouldBlock => {}
+                (None, read) => return Poll::Ready(read),
             }
         }
     }

@@ -19,7 +19,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use crate::conn::{CloseReason, Conn};
 use crate::security::{Security, SecurityError, is_node, server_name};
 use crate::socket::{self, Shared};
-use crate::{Handler, reader, writer};
+use crate::{Handler, reader, watch, writer};
 
 /// Callers that may be in the middle of TLS and greeting at once; further ones wait in the kernel's
 /// queue, so that a crowd of silent callers costs a bounded number of descriptors.
@@ -324,7 +324,8 @@ impl<H: Handler> Mesh<H> {
             mesh.handler.opened(&c);
             let handler = &*mesh.handler;
             let reason = tokio::select! {
-                reason = reader::run(&c, handler, r, silence) => reason,
+                reason = reader::run(&c, handler, r, &socket, encrypted) => reason,
+                reason = watch::run(&c, &socket, silence) => reason,
                 reason = writer::run(&c, handler, w, &socket, encrypted) => reason,
                 () = c.stop.notified() => c.reason(),
             };

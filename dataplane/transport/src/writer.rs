@@ -3,17 +3,15 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
-use dragonfly_proto::frame::{DataHeader, Frame};
+use dragonfly_proto::frame::DataHeader;
 use tokio::io::{AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 
 use crate::conn::{CloseReason, Conn};
+use crate::socket::{bindable, send_more};
 use crate::{Handler, Next, Outgoing, Payload};
 
-/// Say something at least this often, so that silence means death.
-const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Bytes of a file read at once where they must pass through this process.
 const COPY_STEP: usize = 128 << 10;
 
@@ -25,10 +23,11 @@ pub(crate) async fn run<H: Handler, W: AsyncWrite + Unpin>(
     encrypted: bool,
 ) -> CloseReason {
     let mut buf = Vec::new();
-    let mut said = Instant::now();
+    // Whether the kernel may be out of room: something was written since it was asked.
+    let mut full = true;
     loop {
         let done = turn(
-            conn, handler, &mut io, socket, encrypted, &mut buf, &mut said,
+            conn, handler, &mut io, socket, encrypted, &mut buf, &mut full,
         )
         .await;
         if let Err(e) = done {
@@ -45,17 +44,13 @@ async fn turn<H: Handler, W: AsyncWrite + Unpin>(
     socket: &TcpStream,
     encrypted: bool,
     buf: &mut Vec<u8>,
-    said: &mut Instant,
+    full: &mut bool,
 ) -> io::Result<()> {
     buf.clear();
     conn.take_queue(buf);
-    // Counted from what was said last, not from when the wait began: a connection that is woken
-    // again and again and has nothing to send must not fall silent.
-    if buf.is_empty() && said.elapsed() >= HEARTBEAT {
-        Frame::Ping.encode(0, buf);
-    }
     if !buf.is_empty() {
-        *said = Instant::now();
+        conn.said.store(true, Ordering::Relaxed);
+        *full = true;
         io.write_all(buf).await?;
         io.flush().await?;
         if buf.capacity() > 256 << 10 {
@@ -63,28 +58,35 @@ async fn turn<H: Handler, W: AsyncWrite + Unpin>(
         }
         return Ok(());
     }
-    socket.writable().await?;
-    if conn.has_queued() {
-        return Ok(());
+    if *full {
+        bindable(socket).await?;
+        *full = false;
+        if conn.has_queued() {
+            return Ok(());
+        }
     }
-    let pause = match handler.next(conn) {
+    // Whichever ends the wait, the next turn finds out what there is to say.
+    match handler.next(conn) {
         Next::Send(block) => {
+            conn.said.store(true, Ordering::Relaxed);
+            *full = true;
             block.header(buf);
-            io.write_all(buf).await?;
-            payload(io, socket, encrypted, &block.payload, buf).await?;
+            if encrypted {
+                sealed(io, &block.payload, buf).await?;
+            } else {
+                send_more(socket, buf).await?;
+                plain(io, socket, &block.payload).await?;
+            }
             io.flush().await?;
             let len = block.payload.len();
             conn.sent.fetch_add(u64::from(len), Ordering::Relaxed);
             handler.sent(conn, block.stream, block.index, len);
-            *said = Instant::now();
-            return Ok(());
         }
-        Next::Idle => HEARTBEAT,
-        Next::Later(pause) => pause.min(HEARTBEAT),
-    };
-    let pause = pause.min(HEARTBEAT.saturating_sub(said.elapsed()));
-    // Whichever it is, the next turn finds out what there is to say.
-    let _ = tokio::time::timeout(pause, conn.wake.notified()).await;
+        Next::Idle => conn.wake.notified().await,
+        Next::Later(pause) => {
+            let _ = tokio::time::timeout(pause, conn.wake.notified()).await;
+        }
+    }
     Ok(())
 }
 
@@ -99,27 +101,39 @@ impl Outgoing {
     }
 }
 
-async fn payload<W: AsyncWrite + Unpin>(
+async fn plain<W: AsyncWrite + Unpin>(
     io: &mut W,
     socket: &TcpStream,
-    encrypted: bool,
+    payload: &Payload,
+) -> io::Result<()> {
+    match payload {
+        Payload::Bytes(bytes) => io.write_all(bytes).await,
+        Payload::File { file, offset, len } => send_file(socket, file, *offset, *len).await,
+    }
+}
+
+/// Through this process, since it has to be encrypted; what is in `buf` goes in the same records.
+async fn sealed<W: AsyncWrite + Unpin>(
+    io: &mut W,
     payload: &Payload,
     buf: &mut Vec<u8>,
 ) -> io::Result<()> {
     match payload {
-        Payload::Bytes(bytes) => io.write_all(bytes).await,
-        Payload::File { file, offset, len } if !encrypted => {
-            send_file(socket, file, *offset, *len).await
+        Payload::Bytes(bytes) => {
+            io.write_all(buf).await?;
+            io.write_all(bytes).await
         }
         Payload::File { file, offset, len } => {
             let (mut at, end) = (*offset, *offset + u64::from(*len));
             while at < end {
-                buf.resize(COPY_STEP.min((end - at) as usize), 0);
-                let n = rustix::io::pread(file, &mut buf[..], at)?;
+                let filled = buf.len();
+                buf.resize(filled + COPY_STEP.min((end - at) as usize), 0);
+                let n = rustix::io::pread(file, &mut buf[filled..], at)?;
                 if n == 0 {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                io.write_all(&buf[..n]).await?;
+                io.write_all(&buf[..filled + n]).await?;
+                buf.clear();
                 at += n as u64;
             }
             Ok(())

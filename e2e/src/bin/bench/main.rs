@@ -551,7 +551,8 @@ impl<'a> Bed<'a> {
                 let url = format!("http://{}:8080/run-{}-{n}", self.net.ip(0), system.name());
                 let get = |(p, out): (usize, &PathBuf)| {
                     let mut c = self.net.command(p + 1, &self.bin);
-                    c.args(["get", "--quiet", "--socket"]).arg(&mesh.sockets[p + 1]);
+                    c.args(["get", "--quiet", "--socket"])
+                        .arg(&mesh.sockets[p + 1]);
                     c.arg("-O").arg(out).arg(&url);
                     c
                 };
