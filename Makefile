@@ -42,13 +42,22 @@ test-full: test ## make test, then what takes long: all simulated scenarios, thr
 	cargo test --release -p dragonfly-storage --test throughput -- --ignored --nocapture
 	target/release/dragonfly simulate --peers 5000 --scenario equal
 
-.PHONY: bench
-bench: ## Compare with other systems on shaped links; writes docs/benchmarks.md (needs root)
+.PHONY: bench-setup
+bench-setup:
 	@scripts/setup.sh bench
 	cargo build --release -p dragonfly -p dragonfly-e2e
 	@test -x target/bench-python/bin/python || python3 -m venv target/bench-python
 	@target/bench-python/bin/pip install --quiet libtorrent==2.0.11
-	BENCH_PYTHON=$(CURDIR)/target/bench-python/bin/python target/release/bench --bench $(BENCH) --runs $(RUNS)
+
+BENCH_RUN = BENCH_PYTHON=$(CURDIR)/target/bench-python/bin/python target/release/bench
+
+.PHONY: bench
+bench: bench-setup ## Compare with other systems; writes docs/benchmarks.md (needs root; BENCH=, RUNS=)
+	$(BENCH_RUN) $(BENCH) --runs $(RUNS)
+
+.PHONY: bench-full
+bench-full: bench-setup ## All regimes of the bench
+	$(BENCH_RUN) swarm --full --runs $(RUNS)
 
 .PHONY: crds
 crds: ## Write config/crd from the types

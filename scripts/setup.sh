@@ -15,6 +15,7 @@ fi
 if [ "${1:-}" = bench ]; then
     command -v nginx >/dev/null || missing+=(nginx-light)
     command -v curl >/dev/null || missing+=(curl)
+    command -v aria2c >/dev/null || missing+=(aria2)
     command -v tc >/dev/null || missing+=(iproute2)
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
 fi

@@ -22,8 +22,9 @@ const READ_AHEAD: usize = 16 << 10;
 const HASH_STEP: usize = 64 << 10;
 /// Most bytes of a block to wait for at once: hashing goes on beside the arrival of the rest.
 const WAIT_FOR: usize = 64 << 10;
-/// Bytes that TLS may have taken from the socket and not given out yet: a record short of its end.
-const TLS_HOLDS: usize = 20 << 10;
+/// Bytes that TLS may have taken from the socket and not given out when it has to wait: a record short
+/// of its end (RFC 8446, section 5.2: 2^14 + 256 + 5).
+const TLS_HOLDS: usize = 17 << 10;
 /// A block buffer unused for this long is given back.
 const IDLE_BUFFER: Duration = Duration::from_secs(5);
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use dragonfly_proto::frame::{FrameError, Greeting};
 use dragonfly_proto::id::NodeId;
 use rustls::pki_types::CertificateDer;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -24,6 +24,12 @@ use crate::{Handler, reader, watch, writer};
 /// Callers that may be in the middle of TLS and greeting at once; further ones wait in the kernel's
 /// queue, so that a crowd of silent callers costs a bounded number of descriptors.
 const MAX_GREETING: usize = 1024;
+
+/// Bytes read from a socket at once beneath TLS.
+const TLS_READ: usize = 32 << 10;
+/// Bytes that may be encrypted before they are written: a block of the smallest size and its header
+/// in one go.
+const TLS_WRITE: usize = 160 << 10;
 
 /// Who this node is to others.
 #[derive(Debug, Clone, Copy)]
@@ -241,16 +247,17 @@ impl<H: Handler> Mesh<H> {
             }
             (Some(tls), Some(node)) => {
                 let name = server_name(&node).map_err(|e| ConnectError::Security(addr, e))?;
-                let connect = TlsConnector::from(tls.client).connect(name, shared);
-                let io = within(limit, connect).await.map_err(security)?;
-                let mut io = tokio_rustls::TlsStream::from(io);
+                let connect = TlsConnector::from(tls.client).connect(name, beneath_tls(shared));
+                let mut io = within(limit, connect).await.map_err(security)?;
+                io.get_mut().1.set_buffer_limit(Some(TLS_WRITE));
                 let peer = self.greet(&mut io, addr, dialled, limit).await?;
                 let (r, w) = tokio::io::split(io);
                 self.spawn(peer, addr, true, r, w, socket, true)
             }
             (Some(tls), None) => {
-                let accept = TlsAcceptor::from(tls.server).accept(shared);
+                let accept = TlsAcceptor::from(tls.server).accept(beneath_tls(shared));
                 let mut io = within(limit, accept).await.map_err(security)?;
+                io.get_mut().1.set_buffer_limit(Some(TLS_WRITE));
                 let cert = io.get_ref().1.peer_certificates().and_then(<[_]>::first);
                 let cert: Option<CertificateDer<'static>> = cert.map(|c| c.clone().into_owned());
                 let cert = cert.ok_or(ConnectError::Security(addr, SecurityError::NoNode))?;
@@ -362,6 +369,11 @@ impl<H: Handler> Mesh<H> {
     fn conns(&self) -> std::sync::MutexGuard<'_, HashMap<NodeId, Arc<Conn>>> {
         self.conns.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// rustls asks for 4 KiB at a time.
+fn beneath_tls(socket: Shared) -> BufReader<Shared> {
+    BufReader::with_capacity(TLS_READ, socket)
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {

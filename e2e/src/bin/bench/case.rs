@@ -6,7 +6,7 @@ use crate::net::{GOODPUT, Link};
 
 /// What goes wrong half way.
 #[derive(Clone, Copy, PartialEq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The last peer dies for good.
     Peer,
     /// Our scheduler dies and stays away to the end of the run.
@@ -15,31 +15,30 @@ pub enum Fault {
 
 /// One regime.
 #[derive(Clone)]
-pub struct Case {
-    pub name: &'static str,
-    pub about: &'static str,
-    pub size: u64,
-    pub rate: u64,
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) size: u64,
+    pub(crate) rate: u64,
     /// The seed's first, then the peers'.
-    pub links: Vec<Link>,
+    pub(crate) links: Vec<Link>,
     /// Time between two joins.
-    pub apart: Duration,
-    pub fault: Option<Fault>,
+    pub(crate) apart: Duration,
+    pub(crate) fault: Option<Fault>,
     /// Clients read in order to a pipe, and the time to the first 4 MiB counts.
-    pub stream: bool,
+    pub(crate) stream: bool,
 }
 
 impl Case {
-    pub fn peers(&self) -> usize {
+    pub(crate) fn peers(&self) -> usize {
         self.links.len() - 1
     }
 
     /// Seconds that the slowest node needs at least, from its own start: every node has to receive
     /// the content, the seed to send it once, and all uplinks together to send it N times.
-    pub fn limit(&self) -> f64 {
-        let seconds = |copies: f64, mbit: f64| {
-            copies * self.size as f64 * 8.0 / (mbit * 1e6 * GOODPUT)
-        };
+    pub(crate) fn limit(&self) -> f64 {
+        let seconds =
+            |copies: f64, mbit: f64| copies * self.size as f64 * 8.0 / (mbit * 1e6 * GOODPUT);
         let of = |l: Option<u64>| l.map_or(f64::INFINITY, |r| r as f64);
         let up: f64 = self.links.iter().map(|l| of(l.up)).sum();
         let down = self.links[1..].iter().map(|l| of(l.down));
@@ -50,7 +49,7 @@ impl Case {
     }
 
     /// The case that every system runs in `make bench`.
-    pub fn equal(peers: usize, rate: u64, size: u64) -> Self {
+    pub(crate) fn equal(peers: usize, rate: u64, size: u64) -> Self {
         Self {
             name: "equal",
             about: "every link the same, all start at once",
@@ -64,7 +63,7 @@ impl Case {
     }
 
     /// The others, of `make bench-full`.
-    pub fn regimes(peers: usize, rate: u64, size: u64) -> Vec<Self> {
+    pub(crate) fn regimes(peers: usize, rate: u64, size: u64) -> Vec<Self> {
         let equal = Self::equal(peers, rate, size);
         let mut mixed = equal.links.clone();
         for (n, link) in mixed.iter_mut().enumerate().skip(1) {

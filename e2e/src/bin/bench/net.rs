@@ -6,22 +6,22 @@ use std::process::{Command, Stdio};
 use dragonfly_e2e::{Failed, Result};
 
 /// HTB counts Ethernet bytes: what is left for content at 1500 bytes a packet.
-pub const GOODPUT: f64 = 0.956;
+pub(crate) const GOODPUT: f64 = 0.956;
 
 /// A node's link, Mbit/s; none for as fast as the machine goes.
 #[derive(Clone, Copy, PartialEq)]
-pub struct Link {
-    pub up: Option<u64>,
-    pub down: Option<u64>,
+pub(crate) struct Link {
+    pub(crate) up: Option<u64>,
+    pub(crate) down: Option<u64>,
 }
 
 impl Link {
-    pub const UNSHAPED: Self = Self {
+    pub(crate) const UNSHAPED: Self = Self {
         up: None,
         down: None,
     };
 
-    pub const fn equal(rate: u64) -> Self {
+    pub(crate) const fn equal(rate: u64) -> Self {
         Self {
             up: Some(rate),
             down: Some(rate),
@@ -30,13 +30,14 @@ impl Link {
 }
 
 /// A bridge and nodes, each in a namespace of its own; gone when dropped.
-pub struct Net {
+pub(crate) struct Net {
     prefix: String,
     nodes: usize,
 }
 
 impl Net {
-    pub fn new(links: &[Link]) -> Result<Self> {
+    pub(crate) fn new(links: &[Link]) -> Result<Self> {
+        sweep()?;
         let net = Self {
             prefix: format!("dfb{}", std::process::id()),
             nodes: links.len(),
@@ -71,12 +72,12 @@ impl Net {
         format!("{}-{n}", self.prefix)
     }
 
-    pub fn ip(&self, n: usize) -> String {
+    pub(crate) fn ip(&self, n: usize) -> String {
         format!("10.77.0.{}", n + 1)
     }
 
     /// A command inside a node; what it says is thrown away.
-    pub fn command(&self, n: usize, program: &Path) -> Command {
+    pub(crate) fn command(&self, n: usize, program: &Path) -> Command {
         let mut c = Command::new("ip");
         c.args(["netns", "exec", &self.ns(n)]).arg(program);
         c.stdin(Stdio::null())
@@ -86,7 +87,7 @@ impl Net {
     }
 
     /// Bytes that left a node, Ethernet's headers among them.
-    pub fn sent(&self, n: usize) -> Result<u64> {
+    pub(crate) fn sent(&self, n: usize) -> Result<u64> {
         let path = "/sys/class/net/eth0/statistics/tx_bytes";
         let text = ip(&["netns", "exec", &self.ns(n), "cat", path])?;
         text.trim().parse().map_err(|e| Failed::at("tx_bytes", e))
@@ -100,6 +101,19 @@ impl Drop for Net {
         }
         let _ = ip(&["netns", "del", &self.bridge()]);
     }
+}
+
+/// Removes what a bench left that was killed.
+fn sweep() -> Result<()> {
+    for line in ip(&["netns", "list"])?.lines() {
+        let name = line.split(' ').next().unwrap_or_default();
+        let owner = name.strip_prefix("dfb").and_then(|n| n.split('-').next());
+        let owner = owner.and_then(|pid| pid.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            ip(&["netns", "del", name])?;
+        }
+    }
+    Ok(())
 }
 
 fn shape(ns: &str, dev: &str, rate: Option<u64>) -> Result<()> {
@@ -124,7 +138,7 @@ fn ip(args: &[&str]) -> Result<String> {
 }
 
 /// Runs a program to its end and gives back what it printed.
-pub fn sh(program: &str, args: &[&str]) -> Result<String> {
+pub(crate) fn sh(program: &str, args: &[&str]) -> Result<String> {
     let out = Command::new(program)
         .args(args)
         .stdin(Stdio::null())

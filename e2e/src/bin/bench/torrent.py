@@ -17,13 +17,17 @@ session = lt.session({
     "connection_speed": 500, "connections_limit": 500, "allow_multiple_connections_per_ip": True,
     "alert_mask": 0,
 })
-if role == "seed":
+if role in ("seed", "make"):
     files = lt.file_storage()
     lt.add_files(files, path)
-    made = lt.create_torrent(files, 256 * 1024)
+    made = lt.create_torrent(files, 256 * 1024, lt.create_torrent.v1_only)
+    if "@TRACKER@":
+        made.add_tracker("@TRACKER@")
     lt.set_piece_hashes(made, os.path.dirname(path))
     with open(torrent, "wb") as out:
         out.write(lt.bencode(made.generate()))
+    if role == "make":
+        sys.exit(0)
     params = lt.add_torrent_params()
     params.ti = lt.torrent_info(torrent)
     params.save_path = os.path.dirname(path)

@@ -1,0 +1,252 @@
+//! Results as JSON for programs, and from the same JSON as a document for people.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use dragonfly_e2e::{Failed, Result};
+use serde_json::{Value, json};
+
+use crate::bed::Run;
+use crate::case::Case;
+use crate::systems::System;
+
+const OUT: &str = "target/bench";
+const DOCUMENT: &str = "docs/benchmarks.md";
+
+/// The middle one of several; not a number when there is none.
+pub(crate) fn median(mut v: Vec<f64>) -> f64 {
+    v.sort_by(f64::total_cmp);
+    v.get(v.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The value below which a share `q` of ascending times lies.
+fn quantile(times: &[f64], q: f64) -> f64 {
+    let at = (times.len() as f64 * q) as usize;
+    times
+        .get(at.min(times.len().saturating_sub(1)))
+        .copied()
+        .unwrap_or(f64::NAN)
+}
+
+fn rounded(v: f64) -> f64 {
+    (v * 1e4).round() / 1e4
+}
+
+/// One run as the document's readers compare it.
+fn row(case: &Case, run: &Run) -> Value {
+    let (limit, size) = (case.limit(), case.size as f64);
+    let gib = case.peers() as f64 * size / f64::from(1 << 30);
+    let slowest = quantile(&run.times, 1.0);
+    let p50 = quantile(&run.times, 0.5);
+    let mut row = json!({
+        "slowest_over_limit": rounded(slowest / limit),
+        "p50_over_limit": rounded(p50 / limit),
+        "p99_over_p50": rounded(quantile(&run.times, 0.99) / p50),
+        "origin_over_size": rounded(run.origin_bytes / size),
+        "seed_over_size": rounded(run.seed_bytes / size),
+        "cpu_s_per_gib": rounded(run.cpu / gib),
+        "peak_rss_mib": rounded(run.rss_mib),
+        "wall_s": rounded(slowest),
+    });
+    if let Some(first) = run.first {
+        row["first_4mib_s"] = json!(rounded(first));
+    }
+    row
+}
+
+/// One line on a run, while the bench goes on.
+pub(crate) fn line(case: &Case, system: System, number: usize, run: &Run) -> String {
+    let row = row(case, run);
+    format!(
+        "{} N={} {} run {number}: slowest {} x the limit, p50 {}, seed {} F, origin {} F, {} CPU s/GiB, {} MiB{}",
+        case.name,
+        case.peers(),
+        system.name(),
+        row["slowest_over_limit"],
+        row["p50_over_limit"],
+        row["seed_over_size"],
+        row["origin_over_size"],
+        row["cpu_s_per_gib"],
+        row["peak_rss_mib"],
+        run.first
+            .map(|f| format!(", first 4 MiB {f:.2} s"))
+            .unwrap_or_default(),
+    )
+}
+
+/// A case's results; medians are of each figure by itself.
+pub(crate) fn case(case: &Case, results: &[(System, Vec<Run>)]) -> Value {
+    let systems: Vec<Value> = results
+        .iter()
+        .map(|(system, runs)| {
+            let rows: Vec<Value> = runs.iter().map(|r| row(case, r)).collect();
+            json!({"system": system.name(), "runs": rows, "median": medians(&rows)})
+        })
+        .collect();
+    json!({
+        "case": case.name,
+        "about": case.about,
+        "peers": case.peers(),
+        "rate_mbit": case.rate,
+        "size_bytes": case.size,
+        "limit_s": rounded(case.limit()),
+        "systems": systems,
+    })
+}
+
+/// The median of every figure over rows of the same shape.
+pub(crate) fn medians(rows: &[Value]) -> Value {
+    let mut out = serde_json::Map::new();
+    for key in rows
+        .first()
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+    {
+        let all = rows.iter().filter_map(|r| r[key.0].as_f64()).collect();
+        out.insert(key.0.clone(), json!(rounded(median(all))));
+    }
+    Value::Object(out)
+}
+
+/// Writes a bench's cases over those of the same name and size that an earlier run left, and the
+/// document anew from all there is.
+pub(crate) fn write(bench: &str, cases: Vec<Value>) -> Result<()> {
+    let path = Path::new(OUT).join(format!("{bench}.json"));
+    let failed = |e| Failed::at(path.display(), e);
+    fs::create_dir_all(OUT).map_err(failed)?;
+    let mut all: Vec<Value> = read(bench)["cases"].as_array().cloned().unwrap_or_default();
+    for new in cases {
+        let same = |old: &Value| old["case"] == new["case"] && old["peers"] == new["peers"];
+        match all.iter_mut().find(|old| same(old)) {
+            Some(old) => *old = new,
+            None => all.push(new),
+        }
+    }
+    all.sort_by_key(|c| {
+        (
+            c["case"] != "equal",
+            c["case"].to_string(),
+            c["peers"].as_u64(),
+        )
+    });
+    let text = json!({"bench": bench, "cases": all}).to_string();
+    fs::write(&path, text + "\n").map_err(failed)?;
+    let text = document();
+    fs::write(DOCUMENT, &text).map_err(|e| Failed::at(DOCUMENT, e))?;
+    println!("{text}");
+    Ok(())
+}
+
+fn read(bench: &str) -> Value {
+    let text = fs::read_to_string(Path::new(OUT).join(format!("{bench}.json")));
+    text.ok()
+        .and_then(|t| serde_json::from_str(&t).ok())
+        .unwrap_or(Value::Null)
+}
+
+fn document() -> String {
+    let mut out = String::from(
+        "# Benchmarks\n\nWritten by `make bench` and `make bench-full`; nothing here is edited by hand. \
+         Figures are medians of the runs named, with the range where one is given; systems take turns in \
+         one run on one machine, so compare them with each other and not with another machine's.\n",
+    );
+    swarm(&mut out, &read("swarm"));
+    for bench in ["io", "scheduler"] {
+        plain(&mut out, &read(bench));
+    }
+    out
+}
+
+fn swarm(out: &mut String, results: &Value) {
+    let cases = results["cases"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    if cases.is_empty() {
+        return;
+    }
+    out.push_str(
+        "\n## One content to N nodes on shaped links\n\nEvery node is a network namespace; links are shaped \
+         both ways (HTB). SHA-256 of every copy is checked. The limit is the time that no system could \
+         beat. CPU is user and system time of all processes over N x size; memory is the largest peak of \
+         one process; a virtual machine's memory is touched before each run.\n",
+    );
+    let mut name = "";
+    for case in cases {
+        let this = case["case"].as_str().unwrap_or_default();
+        if this != name {
+            name = this;
+            let about = case["about"].as_str().unwrap_or_default();
+            let _ = write!(
+                out,
+                "\n### {name}: {about}\n\n{} MiB, {} Mbit/s. \n\n\
+                 | N | system | runs | slowest/limit (median; range) | p50/limit | p99/p50 | seed sent | \
+                 origin sent | CPU s/GiB | peak MiB | first 4 MiB, s |\n\
+                 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+                case["size_bytes"].as_u64().unwrap_or(0) >> 20,
+                case["rate_mbit"],
+            );
+        }
+        for system in case["systems"].as_array().into_iter().flatten() {
+            let runs = system["runs"]
+                .as_array()
+                .map(Vec::as_slice)
+                .unwrap_or_default();
+            let slowest = |r: &Value| r["slowest_over_limit"].as_f64();
+            let low = runs
+                .iter()
+                .filter_map(slowest)
+                .fold(f64::INFINITY, f64::min);
+            let high = runs.iter().filter_map(slowest).fold(0.0, f64::max);
+            let m = &system["median"];
+            let f = |key: &str| m[key].as_f64().unwrap_or(f64::NAN);
+            let first = m["first_4mib_s"].as_f64();
+            let _ = writeln!(
+                out,
+                "| {} | {} | {} | {:.3}; {low:.3}-{high:.3} | {:.3} | {:.3} | {:.2} F | {:.2} F | {:.1} | {:.0} | {} |",
+                case["peers"],
+                system["system"].as_str().unwrap_or_default(),
+                runs.len(),
+                f("slowest_over_limit"),
+                f("p50_over_limit"),
+                f("p99_over_p50"),
+                f("seed_over_size"),
+                f("origin_over_size"),
+                f("cpu_s_per_gib"),
+                f("peak_rss_mib"),
+                first.map_or("-".to_owned(), |f| format!("{f:.2}")),
+            );
+        }
+    }
+}
+
+/// A bench whose figures differ from case to case: a table for each, a column for each figure.
+fn plain(out: &mut String, results: &Value) {
+    for case in results["cases"].as_array().into_iter().flatten() {
+        let text = |key: &str| case[key].as_str().unwrap_or_default().to_owned();
+        let _ = write!(out, "\n## {}: {}\n\n", text("case"), text("about"));
+        let systems = case["systems"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let Some(first) = systems.first().and_then(|s| s["median"].as_object()) else {
+            continue;
+        };
+        let keys: Vec<&String> = first.keys().collect();
+        let titles: Vec<String> = keys.iter().map(|k| k.replace('_', " ")).collect();
+        let _ = writeln!(out, "| system | runs | {} |", titles.join(" | "));
+        let _ = writeln!(out, "| --- | --- |{}", " --- |".repeat(keys.len()));
+        for system in systems {
+            let cells: Vec<String> = keys
+                .iter()
+                .map(|k| system["median"][k.as_str()].as_f64())
+                .map(|v| v.map_or("-".to_owned(), |v| format!("{v:.2}")))
+                .collect();
+            let runs = system["runs"].as_array().map_or(0, Vec::len);
+            let name = system["system"].as_str().unwrap_or_default();
+            let _ = writeln!(out, "| {name} | {runs} | {} |", cells.join(" | "));
+        }
+    }
+}
