@@ -1,8 +1,8 @@
 //! One task at this node: its engine, its place on disk, its neighbours.
 //!
 //! The engine sits in a mutex that is held for microseconds: no IO, no waiting under it. Everything
-//! that touches it goes through [`Task::drive`], which afterwards carries out what the engine wants:
-//! messages go to the connections' queues at once, the rest comes back as [`Effects`] for the node.
+//! that touches it goes through `Task::drive`, which afterwards carries out what the engine wants:
+//! messages go to the connections' queues at once, the rest comes back as `Effects` for the node.
 //! Lock order: `state`, then a connection's queue; `verifier` and `meta` are never held with them.
 
 use std::collections::HashMap;

@@ -1,7 +1,7 @@
 //! The scheduler's decisions: messages in, messages out, time passed in.
 //!
 //! Split by subject: `lookups` (what does a source hold, asked at the origin once), `swarms` (the
-//! members of a content, their neighbours, the lease). What is to be sent piles up in [`Core::out`].
+//! members of a content, their neighbours, the lease). What is to be sent piles up in `Core::out`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
