@@ -233,12 +233,14 @@ impl Node {
                 // Begun while there was no scheduler, and still on its way.
                 return Ok(task);
             }
-            // Left over from then: nobody could be given it, and nobody can tell it from a lie.
-            self.forget_task(&content);
-            self.store
-                .delete(&content)
-                .map_err(|e| crate::node::storage_failure(&e))?;
-            task = self.open(content, geometry, meta(source, &origin))?;
+            if !self.proven_soon(&task).await {
+                // Policy keeps this node from that origin by now: nobody could be given it.
+                self.forget_task(&content);
+                self.store
+                    .delete(&content)
+                    .map_err(|e| crate::node::storage_failure(&e))?;
+                task = self.open(content, geometry, meta(source, &origin))?;
+            }
         }
         *crate::task::lock(&task.source) = Some(source.clone());
         if task.is_complete() || task.state().joined {

@@ -251,28 +251,50 @@ impl Core {
     }
 
     pub(crate) fn grant(&mut self, content: ContentKey, lease: &Lease<NodeId>) {
-        let second = self
-            .unix()
-            .saturating_sub(EPOCH_ZERO)
-            .min(u64::from(u32::MAX)) as u32;
-        let Some(key) = self.nodes.get(&lease.node).map(|e| e.key) else {
+        let Some(cert) = self.certificate(content, lease.node) else {
             return;
         };
-        let authority = self.authority.clone();
         let now = self.now;
         let Some(task) = self.tasks.get_mut(&content) else {
             return;
         };
+        task.ready = false;
+        task.told = (now, 0);
+        task.doubts = 0;
+        self.send_lease(content, lease, cert);
+    }
+
+    /// Certifies a node's key for an epoch of its own, without the lease on the origin.
+    pub(crate) fn certify(&mut self, content: ContentKey, node: NodeId) {
+        let Some(cert) = self.certificate(content, node) else {
+            return;
+        };
+        let message = rpc::Lease {
+            content: content.0.to_vec(),
+            epoch: cert.encode().to_vec(),
+            ticket: self.ticket(content, node),
+            only_sign: true,
+            ..rpc::Lease::default()
+        };
+        self.send(node, to_node::Message::Lease(message));
+    }
+
+    /// The next epoch of a content, for this node's key.
+    fn certificate(&mut self, content: ContentKey, node: NodeId) -> Option<EpochCert> {
+        let second = self
+            .unix()
+            .saturating_sub(EPOCH_ZERO)
+            .min(u64::from(u32::MAX)) as u32;
+        let key = self.nodes.get(&node)?.key;
+        let authority = self.authority.clone();
+        let task = self.tasks.get_mut(&content)?;
         let epoch = second.max(task.last_epoch().saturating_add(1));
         let cert = EpochCert::issue(&authority, content, epoch, key);
         task.epochs.push(cert);
         if task.epochs.len() > MAX_EPOCHS {
             task.epochs.remove(0);
         }
-        task.ready = false;
-        task.told = (now, 0);
-        task.doubts = 0;
-        self.send_lease(content, lease, cert);
+        Some(cert)
     }
 
     fn send_lease(&mut self, content: ContentKey, lease: &Lease<NodeId>, cert: EpochCert) {
@@ -304,6 +326,7 @@ impl Core {
             stripe_of: lease.stripe.of,
             epochs,
             members: met.collect(),
+            only_sign: false,
         };
         self.send(lease.node, to_node::Message::Lease(message));
     }
