@@ -14,6 +14,7 @@ use dragonfly_swarm::engine::Stripe;
 
 use crate::node::Node;
 use crate::origin::{meta, request, source_failure};
+use crate::reading::{RANGE, bytes_of};
 use crate::task::{Task, lock};
 
 /// A successor waits this long for neighbours to say what they hold.
@@ -226,9 +227,16 @@ impl Node {
         if let Some(metadata) = known {
             return Ok(self.fetcher().resume(request, metadata));
         }
+        // What is held already is not asked for again, the first answer's body included.
+        let first = {
+            let state = task.state();
+            let most = (RANGE / u64::from(state.geometry.block_size())).max(1) as u32;
+            let wanted = state.engine.origin_wanted(most).into_iter().next();
+            wanted.and_then(|blocks| bytes_of(&state.geometry, &blocks))
+        };
         let begun = self
             .fetcher()
-            .begin(request, None)
+            .begin(request, first)
             .await
             .map_err(|e| source_failure(&e))?;
         let m = begun.metadata();

@@ -34,5 +34,6 @@ mod reading;
 pub mod session;
 pub mod side;
 mod socket;
+mod strangers;
 pub mod task;
 mod wire;

@@ -121,7 +121,9 @@ impl Node {
             id: 0,
             content: task.key().0.to_vec(),
             geometry: Some((&state.geometry).into()),
-            source: source.or_else(|| lock(&task.source).clone()),
+            source: source
+                .or_else(|| lock(&task.source).clone())
+                .filter(|_| !state.wants.is_empty() || state.lease.is_some()),
             held: task.store.held_count(),
             complete: task.store.is_complete(),
             wants: !state.wants.is_empty(),

@@ -1,11 +1,13 @@
 //! From an origin's bytes to blocks that are signed, stored and offered.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use dragonfly_proto::geometry::Geometry;
 use dragonfly_proto::rpc::{self, failure::Code};
 use dragonfly_proto::trust::{Leaf, MAX_RUN};
 use dragonfly_source::{Begun, ByteRange, Chunk, Mode, Plan};
@@ -21,7 +23,13 @@ use crate::task::{Task, lock};
 /// something is.
 const EMIT_IDLE: Duration = Duration::from_secs(30);
 /// Bytes that one request to the origin covers at most.
-const RANGE: u64 = 16 << 20;
+pub(crate) const RANGE: u64 = 16 << 20;
+
+/// The bytes of some blocks.
+pub(crate) fn bytes_of(g: &Geometry, blocks: &Range<u32>) -> Option<ByteRange> {
+    let to = g.total_len().unwrap_or(u64::MAX).min(g.offset(blocks.end));
+    ByteRange::new(g.offset(blocks.start), to)
+}
 
 impl Node {
     pub(crate) async fn read_origin(
@@ -130,7 +138,7 @@ fn may_read(task: &Task) -> bool {
 struct EnginePlan {
     task: Arc<Task>,
     /// Blocks handed out and not delivered yet.
-    handed_out: Vec<std::ops::Range<u32>>,
+    handed_out: Vec<Range<u32>>,
 }
 
 impl Plan for EnginePlan {
@@ -178,8 +186,7 @@ impl EnginePlan {
             .find(|b| !set.contains(*b) || self.is_out(*b))
             .unwrap_or(first.saturating_add(most));
         self.handed_out.push(first..end);
-        let to = g.total_len().unwrap_or(u64::MAX).min(g.offset(end));
-        ByteRange::new(g.offset(first), to)
+        bytes_of(&g, &(first..end))
     }
 
     fn is_out(&self, block: u32) -> bool {

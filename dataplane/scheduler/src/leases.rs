@@ -47,11 +47,11 @@ impl Core {
         let Some(info) = self.member_info(node, 0) else {
             return;
         };
+        // Refused only when banned: then there is no lease, and members are told so.
+        let _ = self.enter(content, node, info);
         let Some(task) = self.tasks.get_mut(&content) else {
             return;
         };
-        // Refused only when banned: then there is no lease, and members are told so.
-        let _ = task.swarm.join(node, info);
         task.swarm.assign_leases_to(node);
         self.drain(content);
     }
@@ -202,7 +202,8 @@ impl Core {
         }
     }
 
-    /// Everybody who wants the content hears why there is no more of it.
+    /// Everybody who wants the content hears why there is no more of it. Who holds a part stays known,
+    /// unless what it holds is what is wrong.
     fn fail_task(&mut self, content: ContentKey, failure: &rpc::Failure) {
         self.forget_lookups_of(&content);
         let Some(old) = self.tasks.remove(&content) else {
@@ -212,6 +213,19 @@ impl Core {
         let task = self.entry(content);
         task.epochs = old.epochs;
         task.url = old.url;
+        if !matches!(failure.code(), Code::Changed | Code::Digest) {
+            task.geometry = old.geometry;
+            task.origin = old.origin;
+        }
+        let keeps = task.geometry.is_some();
+        for (node, held) in old.swarm.held() {
+            if let Some(entry) = self.nodes.get_mut(&node) {
+                entry.tasks = entry.tasks.saturating_sub(1);
+            }
+            if keeps && held > 0 {
+                self.join_member(content, node, held);
+            }
+        }
         for (node, id) in old.waiting {
             self.fail(node, id, failure.clone());
         }
