@@ -286,7 +286,7 @@ pub struct HttpSource {
     #[schemars(length(min = 1, max = 32768))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_bundle: Option<String>,
-    /// Proxy that origins are reached through, such as http://proxy.example:3128. The environment
+    /// Proxy that origins are reached through, such as `http://proxy.example:3128`. The environment
     /// is never asked. Without user and password.
     #[schemars(
         length(min = 1, max = 512),

@@ -5,7 +5,7 @@
 //!           (schema: what an apiserver checks)       (pure)     (decode: what a node checks)
 //! ```
 //! The operator and light mode use the same types, the same [`resolve`](resolve::resolve) and the
-//! same [`Policy`](policy::Policy); only where objects come from differs.
+//! same [`Policy`]; only where objects come from differs.
 //!
 //! Invariants: nothing here does IO but [`manifest::load_dir`] and the generator; nothing knows a
 //! clock or a client of Kubernetes; equal input gives equal output; bytes from outside are bounded

@@ -54,6 +54,8 @@ struct Served {
     file: File,
     len: u64,
     etag: String,
+    /// Ranges as they went out.
+    gone: Mutex<Vec<(u64, u64)>>,
 }
 
 type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, std::io::Error>;
@@ -105,6 +107,7 @@ impl Origin {
             file,
             len,
             etag: format!("\"{:016x}\"", fastrand::u64(..)),
+            gone: Mutex::default(),
         };
         let mut files = self
             .shared
@@ -123,6 +126,29 @@ impl Origin {
     /// Bytes of bodies that went out, blocks that a closing connection lost included.
     pub fn sent(&self) -> u64 {
         self.shared.sent.load(Ordering::Relaxed)
+    }
+
+    /// The ranges of a file that went out again, in the order of the file: at least twice.
+    pub fn sent_again(&self, name: &str) -> Vec<(u64, u64)> {
+        let files = self.shared.files.lock();
+        let files = files.unwrap_or_else(PoisonError::into_inner);
+        let Some(served) = files.get(&format!("/{name}")) else {
+            return vec![];
+        };
+        let gone = served.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut edges: Vec<(u64, i32)> =
+            gone.iter().flat_map(|(s, e)| [(*s, 1), (*e, -1)]).collect();
+        edges.sort_unstable();
+        let (mut depth, mut from, mut again) = (0, 0, vec![]);
+        for (at, step) in edges {
+            if depth == 1 && step == 1 {
+                from = at;
+            } else if depth == 2 && step == -1 && at > from {
+                again.push((from, at));
+            }
+            depth += step;
+        }
+        again
     }
 
     /// Requests that came.
@@ -249,6 +275,14 @@ fn blocks(
         async move {
             let len = BLOCK.min(end - at);
             pace(&shared, len).await;
+            {
+                let mut gone = served.gone.lock().unwrap_or_else(PoisonError::into_inner);
+                // One range a connection grows; few of them are open at once.
+                match gone.iter_mut().rev().take(64).find(|(_, end)| *end == at) {
+                    Some((_, end)) => *end = at + len,
+                    None => gone.push((at, at + len)),
+                }
+            }
             let block = tokio::task::spawn_blocking(move || {
                 let mut block = vec![0; usize::try_from(len).unwrap_or_default()];
                 served

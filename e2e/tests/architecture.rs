@@ -1,5 +1,6 @@
 //! The arrows of ARCHITECTURE.md, held to what Cargo knows: who may use whom, and what the pure
 //! crates may not drag in.
+#![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(missing_docs)]
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{LIMIT, MIB, Setting, text, until};
+use common::{LIMIT, MIB, Setting, run, text, until};
 use dragonfly_e2e::mesh::{Mesh, Options, Part, port};
 use dragonfly_e2e::origin::Origin;
 use dragonfly_e2e::process::{Process, log};
@@ -102,8 +102,15 @@ async fn nodes_without_a_token_or_with_another_meshs_are_turned_away() {
         let ready = dragonfly_e2e::http::get(stranger.admin, "/readyz").await;
         assert!(!matches!(ready, Ok((200, _))), "{} is ready", stranger.name);
     }
+    let said = strangers[0].said();
+    assert!(
+        said.contains("WARN") && said.contains("--join-token-file"),
+        "{said}"
+    );
+    // Whoever is turned away ends at once and says why.
+    let code = strangers[1].ended(Duration::from_secs(1)).await.unwrap();
     let said = strangers[1].said();
-    assert!(said.contains("no certificate yet"), "{said}");
+    assert!(code == Some(1) && said.contains("another mesh"), "{said}");
     // With the right token the same node is welcome.
     let mut friend = mesh.another("friend", Part::Peer).unwrap();
     friend.start().unwrap();
@@ -115,6 +122,46 @@ async fn nodes_without_a_token_or_with_another_meshs_are_turned_away() {
             .unwrap(),
         3.0
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn top_shows_an_encrypted_mesh_to_who_has_its_join_token() {
+    let mesh = Mesh::start(&Options {
+        peers: 1,
+        ..Options::default()
+    })
+    .await
+    .unwrap();
+    let scheduler = mesh.scheduler.listen.to_string();
+    let token = mesh.scheduler.state.join("mesh/join-token");
+    let top = |more: Vec<String>| {
+        let args = [
+            "top".to_owned(),
+            "--scheduler".to_owned(),
+            scheduler.clone(),
+        ];
+        let args: Vec<_> = args.into_iter().chain(more).collect();
+        let (program, dir) = (mesh.dragonfly.clone(), mesh.work.clone());
+        async move {
+            let args: Vec<_> = args.iter().map(String::as_str).collect();
+            run(&program, &dir, &args).await
+        }
+    };
+    let shown = top(vec![
+        "--join-token-file".into(),
+        token.display().to_string(),
+    ])
+    .await;
+    let table = text(&shown.stdout);
+    assert!(shown.status.success(), "{}", text(&shown.stderr));
+    assert!(
+        table.contains("seed-0") && table.contains("peer-0"),
+        "{table}"
+    );
+    let without = top(vec![]).await;
+    assert_eq!(without.status.code(), Some(3));
+    let said = text(&without.stderr);
+    assert!(said.contains("--join-token-file"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

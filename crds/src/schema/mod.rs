@@ -1,6 +1,6 @@
 //! What an apiserver checks of an object, from the very schema that it would get.
 //!
-//! The OpenAPI schema of a CRD is compiled once into a tree of [`Node`]s; [`Kind::admit`] then does
+//! The OpenAPI schema of a CRD is compiled once into a tree of `Node`s; [`Kind::admit`] then does
 //! what an apiserver does on creation: refuse unknown fields, apply defaults, check types and
 //! bounds, evaluate the CEL rules.
 //!

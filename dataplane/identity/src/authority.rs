@@ -26,6 +26,8 @@ use crate::{JoinToken, SCHEDULER_NAME};
 pub(crate) const LIFETIME: Duration = Duration::from_secs(72 * 3600);
 /// Certificates hold from a little before now, for clocks differ.
 const SKEW: Duration = Duration::from_secs(300);
+/// How long somebody who only looks holds a certificate.
+pub(crate) const VIEW: Duration = Duration::from_secs(3600);
 const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// What went wrong with keys, certificates or tokens.
@@ -53,9 +55,15 @@ pub enum IdentityError {
         "this is no join token: it begins with dfj1. and is what the scheduler wrote to its join-token file"
     )]
     Token,
-    /// No scheduler issued a certificate.
-    #[error("no scheduler gave this node a certificate: {0}")]
+    /// A scheduler said no, or is another mesh's: asking again changes nothing.
+    #[error("turned away: {0}")]
     Refused(String),
+    /// No scheduler answered; one may soon.
+    #[error("no scheduler answers: {0}")]
+    Unreachable(String),
+    /// A scheduler gave what is no certificate.
+    #[error("the CA's certificate: {0}")]
+    Ca(rustls::pki_types::pem::Error),
 }
 
 /// The CA, the signing key and the join secret of a mesh.
@@ -161,26 +169,29 @@ impl Authority {
         }
     }
 
-    /// A certificate for the holder of a public key.
+    /// A certificate for the holder of a public key. One without names is good for asking only: nobody
+    /// takes it for a server or a node.
     fn issue(
         &self,
         key: &impl PublicKeyData,
         names: Vec<String>,
         uri: &str,
+        lifetime: Duration,
     ) -> Result<rcgen::Certificate, IdentityError> {
         let ca_key = KeyPair::from_pem(&self.ca_key)?;
         let issuer = Issuer::from_ca_cert_pem(&self.ca_pem, ca_key)?;
+        let mut purposes = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        if !names.is_empty() {
+            purposes.push(ExtendedKeyUsagePurpose::ServerAuth);
+        }
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names.push(SanType::URI(uri.try_into()?));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages = purposes;
         let now = SystemTime::now();
         params.not_before = (now - SKEW).into();
-        params.not_after = (now + LIFETIME).into();
+        params.not_after = (now + lifetime).into();
         Ok(params.signed_by(key, &issuer)?)
     }
 
@@ -188,7 +199,7 @@ impl Authority {
     pub fn scheduler(&self, name: &str) -> Result<(String, String), IdentityError> {
         let key = KeyPair::generate()?;
         let uri = format!("spiffe://{}/scheduler/{name}", self.mesh);
-        let cert = self.issue(&key, vec![SCHEDULER_NAME.to_owned()], &uri)?;
+        let cert = self.issue(&key, vec![SCHEDULER_NAME.to_owned()], &uri, LIFETIME)?;
         Ok((cert.pem(), key.serialize_pem()))
     }
 
@@ -213,22 +224,28 @@ impl Authority {
                 "the join token is not this mesh's",
             ));
         }
-        let node = NodeId::from_slice(&ask.node)
-            .ok_or_else(|| Status::invalid_argument("the node's identity is not 16 bytes"))?;
         let der = CertificateSigningRequestDer::from(ask.csr.as_slice());
         let csr = CertificateSigningRequestParams::from_der(&der)
             .map_err(|e| Status::invalid_argument(format!("the signing request: {e}")))?;
         let role = match ask.role() {
             Role::Seed => "seed",
             Role::Peer => "peer",
+            Role::Viewer => "viewer",
             Role::Unspecified => return Err(Status::invalid_argument("no role")),
         };
+        let (whose, names, lifetime) = if ask.role() == Role::Viewer {
+            ("anybody".to_owned(), vec![], VIEW)
+        } else {
+            let node = NodeId::from_slice(&ask.node)
+                .ok_or_else(|| Status::invalid_argument("the node's identity is not 16 bytes"))?;
+            (node.to_string(), vec![node_name(&node)], LIFETIME)
+        };
         // Names in the request are not looked at: the authority says who somebody is.
-        let uri = format!("spiffe://{}/{role}/{node}", self.mesh);
+        let uri = format!("spiffe://{}/{role}/{whose}", self.mesh);
         let cert = self
-            .issue(&csr.public_key, vec![node_name(&node)], &uri)
+            .issue(&csr.public_key, names, &uri, lifetime)
             .map_err(|e| Status::internal(e.to_string()))?;
-        tracing::info!(%node, role, "issued a certificate");
+        tracing::info!(whose, role, "issued a certificate");
         let root = pem_to_der(&self.ca_pem).map_err(|e| Status::internal(e.to_string()))?;
         Ok(rpc::IssueReply {
             chain: vec![cert.der().to_vec()],
@@ -269,8 +286,7 @@ fn new_ca(mesh: &str) -> Result<(String, String), IdentityError> {
 pub(crate) fn pem_to_der(pem: &str) -> Result<Vec<u8>, IdentityError> {
     use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject;
-    let der = CertificateDer::from_pem_slice(pem.as_bytes())
-        .map_err(|e| IdentityError::Refused(format!("the CA's certificate: {e}")))?;
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(IdentityError::Ca)?;
     Ok(der.to_vec())
 }
 

@@ -8,9 +8,10 @@ use dragonfly_proto::rpc::{self, Role};
 use dragonfly_transport::TlsConfig;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tonic::Code;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
-use crate::authority::LIFETIME;
+use crate::authority::{LIFETIME, VIEW};
 use crate::{IdentityError, JoinToken, SCHEDULER_NAME};
 
 /// What a node shows others.
@@ -28,14 +29,33 @@ pub struct Credentials {
     pub renew_after: Duration,
 }
 
-/// Asks the schedulers in turn for a certificate.
+/// Asks the schedulers in turn for a node's certificate.
 ///
 /// # Errors
-/// When none gives one: the token is another mesh's, or none can be reached.
+/// [`IdentityError::Refused`] when one said no (asking again changes nothing),
+/// [`IdentityError::Unreachable`] when none answered.
 pub async fn enroll(
     schedulers: &[String],
     token: &JoinToken,
     node: NodeId,
+    role: Role,
+) -> Result<Credentials, IdentityError> {
+    issued(schedulers, token, node.0.to_vec(), role).await
+}
+
+/// Asks a scheduler for a certificate for somebody who only looks at the mesh. It holds for an hour,
+/// and no node takes it for another's.
+///
+/// # Errors
+/// Those of [`enroll`].
+pub async fn view(scheduler: &str, token: &JoinToken) -> Result<Credentials, IdentityError> {
+    issued(&[scheduler.to_owned()], token, vec![], Role::Viewer).await
+}
+
+async fn issued(
+    schedulers: &[String],
+    token: &JoinToken,
+    node: Vec<u8>,
     role: Role,
 ) -> Result<Credentials, IdentityError> {
     let key = KeyPair::generate()?;
@@ -43,37 +63,80 @@ pub async fn enroll(
     let ask = rpc::IssueRequest {
         token: token.secret.clone(),
         csr: csr.der().to_vec(),
-        node: node.0.to_vec(),
+        node,
         role: role.into(),
     };
-    let mut last = "no scheduler is configured".to_owned();
+    let mut error = IdentityError::Unreachable("none is configured".to_owned());
     for address in schedulers {
         match call(address, token, ask.clone()).await {
-            Ok(reply) => return credentials(&reply, &key, token),
-            Err(e) => last = format!("{address}: {e}"),
+            Ok(reply) => {
+                let lifetime = if role == Role::Viewer { VIEW } else { LIFETIME };
+                return credentials(&reply, &key, token, lifetime);
+            }
+            // That another is not there does not make a no undone.
+            Err(IdentityError::Unreachable(_)) if matches!(error, IdentityError::Refused(_)) => {}
+            Err(e) => error = e,
         }
     }
-    Err(IdentityError::Refused(last))
+    Err(error)
 }
 
 async fn call(
     address: &str,
     token: &JoinToken,
     ask: rpc::IssueRequest,
-) -> Result<rpc::IssueReply, String> {
+) -> Result<rpc::IssueReply, IdentityError> {
+    let refused = |why: &str| IdentityError::Refused(format!("{address}: {why}"));
+    let unreachable = |why: String| IdentityError::Unreachable(format!("{address}: {why}"));
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(&token.ca))
         .domain_name(SCHEDULER_NAME);
     let endpoint = Endpoint::from_shared(format!("https://{address}"))
         .and_then(|e| e.tls_config(tls))
-        .map_err(|e| e.to_string())?
+        .map_err(|e| refused(&chain(&e)))?
         .connect_timeout(Duration::from_secs(3))
         .timeout(Duration::from_secs(10));
-    let channel = endpoint.connect().await.map_err(|e| chain(&e))?;
+    let channel = endpoint.connect().await.map_err(|e| match why(&e) {
+        Some(why) => refused(why),
+        None => unreachable(chain(&e)),
+    })?;
     let reply = IdentityClient::new(channel).issue(ask).await;
     reply
         .map(tonic::Response::into_inner)
-        .map_err(|s| s.message().to_owned())
+        .map_err(|status| match status.code() {
+            Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::InvalidArgument
+            | Code::Unimplemented => refused(status.message()),
+            _ => unreachable(status.message().to_owned()),
+        })
+}
+
+/// What an error of the connection says about who is at the other end, if it does.
+fn why(error: &tonic::transport::Error) -> Option<&'static str> {
+    let mut next = std::error::Error::source(error);
+    while let Some(e) = next {
+        let inner = e
+            .downcast_ref::<std::io::Error>()
+            .and_then(|io| io.get_ref());
+        let tls = e
+            .downcast_ref::<rustls::Error>()
+            .or_else(|| inner.and_then(|i| i.downcast_ref()));
+        match tls {
+            Some(rustls::Error::InvalidCertificate(
+                rustls::CertificateError::UnknownIssuer | rustls::CertificateError::BadSignature,
+            )) => return Some("its certificate is another mesh's than the join token"),
+            Some(rustls::Error::InvalidMessage(_)) => {
+                return Some(
+                    "it does not speak TLS (spec.security.transport: Plaintext): leave the join \
+                     token away",
+                );
+            }
+            _ => {}
+        }
+        next = e.source();
+    }
+    None
 }
 
 fn chain(e: &dyn std::error::Error) -> String {
@@ -87,6 +150,7 @@ fn credentials(
     reply: &rpc::IssueReply,
     key: &KeyPair,
     token: &JoinToken,
+    lifetime: Duration,
 ) -> Result<Credentials, IdentityError> {
     let certs = |all: &[Vec<u8>]| -> Vec<CertificateDer<'static>> {
         all.iter()
@@ -103,7 +167,7 @@ fn credentials(
         ca: token.ca.clone(),
         cert,
         key: key.serialize_pem(),
-        renew_after: LIFETIME / 3,
+        renew_after: lifetime / 3,
     })
 }
 
@@ -122,6 +186,7 @@ fn pem(kind: &str, der: &[u8]) -> String {
 mod tests {
     use std::sync::Arc;
 
+    use rustls::pki_types::pem::PemObject;
     use tokio::net::TcpListener;
     use tonic::transport::{Identity, Server, ServerTlsConfig};
 
@@ -159,19 +224,78 @@ mod tests {
             .await
             .unwrap();
         assert!(given.cert.contains("BEGIN CERTIFICATE"));
-        let wrong = JoinToken {
-            secret: "0".repeat(64),
-            ..token
-        };
-        let refused = enroll(std::slice::from_ref(&address), &wrong, node, Role::Peer).await;
-        assert!(refused.unwrap_err().to_string().contains("join token"));
+    }
+
+    #[tokio::test]
+    async fn who_is_turned_away_is_told_from_who_finds_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Arc::new(Authority::load_or_create(dir.path(), "m").unwrap());
+        let address = scheduler(&authority).await;
         let elsewhere = tempfile::tempdir().unwrap();
         let other = Authority::load_or_create(elsewhere.path(), "m").unwrap();
-        let stranger = enroll(&[address], &other.token(), node, Role::Peer).await;
-        assert!(
-            stranger.is_err(),
-            "a scheduler of another mesh was believed"
-        );
+        let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gone = nobody.local_addr().unwrap().to_string();
+        drop(nobody);
+        // A scheduler without TLS.
+        let plain = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let plaintext = plain.local_addr().unwrap().to_string();
+        let server = Server::builder().add_service(authority.server());
+        tokio::spawn(server.serve_with_incoming(async_stream(plain)));
+        let wrong = JoinToken {
+            secret: "0".repeat(64),
+            ..authority.token()
+        };
+        for (what, schedulers, token, refused, says) in [
+            ("wrong secret", vec![&address], &wrong, true, "join token"),
+            (
+                "wrong secret, one gone",
+                vec![&address, &gone],
+                &wrong,
+                true,
+                "join token",
+            ),
+            (
+                "another mesh",
+                vec![&address],
+                &other.token(),
+                true,
+                "another mesh",
+            ),
+            (
+                "plaintext",
+                vec![&plaintext],
+                &authority.token(),
+                true,
+                "Plaintext",
+            ),
+            ("gone", vec![&gone], &authority.token(), false, "refused"),
+        ] {
+            let schedulers: Vec<_> = schedulers.into_iter().cloned().collect();
+            let error = enroll(&schedulers, token, NodeId([3; 16]), Role::Peer)
+                .await
+                .unwrap_err();
+            let is_refused = matches!(error, IdentityError::Refused(_));
+            let text = error.to_string();
+            assert!(
+                is_refused == refused && text.contains(says),
+                "{what}: {text}"
+            );
+        }
+        let one_is_enough = [gone, address];
+        let token = authority.token();
+        let given = enroll(&one_is_enough, &token, NodeId([3; 16]), Role::Peer).await;
+        given.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_only_looks_gets_a_certificate_that_names_no_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Arc::new(Authority::load_or_create(dir.path(), "m").unwrap());
+        let address = scheduler(&authority).await;
+        let given = view(&address, &authority.token()).await.unwrap();
+        let der = CertificateDer::from_pem_slice(given.cert.as_bytes()).unwrap();
+        assert!(dragonfly_transport::is_node(&der, &NodeId([0; 16])).is_err());
+        assert!(given.renew_after < Duration::from_secs(3600));
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod enroll;
 mod token;
 
 pub use authority::{Authority, IdentityError};
-pub use enroll::{Credentials, enroll};
+pub use enroll::{Credentials, enroll, view};
 pub use token::JoinToken;
 
 /// The name in schedulers' certificates.

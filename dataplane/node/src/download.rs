@@ -13,7 +13,7 @@ use dragonfly_swarm::engine::ReaderId;
 
 use crate::node::{Node, unix_now_ms};
 use crate::origin::{meta, request};
-use crate::task::Task;
+use crate::task::{Task, lock};
 
 /// Content that changes while it is distributed is asked for anew this often.
 pub(crate) const RESTARTS: usize = 3;
@@ -67,6 +67,7 @@ impl Drop for Download {
             let state = self.task.state();
             state.failure.is_some() && state.wants.is_empty()
         };
+        self.node.nobody_wants(&self.task);
         if over && self.node.is_current(&self.task) {
             // Nobody is left to hear why: what is held stays on disk for another attempt, and may be
             // evicted where it is in the way.
@@ -108,7 +109,14 @@ impl Node {
     ) -> Result<Download, rpc::Failure> {
         let (key, source) = self.identify(source)?;
         let task = self.find_task(key, &source).await?;
-        self.follow(task, &source.digest, wish, ahead)
+        let download = self.follow(task.clone(), &source.digest, wish, ahead)?;
+        let let_go = !task.is_complete() && task.state().joined && lock(&task.source).is_none();
+        if let_go {
+            // Its last reader went just before this one came.
+            *lock(&task.source) = Some(source);
+            self.tell_held(&task);
+        }
+        Ok(download)
     }
 
     fn follow(
@@ -233,14 +241,16 @@ impl Node {
                 // Begun while there was no scheduler, and still on its way.
                 return Ok(task);
             }
-            // Left over from then: nobody could be given it, and nobody can tell it from a lie.
-            self.forget_task(&content);
-            self.store
-                .delete(&content)
-                .map_err(|e| crate::node::storage_failure(&e))?;
-            task = self.open(content, geometry, meta(source, &origin))?;
+            if !self.proven_soon(&task).await {
+                // Policy keeps this node from that origin by now: nobody could be given it.
+                self.forget_task(&content);
+                self.store
+                    .delete(&content)
+                    .map_err(|e| crate::node::storage_failure(&e))?;
+                task = self.open(content, geometry, meta(source, &origin))?;
+            }
         }
-        *crate::task::lock(&task.source) = Some(source.clone());
+        *lock(&task.source) = Some(source.clone());
         if task.is_complete() || task.state().joined {
             return Ok(task);
         }

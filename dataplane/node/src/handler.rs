@@ -38,6 +38,7 @@ impl Handler for Node {
             return conn.close(CloseReason::Local("banned".to_owned()));
         }
         tracing::debug!(peer = %conn.peer(), addr = %conn.addr(), "connected");
+        self.watch_stranger(conn);
     }
 
     fn frame(&self, conn: &Arc<Conn>, stream: u32, frame: Frame) -> Result<(), Violation> {

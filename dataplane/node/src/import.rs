@@ -13,14 +13,14 @@ use std::time::Duration;
 use dragonfly_proto::geometry::Geometry;
 use dragonfly_proto::id::{ContentKey, RequestKey};
 use dragonfly_proto::rpc::{self, failure::Code, from_node, import_chunk};
-use dragonfly_proto::trust::{MAX_RUN, RunSigner};
+use dragonfly_proto::trust::MAX_RUN;
 use tokio::sync::oneshot;
 use tonic::{Status, Streaming};
 
 use crate::api::{Shared, checked_source, invalid};
 use crate::download::is_sha256;
 use crate::node::{Node, Role, storage_failure, unix_now_ms};
-use crate::origin::{Leased, meta};
+use crate::origin::meta;
 use crate::task::{Meta, Task, lock};
 
 /// A client that sends nothing for this long has gone.
@@ -170,6 +170,8 @@ impl Coming {
             request_key: self.request.0.to_vec(),
             origin: Some(self.origin.clone()),
             held,
+            alone: false,
+            reading: false,
         }
     }
 
@@ -184,28 +186,20 @@ impl Coming {
 impl Node {
     /// Makes the task of what was staged: signed, offered, known by its source.
     async fn adopt(self: &Arc<Self>, coming: &Coming, staged: &Staged) -> Result<(), rpc::Failure> {
-        let (task, signer) = self.lease_for(coming).await?;
-        let signed = self.sign_all(&task, &signer, staged).await;
+        let task = self.lease_for(coming).await?;
+        let signed = self.sign_all(&task, staged).await;
         self.give_up_lease(&task);
         signed?;
         let verified = task.store.set_verified(&coming.source.digest);
         verified.map_err(|e| storage_failure(&e))?;
         coming.remember(self);
-        let join = rpc::Join {
-            complete: true,
-            ..self.join_message(&task, None)
-        };
-        self.sessions
-            .tell(&task.key(), from_node::Message::Join(join));
+        if !task.is_unproven() {
+            self.tell_held(&task);
+        }
         Ok(())
     }
 
-    async fn sign_all(
-        &self,
-        task: &Arc<Task>,
-        signer: &RunSigner,
-        staged: &Staged,
-    ) -> Result<(), rpc::Failure> {
+    async fn sign_all(&self, task: &Arc<Task>, staged: &Staged) -> Result<(), rpc::Failure> {
         let g = task.geometry();
         let mut ready = Vec::new();
         for index in (0..g.total_blocks().unwrap_or(0)).filter(|i| !task.store.is_held(*i)) {
@@ -216,15 +210,15 @@ impl Node {
                 .map_err(|e| storage_failure(&e))?;
             ready.push((index, block));
             if ready.len() >= MAX_RUN {
-                self.publish(task, signer, &mut ready)?;
+                self.publish(task, &mut ready)?;
                 tokio::task::yield_now().await;
             }
         }
-        self.publish(task, signer, &mut ready)
+        self.publish(task, &mut ready)
     }
 
-    /// A task to fill and what to sign its blocks with.
-    async fn lease_for(self: &Arc<Self>, coming: &Coming) -> Result<Leased, rpc::Failure> {
+    /// A task to fill, with the right to sign its blocks.
+    async fn lease_for(self: &Arc<Self>, coming: &Coming) -> Result<Arc<Task>, rpc::Failure> {
         if self
             .find(&coming.content)
             .is_some_and(|t| t.failure().is_some())
@@ -256,8 +250,8 @@ impl Node {
             coming.geometry,
             meta(&coming.source, &coming.origin),
         )?;
-        let signer = self.sign_alone(&task);
-        Ok((task, signer))
+        self.sign_alone(&task, &coming.source);
+        Ok(task)
     }
 }
 

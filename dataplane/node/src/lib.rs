@@ -12,23 +12,28 @@
 //! * [`task`]: one content at this node. [`download`]: one client's interest in it.
 //! * `handler`, `links`, `wire`: between connections and engines.
 //! * [`session`], `membership`: what schedulers say and are told.
-//! * `origin`: looking at origins, reading and signing under a lease.
+//! * `origin`, `lease`, `reading`: looking at origins; reading and signing under a lease. `alone`:
+//!   without one.
 //! * [`limits`], [`metrics`].
 
+mod alone;
 pub mod api;
 mod delivery;
 pub mod download;
 mod handler;
 mod import;
 mod inventory;
+mod lease;
 pub mod limits;
 mod links;
 mod membership;
 pub mod metrics;
 pub mod node;
 mod origin;
+mod reading;
 pub mod session;
 pub mod side;
 mod socket;
+mod strangers;
 pub mod task;
 mod wire;

@@ -1,5 +1,8 @@
-//! Token buckets that owe instead of wait: the caller sleeps, or sends somebody else's bytes.
+//! Bounds: token buckets that owe instead of wait (the caller sleeps, or sends somebody else's bytes),
+//! and maps that forget what is oldest.
 
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -70,6 +73,49 @@ impl RateLimit {
     }
 }
 
+/// A map of at most so many entries: what was put in first goes first. What is put again is new.
+#[derive(Debug)]
+pub(crate) struct Recent<K, V> {
+    most: usize,
+    all: HashMap<K, (u64, V)>,
+    /// In order of age; entries that were put again or removed since are stale.
+    order: VecDeque<(u64, K)>,
+    next: u64,
+}
+
+impl<K: Hash + Eq + Copy, V> Recent<K, V> {
+    pub(crate) fn new(most: usize) -> Self {
+        Self {
+            most,
+            all: HashMap::new(),
+            order: VecDeque::new(),
+            next: 0,
+        }
+    }
+
+    pub(crate) fn get(&self, key: &K) -> Option<&V> {
+        self.all.get(key).map(|(_, value)| value)
+    }
+
+    pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
+        self.all.remove(key).map(|(_, value)| value)
+    }
+
+    pub(crate) fn put(&mut self, key: K, value: V) {
+        self.next += 1;
+        self.all.insert(key, (self.next, value));
+        self.order.push_back((self.next, key));
+        while self.all.len() > self.most || self.order.len() > 2 * self.most {
+            let Some((at, oldest)) = self.order.pop_front() else {
+                return;
+            };
+            if self.all.get(&oldest).is_some_and(|(put, _)| *put == at) {
+                self.all.remove(&oldest);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,5 +129,23 @@ mod tests {
         assert!(limit.debt().is_some());
         limit.set(0);
         assert_eq!((limit.debt(), limit.take(1 << 40)), (None, None));
+    }
+
+    #[test]
+    fn what_was_put_first_goes_first_and_what_is_put_again_stays() {
+        let mut map = Recent::new(3);
+        for key in [1, 2, 3, 1, 4] {
+            map.put(key, key * 10);
+        }
+        assert_eq!(
+            [1, 2, 3, 4].map(|k| map.get(&k).copied()),
+            [Some(10), None, Some(30), Some(40)]
+        );
+        for _ in 0..100 {
+            map.put(4, 41);
+        }
+        assert_eq!(map.get(&4), Some(&41));
+        assert!(map.order.len() <= 6);
+        assert_eq!((map.remove(&4), map.get(&4)), (Some(41), None));
     }
 }

@@ -94,6 +94,13 @@ impl ConnState {
         (stream.as_ref().map(|s| s.ours).or(said), stream)
     }
 
+    /// Whether there is no task between the two: the other side showed no ticket that was good, and
+    /// this one said none.
+    pub(crate) fn is_strange(&self) -> bool {
+        let s = lock(&self.streams);
+        s.theirs.is_empty() && s.hello_sent.is_empty()
+    }
+
     /// A block came under an epoch that nobody told of: how many did so far.
     pub(crate) fn unknown_epoch(&self) -> u32 {
         self.unknown_epochs.fetch_add(1, Ordering::Relaxed) + 1

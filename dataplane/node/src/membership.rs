@@ -121,7 +121,9 @@ impl Node {
             id: 0,
             content: task.key().0.to_vec(),
             geometry: Some((&state.geometry).into()),
-            source: source.or_else(|| lock(&task.source).clone()),
+            source: source
+                .or_else(|| lock(&task.source).clone())
+                .filter(|_| !state.wants.is_empty() || state.lease.is_some()),
             held: task.store.held_count(),
             complete: task.store.is_complete(),
             wants: !state.wants.is_empty(),
@@ -140,10 +142,11 @@ impl Node {
     pub(crate) async fn rejoin(self: Arc<Self>, scheduler: String, out: mpsc::Sender<FromNode>) {
         let mine = |key: &ContentKey| self.sessions.owner(&key.0).as_deref() == Some(&*scheduler);
         let active = self.tasks();
-        for task in active
-            .iter()
-            .filter(|t| mine(&t.key()) && !t.meta().unproven)
-        {
+        for task in active.iter().filter(|t| mine(&t.key())) {
+            if task.is_unproven() {
+                self.ask_to_sign(&task.key(), &task.meta(), &task.geometry());
+                continue;
+            }
             let join = from_node::Message::Join(self.join_message(task, None));
             if out
                 .send(FromNode {
@@ -170,14 +173,15 @@ impl Node {
         }
     }
 
-    /// What this node says of a task that is on disk and not in use.
+    /// What this node says of a task that is on disk and not in use, if it can be offered.
     fn offer(&self, held: &dragonfly_storage::Snapshot) -> Option<rpc::Join> {
-        let stored = self.store.open_task(&held.key).ok().flatten()?;
-        let meta: Meta = serde_json::from_slice(&stored.meta().ok()?).ok()?;
+        let kept = self.store.peek_meta(&held.key).ok().flatten()?;
+        let meta: Meta = serde_json::from_slice(&kept).ok()?;
+        let g = Geometry::new(held.geometry.block_size, held.geometry.total_len).ok()?;
         if meta.unproven {
+            self.ask_to_sign(&held.key, &meta, &g);
             return None;
         }
-        let g = Geometry::new(held.geometry.block_size, held.geometry.total_len).ok()?;
         Some(rpc::Join {
             content: held.key.0.to_vec(),
             geometry: Some((&g).into()),

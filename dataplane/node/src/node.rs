@@ -23,7 +23,7 @@ use dragonfly_transport::{Local, Mesh, Security, Timeouts};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::RateLimit;
+use crate::limits::{RateLimit, Recent};
 use crate::links::ConnState;
 use crate::metrics::Metrics;
 use crate::origin::PendingOrigins;
@@ -40,6 +40,10 @@ const IDLE: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(5);
 /// Members of a task remembered, for when no scheduler can be asked.
 const MAX_MEMBERS: usize = 64;
+/// Tasks of which they are.
+const MAX_SWARMS: usize = 4096;
+/// Tickets kept: of one that is gone another is given with the next join.
+const MAX_TICKETS: usize = 65_536;
 
 /// What the node may do besides exchanging blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,8 +129,8 @@ pub struct Node {
     me: OnceLock<Weak<Self>>,
     pub(crate) sessions: Sessions,
     tasks: Mutex<HashMap<ContentKey, Arc<Task>>>,
-    tickets: Mutex<HashMap<ContentKey, Ticket>>,
-    members: Mutex<HashMap<ContentKey, Vec<rpc::Member>>>,
+    tickets: Mutex<Recent<ContentKey, Ticket>>,
+    members: Mutex<Recent<ContentKey, Vec<rpc::Member>>>,
     bans: Mutex<HashMap<NodeId, Instant>>,
     authorities: RwLock<Vec<PublicKey>>,
     settings: watch::Sender<Settings>,
@@ -190,8 +194,8 @@ impl Node {
             me: OnceLock::new(),
             sessions,
             tasks: Mutex::default(),
-            tickets: Mutex::default(),
-            members: Mutex::default(),
+            tickets: Mutex::new(Recent::new(MAX_TICKETS)),
+            members: Mutex::new(Recent::new(MAX_SWARMS)),
             bans: Mutex::default(),
             authorities: RwLock::new(parts.authorities),
             settings: watch::Sender::new(settings),
@@ -415,12 +419,7 @@ impl Node {
     }
 
     pub(crate) fn keep_ticket(&self, ticket: Ticket) {
-        let mut tickets = lock(&self.tickets);
-        if tickets.len() > 100_000 {
-            let now = unix_now();
-            tickets.retain(|_, t| t.expires > now);
-        }
-        tickets.insert(ticket.content, ticket);
+        lock(&self.tickets).put(ticket.content, ticket);
     }
 
     /// Carries out what an engine wants of the node.
@@ -535,13 +534,14 @@ impl Node {
             }
         }
         let mut all = lock(&self.members);
-        let known = all.entry(task.key()).or_default();
+        let mut known = all.remove(&task.key()).unwrap_or_default();
         for m in members {
             known.retain(|k| k.node != m.node);
             known.push(m);
         }
         let over = known.len().saturating_sub(MAX_MEMBERS);
         known.drain(..over);
+        all.put(task.key(), known);
     }
 
     /// Opens a stream for the task with each of these nodes, dialling where there is no connection.
@@ -750,6 +750,24 @@ impl Node {
                 return;
             };
             self.on_scheduler(from, message);
+        }
+    }
+}
+
+impl Node {
+    /// Nobody here wants a task any more: the scheduler is told, so that neither it nor this node keeps
+    /// a client's credentials longer than the client.
+    pub(crate) fn nobody_wants(&self, task: &Arc<Task>) {
+        let told = {
+            let state = task.state();
+            if !state.wants.is_empty() || state.lease.is_some() {
+                return;
+            }
+            state.joined
+        };
+        lock(&task.source).take();
+        if told && !task.is_complete() && !task.is_unproven() {
+            self.tell_held(task);
         }
     }
 }

@@ -342,6 +342,33 @@ impl Sessions {
     }
 }
 
+impl Sessions {
+    /// What an error means that is not in its text.
+    async fn explain(&self, address: &str, error: String) -> String {
+        let plaintext = lock(&self.tls).is_none();
+        if plaintext && speaks_tls(address).await {
+            return "it wants a certificate (spec.security.transport: MutualTLS) and this node has \
+                    none: start it with the mesh's join token (--join-token-file)"
+                .to_owned();
+        }
+        error
+    }
+}
+
+/// Whether a server that does not answer plaintext speaks TLS: it answers what is no handshake with
+/// an alert.
+pub async fn speaks_tls(address: &str) -> bool {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    const ALERT: u8 = 21;
+    let asked = async {
+        let mut io = tokio::net::TcpStream::connect(address).await?;
+        io.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await?;
+        io.read_u8().await
+    };
+    let first = tokio::time::timeout(Duration::from_secs(3), asked).await;
+    matches!(first, Ok(Ok(ALERT)))
+}
+
 struct Forget<'a> {
     sessions: &'a Sessions,
     id: u64,
@@ -392,6 +419,7 @@ async fn keep(node: Weak<Node>, address: String) {
                 (pause, complained) = (RECONNECT_MIN, false);
             }
             Err(error) if !complained => {
+                let error = strong.sessions.explain(&address, error).await;
                 tracing::warn!(%address, %error, "no session with the scheduler; trying on");
                 complained = true;
             }

@@ -1,9 +1,10 @@
 //! One task at this node: its engine, its place on disk, its neighbours.
 //!
 //! The engine sits in a mutex that is held for microseconds: no IO, no waiting under it. Everything
-//! that touches it goes through [`Task::drive`], which afterwards carries out what the engine wants:
-//! messages go to the connections' queues at once, the rest comes back as [`Effects`] for the node.
-//! Lock order: `state`, then a connection's queue; `verifier` and `meta` are never held with them.
+//! that touches it goes through `Task::drive`, which afterwards carries out what the engine wants:
+//! messages go to the connections' queues at once, the rest comes back as `Effects` for the node.
+//! Lock order: `signing`, `state`, then a connection's queue; `verifier` and `meta` are never held with
+//! them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -111,6 +112,13 @@ pub struct Meta {
     /// blocks, so they serve this node's clients only.
     #[serde(default)]
     pub unproven: bool,
+    /// Where `unproven`: what names the content in the mesh, so that it can be proven later. The
+    /// request key, hexadecimal.
+    #[serde(default)]
+    pub request: String,
+    /// And its isolation domain.
+    #[serde(default)]
+    pub domain: String,
 }
 
 impl Meta {
@@ -119,6 +127,11 @@ impl Meta {
     pub fn epoch_bytes(&self) -> Vec<Vec<u8>> {
         self.epochs.iter().filter_map(|e| from_hex(e)).collect()
     }
+}
+
+/// Bytes as hexadecimal text.
+pub(crate) fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Bytes of a hexadecimal text.
@@ -135,6 +148,9 @@ pub struct Task {
     state: Mutex<State>,
     verifier: Mutex<Verifier>,
     meta: Mutex<Meta>,
+    /// Held while blocks are signed and stored: by whose word they are does not change meanwhile.
+    /// Before `state`.
+    pub(crate) signing: Mutex<()>,
     pub(crate) changed: Notify,
     /// Wakes the holder of the lease: what is wanted may have changed.
     pub(crate) emission: Notify,
@@ -200,6 +216,7 @@ impl Task {
             state: Mutex::new(state),
             verifier: Mutex::new(verifier),
             meta: Mutex::new(meta),
+            signing: Mutex::default(),
             changed: Notify::new(),
             emission: Notify::new(),
             source: Mutex::default(),
@@ -404,7 +421,7 @@ impl Task {
             for link in self.state().links.values() {
                 link.conn.send(link.ours, &Frame::Epoch(*cert));
             }
-            let text: String = cert.encode().iter().map(|b| format!("{b:02x}")).collect();
+            let text = to_hex(&cert.encode());
             self.update_meta(|m| m.epochs.push(text));
         }
         Ok(new)
@@ -415,6 +432,11 @@ impl Task {
         self.verifier()
             .check_size(size)
             .map_err(|e| e.to_string())?;
+        self.take_size(size)
+    }
+
+    /// The length of a content, by this node's own word or checked.
+    pub(crate) fn take_size(&self, size: &SignedSize) -> Result<Effects, String> {
         let known = self.geometry().total_len();
         if known == Some(size.total_len) {
             return Ok(Effects::default());
@@ -443,10 +465,16 @@ impl Task {
             Ok(())
         });
         done?;
-        let hex = size.signature.iter().map(|b| format!("{b:02x}")).collect();
-        self.update_meta(|m| m.size = Some((size.total_len, size.epoch, hex)));
+        self.keep_size(size);
         self.notify();
         Ok(effects)
+    }
+
+    /// Keeps who vouches for the length.
+    pub(crate) fn keep_size(&self, size: &SignedSize) {
+        self.state().size = Some(*size);
+        let hex = to_hex(&size.signature);
+        self.update_meta(|m| m.size = Some((size.total_len, size.epoch, hex)));
     }
 }
 

@@ -279,7 +279,7 @@ pub struct SignedSize {
 
 /// Checks blocks and sizes of one content against the epochs it was told of.
 ///
-/// A root once verified is remembered ([`ROOTS`] of them), so a run costs one signature check.
+/// A root once verified is remembered (64 of them), so a run costs one signature check.
 #[derive(Debug)]
 pub struct Verifier {
     content: ContentKey,

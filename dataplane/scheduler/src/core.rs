@@ -1,7 +1,7 @@
 //! The scheduler's decisions: messages in, messages out, time passed in.
 //!
 //! Split by subject: `lookups` (what does a source hold, asked at the origin once), `swarms` (the
-//! members of a content, their neighbours, the lease). What is to be sent piles up in [`Core::out`].
+//! members of a content, their neighbours, the lease). What is to be sent piles up in `Core::out`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,6 +21,10 @@ const SESSION_GRACE: Duration = Duration::from_millis(1500);
 const RECOVERY: Duration = Duration::from_secs(2);
 /// A task without members is forgotten after this.
 const TASK_IDLE: Duration = Duration::from_secs(600);
+/// Contents one node may take part in at once; a full store of many small ones has fewer.
+const MAX_TASKS: usize = 65_536;
+/// Questions of one node that may wait for an answer at once.
+const MAX_PENDING: usize = 4096;
 /// Zones told apart; nodes of further ones count as of the first.
 const MAX_ZONES: usize = 4096;
 
@@ -49,6 +53,10 @@ pub(crate) struct NodeEntry {
     pub(crate) key: PublicKey,
     pub(crate) zone: ZoneId,
     pub(crate) gone: Option<Duration>,
+    /// Contents it takes part in.
+    pub(crate) tasks: usize,
+    /// Its questions that wait for an answer.
+    pending: usize,
     pub(crate) totals: rpc::Report,
     pub(crate) rate_in: u64,
     pub(crate) rate_out: u64,
@@ -148,6 +156,9 @@ impl Core {
     }
 
     pub(crate) fn send(&mut self, to: NodeId, message: to_node::Message) {
+        if let (to_node::Message::Resolved(_), Some(entry)) = (&message, self.nodes.get_mut(&to)) {
+            entry.pending = entry.pending.saturating_sub(1);
+        }
         self.out.push((to, message));
     }
 
@@ -194,6 +205,8 @@ impl Core {
             key,
             zone,
             gone: None,
+            tasks: old.map_or(0, |old| old.tasks),
+            pending: 0,
             totals: rpc::Report::default(),
             rate_in: 0,
             rate_out: 0,
@@ -206,10 +219,28 @@ impl Core {
             self.node_gone(node);
         }
         if again {
+            // What it asked in its old session it asks anew.
+            self.forget_waiter(node);
             // What it was asked may have been lost with its old session.
             self.ask_again(node);
         }
         Ok(node)
+    }
+
+    /// Whether a node may put one more question.
+    pub(crate) fn may_ask(&mut self, node: NodeId) -> bool {
+        let Some(entry) = self.nodes.get_mut(&node) else {
+            return false;
+        };
+        entry.pending += 1;
+        entry.pending <= MAX_PENDING
+    }
+
+    /// Whether a node is in a content's swarm, or may be in one more.
+    pub(crate) fn may_join(&self, node: NodeId, content: &ContentKey) -> bool {
+        let is_in = |t: &TaskEntry| t.swarm.contains(node);
+        self.tasks.get(content).is_some_and(is_in)
+            || self.nodes.get(&node).is_some_and(|e| e.tasks < MAX_TASKS)
     }
 
     fn zone(&mut self, name: &str) -> ZoneId {
@@ -342,6 +373,12 @@ impl Core {
     #[must_use]
     pub fn keeps_source(&self, content: &ContentKey) -> bool {
         self.tasks.get(content).is_some_and(TaskEntry::keeps_source)
+    }
+
+    /// How many contents it keeps anything of.
+    #[must_use]
+    pub fn task_count(&self) -> usize {
+        self.tasks.len()
     }
 
     /// What it knows, for people.

@@ -19,14 +19,18 @@ use crate::lookups::{Known, Lookup};
 const KNOWN: Duration = Duration::from_secs(24 * 3600);
 
 impl Core {
-    pub(crate) fn on_import(&mut self, from: NodeId, m: rpc::Import) {
-        let source = m.source.unwrap_or_default();
+    pub(crate) fn on_import(&mut self, from: NodeId, mut m: rpc::Import) {
+        let source = m.source.take().unwrap_or_default();
         let (Some(content), Some(request)) = (
             ContentKey::from_slice(&m.content),
             RequestKey::from_slice(&m.request_key),
         ) else {
             return;
         };
+        if m.alone {
+            m.source = Some(source);
+            return self.on_read_alone(from, content, request, m);
+        }
         // The key is of a digest: what a source without one means, its origin says.
         let by_digest = ContentKey::from_digest(&source.domain, &source.digest);
         let geometry = m.geometry.as_ref().and_then(|g| Geometry::try_from(g).ok());
@@ -66,5 +70,41 @@ impl Core {
             collect: Duration::ZERO,
         };
         self.grant(content, &lease);
+    }
+
+    /// A node that read an origin alone may sign what it got, if it could have had the lease: what it
+    /// says is worth what the word of any lease-holder is.
+    fn on_read_alone(
+        &mut self,
+        from: NodeId,
+        content: ContentKey,
+        request: RequestKey,
+        m: rpc::Import,
+    ) {
+        let source = m.source.unwrap_or_default();
+        let origin = m.origin.unwrap_or_default();
+        let named = if source.digest.is_empty() {
+            ContentKey::from_validator(&source.domain, &request, &origin.validator)
+        } else {
+            ContentKey::from_digest(&source.domain, &source.digest)
+        };
+        let may_read = self.settings.swarm.peers_may_fetch
+            || self.nodes.get(&from).is_some_and(|e| e.is_seed());
+        let geometry = m.geometry.as_ref().and_then(|g| Geometry::try_from(g).ok());
+        let Some(geometry) = geometry.filter(|_| named == content && may_read) else {
+            tracing::warn!(node = %from, task = %content.short(), "may not sign what it read alone");
+            return;
+        };
+        let task = self.entry(content);
+        task.geometry.get_or_insert(geometry);
+        if task.origin.validator.is_empty() {
+            task.origin = origin;
+        }
+        if m.reading && task.swarm.leases().is_empty() {
+            task.remember_source(&source);
+            task.wanting.insert(from);
+            return self.lease_to(content, from);
+        }
+        self.certify(content, from);
     }
 }

@@ -47,11 +47,11 @@ impl Core {
         let Some(info) = self.member_info(node, 0) else {
             return;
         };
+        // Refused only when banned: then there is no lease, and members are told so.
+        let _ = self.enter(content, node, info);
         let Some(task) = self.tasks.get_mut(&content) else {
             return;
         };
-        // Refused only when banned: then there is no lease, and members are told so.
-        let _ = task.swarm.join(node, info);
         task.swarm.assign_leases_to(node);
         self.drain(content);
     }
@@ -202,7 +202,8 @@ impl Core {
         }
     }
 
-    /// Everybody who wants the content hears why there is no more of it.
+    /// Everybody who wants the content hears why there is no more of it. Who holds a part stays known,
+    /// unless what it holds is what is wrong.
     fn fail_task(&mut self, content: ContentKey, failure: &rpc::Failure) {
         self.forget_lookups_of(&content);
         let Some(old) = self.tasks.remove(&content) else {
@@ -212,6 +213,19 @@ impl Core {
         let task = self.entry(content);
         task.epochs = old.epochs;
         task.url = old.url;
+        if !matches!(failure.code(), Code::Changed | Code::Digest) {
+            task.geometry = old.geometry;
+            task.origin = old.origin;
+        }
+        let keeps = task.geometry.is_some();
+        for (node, held) in old.swarm.held() {
+            if let Some(entry) = self.nodes.get_mut(&node) {
+                entry.tasks = entry.tasks.saturating_sub(1);
+            }
+            if keeps && held > 0 {
+                self.join_member(content, node, held);
+            }
+        }
         for (node, id) in old.waiting {
             self.fail(node, id, failure.clone());
         }
@@ -251,28 +265,50 @@ impl Core {
     }
 
     pub(crate) fn grant(&mut self, content: ContentKey, lease: &Lease<NodeId>) {
-        let second = self
-            .unix()
-            .saturating_sub(EPOCH_ZERO)
-            .min(u64::from(u32::MAX)) as u32;
-        let Some(key) = self.nodes.get(&lease.node).map(|e| e.key) else {
+        let Some(cert) = self.certificate(content, lease.node) else {
             return;
         };
-        let authority = self.authority.clone();
         let now = self.now;
         let Some(task) = self.tasks.get_mut(&content) else {
             return;
         };
+        task.ready = false;
+        task.told = (now, 0);
+        task.doubts = 0;
+        self.send_lease(content, lease, cert);
+    }
+
+    /// Certifies a node's key for an epoch of its own, without the lease on the origin.
+    pub(crate) fn certify(&mut self, content: ContentKey, node: NodeId) {
+        let Some(cert) = self.certificate(content, node) else {
+            return;
+        };
+        let message = rpc::Lease {
+            content: content.0.to_vec(),
+            epoch: cert.encode().to_vec(),
+            ticket: self.ticket(content, node),
+            only_sign: true,
+            ..rpc::Lease::default()
+        };
+        self.send(node, to_node::Message::Lease(message));
+    }
+
+    /// The next epoch of a content, for this node's key.
+    fn certificate(&mut self, content: ContentKey, node: NodeId) -> Option<EpochCert> {
+        let second = self
+            .unix()
+            .saturating_sub(EPOCH_ZERO)
+            .min(u64::from(u32::MAX)) as u32;
+        let key = self.nodes.get(&node)?.key;
+        let authority = self.authority.clone();
+        let task = self.tasks.get_mut(&content)?;
         let epoch = second.max(task.last_epoch().saturating_add(1));
         let cert = EpochCert::issue(&authority, content, epoch, key);
         task.epochs.push(cert);
         if task.epochs.len() > MAX_EPOCHS {
             task.epochs.remove(0);
         }
-        task.ready = false;
-        task.told = (now, 0);
-        task.doubts = 0;
-        self.send_lease(content, lease, cert);
+        Some(cert)
     }
 
     fn send_lease(&mut self, content: ContentKey, lease: &Lease<NodeId>, cert: EpochCert) {
@@ -304,6 +340,7 @@ impl Core {
             stripe_of: lease.stripe.of,
             epochs,
             members: met.collect(),
+            only_sign: false,
         };
         self.send(lease.node, to_node::Message::Lease(message));
     }

@@ -60,10 +60,14 @@ impl Core {
                 rpc::Failure::new(Code::Invalid, "no request key"),
             );
         };
+        if !self.may_ask(from) {
+            let text = "too many questions of this node wait for an answer: ask again later";
+            return self.fail(from, m.id, rpc::Failure::new(Code::Denied, text));
+        }
         let waiter = Waiter {
             node: from,
             id: m.id,
-            replicas: m.replicas,
+            replicas: m.replicas.into_iter().take(64).collect(),
         };
         let source = m.source.unwrap_or_default();
         if !source.digest.is_empty() {
@@ -245,6 +249,18 @@ impl Core {
         rendezvous(&content.0, known)
             .first()
             .is_none_or(|first| *first == self.name)
+    }
+
+    /// Nobody waits any more for what this node asked.
+    pub(crate) fn forget_waiter(&mut self, node: NodeId) {
+        for lookup in self.lookups.values_mut() {
+            if let Lookup::Asked { waiting, .. } = lookup {
+                waiting.retain(|w| w.node != node);
+            }
+        }
+        for task in self.tasks.values_mut() {
+            task.waiting.retain(|(n, _)| *n != node);
+        }
     }
 
     /// A node's new session: what it is still to answer is put to it again.

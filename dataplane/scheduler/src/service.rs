@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use dragonfly_proto::id::NodeId;
+use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc::scheduler_server::{Scheduler, SchedulerServer};
 use dragonfly_proto::rpc::{self, FromNode, ToNode, from_node};
 use tokio::sync::mpsc;
@@ -86,6 +86,12 @@ impl Service {
     #[must_use]
     pub fn totals(&self) -> crate::core::Totals {
         self.core().totals
+    }
+
+    /// Whether the source of a content, a client's credentials included, is in memory.
+    #[must_use]
+    pub fn keeps_source(&self, content: &ContentKey) -> bool {
+        self.core().keeps_source(content)
     }
 
     fn core(&self) -> MutexGuard<'_, Core> {

@@ -9,7 +9,7 @@ use dragonfly_proto::rpc::{self, failure::Code, to_node};
 use dragonfly_proto::ticket::Ticket;
 use dragonfly_proto::trust::{EpochCert, MAX_EPOCHS};
 use dragonfly_swarm::membership::{
-    Command, Introduction, LeastConnected, MemberInfo, Refill, Swarm,
+    Command, Introduction, LeastConnected, MemberInfo, Refill, Refused, Swarm,
 };
 
 use crate::core::Core;
@@ -193,16 +193,24 @@ impl Core {
         let Some(info) = self.member_info(node, held) else {
             return joined;
         };
+        if !self.may_join(node, &content) {
+            let text = "this node takes part in too many contents: have it let go of some";
+            joined.failure = Some(rpc::Failure::new(Code::Denied, text));
+            return joined;
+        }
         let Some(task) = self.tasks.get_mut(&content) else {
             return joined;
         };
         task.used = now;
-        let met = match task.swarm.join(node, info) {
+        let met = match self.enter(content, node, info) {
             Ok(met) => met,
             Err(refused) => {
                 joined.failure = Some(rpc::Failure::new(Code::Denied, refused.to_string()));
                 return joined;
             }
+        };
+        let Some(task) = self.tasks.get(&content) else {
+            return joined;
         };
         joined.geometry = task.geometry.as_ref().map(Into::into);
         joined.epochs = task.epochs.iter().map(|e| e.encode().to_vec()).collect();
@@ -211,6 +219,24 @@ impl Core {
         joined.ticket = self.ticket(content, node);
         self.drain(content);
         joined
+    }
+
+    /// Makes a node a member; every member is counted by this and by [`Self::leave`].
+    pub(crate) fn enter(
+        &mut self,
+        content: ContentKey,
+        node: NodeId,
+        info: MemberInfo,
+    ) -> Result<Vec<Introduction<NodeId>>, Refused> {
+        let Some(task) = self.tasks.get_mut(&content) else {
+            return Ok(vec![]);
+        };
+        let new = !task.swarm.contains(node);
+        let met = task.swarm.join(node, info)?;
+        if let Some(entry) = self.nodes.get_mut(&node).filter(|_| new) {
+            entry.tasks += 1;
+        }
+        Ok(met)
     }
 
     pub(crate) fn ticket(&self, content: ContentKey, node: NodeId) -> Vec<u8> {
@@ -241,6 +267,13 @@ impl Core {
             .iter()
             .take(MAX_EPOCHS)
             .filter_map(|e| EpochCert::decode(e).ok());
+        if !self.may_join(from, &content) {
+            let joined = rpc::Joined {
+                id: m.id,
+                ..self.join_member(content, from, m.held)
+            };
+            return self.send(from, to_node::Message::Joined(joined));
+        }
         let authority = [*self.authority.public()];
         let certs: Vec<_> = certs
             .filter(|c| c.content == content && c.is_from(&authority))
@@ -270,7 +303,8 @@ impl Core {
             return;
         };
         if refused {
-            return task.settle();
+            task.settle();
+            return self.forget_if_void(content);
         }
         task.set_complete(from, m.complete);
         if m.wants && !m.complete {
@@ -314,10 +348,10 @@ impl Core {
             // Seeds go before peers, and a seed that is no member yet is still a seed.
             let next = self.home_seed(&content.0, |id| *id != node && !task.unfit.contains(id));
             if let Some(info) = next.and_then(|n| self.member_info(n, 0))
-                && let (Some(next), Some(task)) = (next, self.tasks.get_mut(&content))
+                && let Some(next) = next
                 && !task.wanting.is_empty()
             {
-                let _ = task.swarm.join(next, info);
+                let _ = self.enter(content, next, info);
             }
         }
         let Some(task) = self.tasks.get_mut(&content) else {
@@ -326,13 +360,19 @@ impl Core {
         if held_lease {
             task.ready = false;
         }
-        task.swarm.leave(node);
+        if task.swarm.contains(node) {
+            task.swarm.leave(node);
+            if let Some(entry) = self.nodes.get_mut(&node) {
+                entry.tasks = entry.tasks.saturating_sub(1);
+            }
+        }
         task.complete.remove(&node);
         task.importer.take_if(|importer| *importer == node);
         task.wanting.remove(&node);
         task.waiting.retain(|(n, _)| *n != node);
         task.settle();
         self.drain(content);
+        self.forget_if_void(content);
         if held_lease {
             self.ensure_lease(content, false);
             let Some(task) = self.tasks.get(&content) else {
@@ -343,6 +383,20 @@ impl Core {
                 // when the members have not all of it.
                 self.answer_waiting(content);
             }
+        }
+    }
+
+    /// Of a content that nobody has or wants and that nobody ever signed there is nothing to keep: a
+    /// node that joins and leaves makes no entries pile up.
+    fn forget_if_void(&mut self, content: ContentKey) {
+        let void = |t: &TaskEntry| {
+            t.swarm.is_empty()
+                && t.epochs.is_empty()
+                && t.wanting.is_empty()
+                && t.waiting.is_empty()
+        };
+        if self.tasks.get(&content).is_some_and(void) {
+            self.tasks.remove(&content);
         }
     }
 

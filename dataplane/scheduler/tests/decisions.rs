@@ -3,7 +3,7 @@
 
 mod kit;
 
-use dragonfly_proto::rpc::{self, Role, failure::Code, from_node};
+use dragonfly_proto::rpc::{self, Role, failure::Code, from_node, to_node};
 use dragonfly_proto::trust::EpochCert;
 use kit::{World, content, geometry, hello, node, source};
 use std::time::Duration;
@@ -461,4 +461,113 @@ fn a_lease_holder_that_members_cannot_reach_is_followed_by_another_seed() {
         "everybody waits for a seed that nobody reaches"
     );
     assert!(others.iter().all(|l| l.0 == others[0].0), "{others:?}");
+}
+
+fn joined(w: &mut World) -> Vec<rpc::Joined> {
+    w.take(|_, m| match m {
+        to_node::Message::Joined(j) => Some(j),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_node_may_take_part_in_many_contents_and_not_in_endlessly_many() {
+    let mut w = World::running(false);
+    w.peer(1);
+    let join = |w: &mut World, n: u32| {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&n.to_le_bytes());
+        let m = rpc::Join {
+            content: key.to_vec(),
+            geometry: Some(geometry()),
+            held: 1,
+            ..rpc::Join::default()
+        };
+        w.say(1, from_node::Message::Join(m));
+        joined(w).remove(0).failure
+    };
+    for n in 0..65_536 {
+        assert_eq!(join(&mut w, n), None, "{n}");
+    }
+    let refused = join(&mut w, 65_536).unwrap();
+    assert_eq!(refused.code(), Code::Denied, "{}", refused.message);
+    assert_eq!(join(&mut w, 7), None, "one that it is in already");
+    assert_eq!(w.core.task_count(), 65_536, "the refused one left an entry");
+    let leave = rpc::Leave {
+        content: vec![0; 32],
+    };
+    w.say(1, from_node::Message::Leave(leave));
+    assert_eq!(w.core.task_count(), 65_535, "an entry of nobody's");
+    assert_eq!(join(&mut w, 65_536), None, "there is room again");
+}
+
+#[test]
+fn of_a_node_that_asks_without_end_some_questions_are_turned_away_and_a_new_session_asks_anew() {
+    let mut w = World::running(false);
+    w.seed(100);
+    w.peer(1);
+    for _ in 0..4096 {
+        w.resolve(1, 1);
+    }
+    assert_eq!(w.resolved(), []);
+    w.resolve(1, 1);
+    let refused = w.resolved();
+    assert_eq!(refused.len(), 1);
+    assert_eq!(refused[0].2.as_ref().unwrap().code(), Code::Denied);
+    w.connect(hello(1, Role::Peer, "peer-1", 1));
+    let id = w.resolve(1, 1);
+    let (at, ask, _) = w.asks().remove(0);
+    w.found(at, ask, 1);
+    w.lease_result(at, 1, None);
+    let answered = w.resolved();
+    assert_eq!(answered.len(), 1, "the old session's questions are void");
+    assert_eq!((answered[0].1, &answered[0].2), (id, &None));
+}
+
+#[test]
+fn who_holds_a_part_is_known_after_the_origin_failed_and_not_after_it_changed() {
+    for (code, known) in [(Code::OriginUnavailable, true), (Code::Changed, false)] {
+        let mut w = World::running(false);
+        w.seed(100);
+        w.peer(1);
+        w.peer(2);
+        let holder = w.begun(1);
+        w.join(2, 1, |j| j.held = 5);
+        w.said.clear();
+        w.lease_result(holder, 1, Some(code));
+        assert_eq!(w.failures().len(), 1);
+        w.peer(3);
+        w.join(3, 1, |j| j.wants = true);
+        let members = joined(&mut w).remove(0).members;
+        let met = members.iter().any(|m| m.node == node(2).0.to_vec());
+        assert_eq!(met, known, "{code:?}");
+    }
+}
+
+#[test]
+fn what_was_read_alone_may_be_signed_by_who_may_read_the_origin_and_by_nobody_else() {
+    use dragonfly_proto::id::{ContentKey, RequestKey};
+    let request = RequestKey([9; 32]);
+    let alone = |content: ContentKey, validator: &str| rpc::Import {
+        content: content.0.to_vec(),
+        geometry: Some(geometry()),
+        source: Some(rpc::Source::default()),
+        request_key: request.0.to_vec(),
+        origin: Some(rpc::OriginInfo {
+            validator: validator.to_owned(),
+            ..rpc::OriginInfo::default()
+        }),
+        alone: true,
+        ..rpc::Import::default()
+    };
+    let real = ContentKey::from_validator("", &request, "v1");
+    for (peers_may_fetch, content, granted) in
+        [(true, real, 1), (false, real, 0), (true, content(4), 0)]
+    {
+        let mut w = World::running(peers_may_fetch);
+        w.peer(1);
+        w.say(1, from_node::Message::Import(alone(content, "v1")));
+        assert_eq!(w.leases().len(), granted, "{peers_may_fetch} {content}");
+        assert!(!w.core.keeps_source(&content));
+    }
 }

@@ -1,10 +1,11 @@
-//! Checking stored blocks and forgetting wrong ones.
+//! Checking stored blocks, forgetting wrong ones, and proving them anew.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use crate::entry::Entry;
 use crate::error::Result;
-use crate::format::{self, RECORD};
+use crate::format::{self, RECORD, Record};
 use crate::lock;
 use crate::task::Task;
 
@@ -50,6 +51,36 @@ impl Task {
             .index
             .write_all_at(&zeros, format::record_offset(index))
             .map_err(|e| self.io("clear the record of a block", e))?;
+        entry.dirty.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Replaces the proof of a held block; its bytes and hash stay. A checkpoint makes that survive a
+    /// power loss.
+    ///
+    /// # Errors
+    /// [`NotHeld`](crate::ErrorKind::NotHeld); [`Invalid`](crate::ErrorKind::Invalid) for a proof over
+    /// the bound; [`Corrupt`](crate::ErrorKind::Corrupt) (of the record), [`Deleted`](crate::ErrorKind::Deleted),
+    /// [`Io`](crate::ErrorKind::Io).
+    pub fn set_proof(&self, index: u32, proof: &[u8]) -> Result<()> {
+        if proof.len() > format::MAX_PROOF {
+            let text = format!("a proof of {} bytes for block {index}", proof.len());
+            return Err(self.fail(crate::ErrorKind::Invalid, text));
+        }
+        let entry = &*self.entry;
+        entry.check_alive()?;
+        let _alone = lock(self.files.stripe(index));
+        self.check_held(index)?;
+        let Some(before) = self.proof(index)? else {
+            return self.check_held(index);
+        };
+        let len = self.expected_len(index)?;
+        let epoch = entry.epoch.read().unwrap_or_else(PoisonError::into_inner);
+        let record = Record::encode(&entry.key, index, len, *epoch, &before.hash, proof);
+        self.files
+            .index
+            .write_all_at(&record, format::record_offset(index))
+            .map_err(|e| self.io("write the record of a block", e))?;
         entry.dirty.store(true, Ordering::Release);
         Ok(())
     }

@@ -96,6 +96,7 @@ pub async fn run(program: &Path, dir: &Path, args: &[&str]) -> Output {
         "DRAGONFLY_SOCKET",
         "DRAGONFLY_SCHEDULERS",
         "DRAGONFLY_SCHEDULER",
+        "DRAGONFLY_JOIN_TOKEN_FILE",
     ] {
         command.env_remove(name);
     }

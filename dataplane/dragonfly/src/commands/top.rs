@@ -1,11 +1,14 @@
 //! `dragonfly top`: who moves how much, now.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dragonfly_client::rpc;
 use dragonfly_client::rpc::scheduler_client::SchedulerClient;
+use dragonfly_identity::{IdentityError, SCHEDULER_NAME, view};
+use dragonfly_node::session::speaks_tls;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use super::{EXIT_CODES, Exit, Failed, Format, NodeArgs, ended, say, show_bytes, table};
@@ -19,7 +22,11 @@ pub(crate) struct Args {
     /// A scheduler's `host:port`; without it the node is asked
     #[arg(long, env = "DRAGONFLY_SCHEDULER", value_name = "ADDRESS")]
     scheduler: Option<String>,
-    /// PEM of the CA that signed the scheduler's certificate: TLS
+    /// The file with the mesh's join token, where the mesh is encrypted: `top` gets a certificate for
+    /// itself by it
+    #[arg(long, env = "DRAGONFLY_JOIN_TOKEN_FILE", value_name = "FILE")]
+    join_token_file: Option<std::path::PathBuf>,
+    /// PEM of the CA that signed the scheduler's certificate, instead of a join token: TLS
     #[arg(long, value_name = "FILE", requires = "scheduler")]
     ca: Option<std::path::PathBuf>,
     /// PEM of a certificate to show
@@ -48,13 +55,18 @@ pub(crate) async fn run(args: Args) -> ExitCode {
 
 async fn top(args: &Args) -> Result<(), Failed> {
     let live = args.output == Format::Table && std::io::stdout().is_terminal();
-    let channel = match &args.scheduler {
-        Some(address) => Some(scheduler(args, address)?),
+    let mut scheduler = match &args.scheduler {
+        Some(address) => Some(Scheduler::new(args, address).await?),
         None => None,
     };
     loop {
-        let text = match &channel {
-            Some(channel) => mesh(args, channel.clone()).await?,
+        let text = match &mut scheduler {
+            Some(scheduler) => {
+                if scheduler.renew.is_some_and(|at| at < Instant::now()) {
+                    *scheduler = Scheduler::new(args, &scheduler.address).await?;
+                }
+                mesh(args, scheduler).await?
+            }
             None => node(args).await?,
         };
         if !live {
@@ -70,45 +82,105 @@ async fn top(args: &Args) -> Result<(), Failed> {
     }
 }
 
-fn scheduler(args: &Args, address: &str) -> Result<Channel, Failed> {
-    let usage = |text: String| Failed::new(Exit::Usage, text);
-    let read = |path: &std::path::Path| {
-        std::fs::read(path).map_err(|e| usage(format!("{}: {e}", path.display())))
-    };
-    let scheme = if args.ca.is_some() { "https" } else { "http" };
-    let wrong = |e: tonic::transport::Error| usage(format!("--scheduler {address}: {e}"));
-    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
-        .map_err(wrong)?
-        .connect_timeout(Duration::from_secs(3))
-        .timeout(Duration::from_secs(10));
-    if let Some(ca) = &args.ca {
-        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?));
-        if let (Some(cert), Some(key)) = (&args.cert, &args.key) {
-            tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
-        }
-        if let Some(name) = &args.server_name {
-            tls = tls.domain_name(name.clone());
-        }
-        endpoint = endpoint.tls_config(tls).map_err(wrong)?;
-    }
-    Ok(endpoint.connect_lazy())
+/// Where to ask, and until when with this certificate.
+struct Scheduler {
+    address: String,
+    channel: Channel,
+    renew: Option<Instant>,
 }
 
-async fn mesh(args: &Args, channel: Channel) -> Result<String, Failed> {
-    let mut client = SchedulerClient::new(channel).max_decoding_message_size(64 << 20);
-    let reply = client.inspect(rpc::InspectRequest {}).await.map_err(|s| {
-        let address = args.scheduler.as_deref().unwrap_or_default();
-        let text = format!(
-            "the scheduler at {address} does not answer: {}",
-            s.message()
-        );
-        Failed::new(Exit::Unavailable, text)
+impl Scheduler {
+    async fn new(args: &Args, address: &str) -> Result<Self, Failed> {
+        let (tls, renew) = match (&args.ca, &args.join_token_file) {
+            (Some(ca), _) => (Some(named(args, ca)?), None),
+            (None, Some(file)) => {
+                let (tls, renew) = joined(file, address).await?;
+                (Some(tls), Some(renew))
+            }
+            (None, None) => (None, None),
+        };
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let wrong = |e: tonic::transport::Error| {
+            Failed::new(Exit::Usage, format!("--scheduler {address}: {e}"))
+        };
+        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
+            .map_err(wrong)?
+            .connect_timeout(Duration::from_secs(3))
+            .timeout(Duration::from_secs(10));
+        if let Some(tls) = tls {
+            endpoint = endpoint.tls_config(tls).map_err(wrong)?;
+        }
+        Ok(Self {
+            address: address.to_owned(),
+            channel: endpoint.connect_lazy(),
+            renew,
+        })
+    }
+}
+
+/// TLS by the files that the arguments name.
+fn named(args: &Args, ca: &Path) -> Result<ClientTlsConfig, Failed> {
+    let read = |path: &Path| {
+        std::fs::read(path)
+            .map_err(|e| Failed::new(Exit::Usage, format!("{}: {e}", path.display())))
+    };
+    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?));
+    if let (Some(cert), Some(key)) = (&args.cert, &args.key) {
+        tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+    }
+    if let Some(name) = &args.server_name {
+        tls = tls.domain_name(name.clone());
+    }
+    Ok(tls)
+}
+
+/// TLS by a certificate that the scheduler gives for a join token, and when to get another.
+async fn joined(file: &Path, address: &str) -> Result<(ClientTlsConfig, Instant), Failed> {
+    let token = crate::roles::node::read_token(file)
+        .map_err(|e| Failed::new(Exit::Usage, e.to_string()))?;
+    let given = view(address, &token).await.map_err(|e| {
+        let exit = match e {
+            IdentityError::Unreachable(_) => Exit::Unavailable,
+            _ => Exit::Denied,
+        };
+        Failed::new(exit, e.to_string())
     })?;
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(&given.ca))
+        .identity(Identity::from_pem(&given.cert, &given.key))
+        .domain_name(SCHEDULER_NAME);
+    Ok((tls, Instant::now() + given.renew_after))
+}
+
+async fn mesh(args: &Args, scheduler: &Scheduler) -> Result<String, Failed> {
+    let mut client =
+        SchedulerClient::new(scheduler.channel.clone()).max_decoding_message_size(64 << 20);
+    let reply = client.inspect(rpc::InspectRequest {}).await;
+    let reply = match reply {
+        Ok(reply) => reply,
+        Err(status) => return Err(unanswered(scheduler, &status).await),
+    };
     let reply = reply.into_inner();
     Ok(match args.output {
         Format::Table => mesh_table(&reply, args.tasks),
         Format::Json => format!("{}\n", mesh_json(&reply)),
     })
+}
+
+async fn unanswered(scheduler: &Scheduler, status: &tonic::Status) -> Failed {
+    let address = &scheduler.address;
+    if scheduler.renew.is_none() && speaks_tls(address).await {
+        let text = format!(
+            "the scheduler at {address} wants a certificate: show the mesh's join token with \
+             --join-token-file"
+        );
+        return Failed::new(Exit::Denied, text);
+    }
+    let text = format!(
+        "the scheduler at {address} does not answer: {}",
+        status.message()
+    );
+    Failed::new(Exit::Unavailable, text)
 }
 
 fn mesh_table(reply: &rpc::InspectReply, tasks: usize) -> String {
@@ -167,7 +239,7 @@ const fn role(role: rpc::Role) -> &'static str {
     match role {
         rpc::Role::Seed => "seed",
         rpc::Role::Peer => "peer",
-        rpc::Role::Unspecified => "?",
+        rpc::Role::Viewer | rpc::Role::Unspecified => "?",
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dragonfly_crds::Policy;
 use dragonfly_crds::policy::{Media, Transport};
-use dragonfly_identity::{Credentials, JoinToken, SCHEDULER_NAME, enroll};
+use dragonfly_identity::{Credentials, IdentityError, JoinToken, SCHEDULER_NAME, enroll};
 use dragonfly_node::api::{Api, ApiOptions};
 use dragonfly_node::node::{Identity, Node, Parts, Role};
 use dragonfly_node::session::{Bootstrap, GrpcTls};
@@ -287,7 +287,13 @@ async fn enrolled(
     loop {
         match enroll(&config.schedulers, token, id, role).await {
             Ok(credentials) => return Ok(credentials),
-            Err(e) if tokio::time::Instant::now() > until => return Err(RoleError(e.to_string())),
+            // Who is turned away once is so again: the reason at once, instead of patience.
+            Err(e @ IdentityError::Unreachable(_)) if tokio::time::Instant::now() > until => {
+                return Err(RoleError(e.to_string()));
+            }
+            Err(e) if !matches!(e, IdentityError::Unreachable(_)) => {
+                return Err(RoleError(e.to_string()));
+            }
             // A scheduler that starts at the same time is no news.
             Err(error) if pause < Duration::from_secs(1) => {
                 tracing::debug!(%error, "no certificate yet");

@@ -28,6 +28,8 @@ pub struct Script {
     pub stall_after: Option<usize>,
     /// Bytes a second a connection.
     pub rate: u64,
+    /// Or the body ends where the connection does, and there are no ranges.
+    pub says_length: bool,
 }
 
 impl Script {
@@ -39,6 +41,7 @@ impl Script {
             cut_after: None,
             stall_after: None,
             rate: 0,
+            says_length: true,
         }
     }
 }
@@ -119,16 +122,18 @@ async fn serve(
         let total = s.body.len();
         let same = get("if-range: ").is_none_or(|v| v == s.etag)
             && get("if-match: ").is_none_or(|v| v == s.etag);
-        let range = get("range: bytes=").filter(|_| same).and_then(|r| {
-            let (a, b) = r.split_once('-')?;
-            let from: usize = a.trim().parse().ok()?;
-            Some((
-                from,
-                b.trim()
-                    .parse::<usize>()
-                    .map_or(total, |b| (b + 1).min(total)),
-            ))
-        });
+        let range = get("range: bytes=")
+            .filter(|_| same && s.says_length)
+            .and_then(|r| {
+                let (a, b) = r.split_once('-')?;
+                let from: usize = a.trim().parse().ok()?;
+                Some((
+                    from,
+                    b.trim()
+                        .parse::<usize>()
+                        .map_or(total, |b| (b + 1).min(total)),
+                ))
+            });
         let (from, to) = range.unwrap_or((0, total));
         if range.is_some() && from >= total {
             let answer = format!(
@@ -144,11 +149,15 @@ async fn serve(
             ),
             None => "HTTP/1.1 200 OK\r\n".to_owned(),
         };
-        answer += &format!(
-            "etag: {}\r\naccept-ranges: bytes\r\ncontent-length: {}\r\n\r\n",
-            s.etag,
-            to - from
-        );
+        answer += &format!("etag: {}\r\n", s.etag);
+        answer += &if s.says_length {
+            format!(
+                "accept-ranges: bytes\r\ncontent-length: {}\r\n\r\n",
+                to - from
+            )
+        } else {
+            "connection: close\r\n\r\n".to_owned()
+        };
         w.write_all(answer.as_bytes()).await?;
         let mut done = 0;
         for part in s.body[from..to].chunks(16 << 10) {
@@ -165,6 +174,9 @@ async fn serve(
                 let pause = part.len() as f64 / s.rate as f64;
                 tokio::time::sleep(Duration::from_secs_f64(pause)).await;
             }
+        }
+        if !s.says_length {
+            return w.shutdown().await;
         }
     }
 }

@@ -119,6 +119,11 @@ impl<K: NodeKey> Swarm<K> {
         self.members.contains_key(&node)
     }
 
+    /// The members and how many blocks each said that it holds.
+    pub fn held(&self) -> impl Iterator<Item = (K, u32)> {
+        self.members.iter().map(|(node, m)| (*node, m.info.held))
+    }
+
     /// The valid leases.
     #[must_use]
     pub fn leases(&self) -> &[Lease<K>] {

@@ -183,7 +183,14 @@ async fn distribute(args: &Args, mesh: &mut Mesh) -> Result<bool> {
         ended.push(get.wait(Duration::from_secs(1)).await?);
     }
     let (source, sent) = match source {
-        Some(source) => (source, Some(origin.sent())),
+        Some(source) => {
+            if args.keep {
+                for (from, to) in origin.sent_again("source.bin") {
+                    println!("sent again: {from}..{to}");
+                }
+            }
+            (source, Some(origin.sent()))
+        }
         None => (own_download(args, mesh, &url).await?, None),
     };
     println!(

@@ -1,0 +1,261 @@
+//! Holding the lease of a content: reading its origin while anybody wants what nobody holds.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dragonfly_proto::frame::{Frame, Hello};
+use dragonfly_proto::geometry::Geometry;
+use dragonfly_proto::id::ContentKey;
+use dragonfly_proto::rpc::{self, failure::Code, from_node};
+use dragonfly_proto::ticket::Ticket;
+use dragonfly_proto::trust::{EpochCert, MAX_RUN, RunSigner};
+use dragonfly_source::Begun;
+use dragonfly_swarm::engine::Stripe;
+
+use crate::node::Node;
+use crate::origin::{meta, request, source_failure};
+use crate::reading::{RANGE, bytes_of};
+use crate::task::{Task, lock};
+
+/// A successor waits this long for neighbours to say what they hold.
+const COLLECT: Duration = Duration::from_millis(500);
+
+impl Node {
+    /// Holds a lease until the task is complete, put away or failed.
+    pub(crate) async fn hold_lease(self: Arc<Self>, from: String, lease: rpc::Lease) {
+        let Some(content) = ContentKey::from_slice(&lease.content) else {
+            return;
+        };
+        let cert = EpochCert::decode(&lease.epoch).ok();
+        if let (true, Some(cert)) = (lease.only_sign, &cert) {
+            return self.sign_for_all(content, cert, &lease.ticket).await;
+        }
+        let epoch = cert.map_or(0, |c| c.epoch);
+        let outcome = match cert {
+            Some(cert) => self.take_lease(content, &lease, cert).await,
+            None => Err(rpc::Failure::new(
+                Code::Invalid,
+                "a lease without certificate",
+            )),
+        };
+        let failure = match &outcome {
+            Ok(_) => None,
+            Err(failure) => Some(failure.clone()),
+        };
+        let result = rpc::LeaseResult {
+            content: lease.content.clone(),
+            epoch,
+            failure,
+        };
+        self.sessions
+            .reply(&from, &content.0, from_node::Message::LeaseResult(result));
+        let Ok((task, begins)) = outcome else {
+            return;
+        };
+        self.connect_members(&task, &lease.members);
+        if !begins {
+            return;
+        }
+        let importer = lock(&self.origins.importing).remove(&content);
+        if let Some(importer) = importer {
+            // The bytes come from a client. One that gave up meanwhile has cleaned up after itself.
+            let _ = importer.send(task);
+            return;
+        }
+        let ended = tokio::select! {
+            ended = self.emit(&task, &lease) => ended,
+            // A node that stops lets go of its store at once.
+            () = self.stop.cancelled() => return,
+        };
+        if let Err(failure) = ended {
+            self.origins.forget(&content);
+            task.fail(failure.clone());
+            let result = rpc::LeaseResult {
+                content: lease.content.clone(),
+                epoch,
+                failure: Some(failure),
+            };
+            self.sessions
+                .reply(&from, &content.0, from_node::Message::LeaseResult(result));
+        }
+        let still_mine = task
+            .state()
+            .lease
+            .as_ref()
+            .is_some_and(|l| l.epoch() == epoch);
+        if still_mine && task.failure().is_some() {
+            self.give_up_lease(&task);
+        }
+    }
+
+    pub(crate) fn give_up_lease(&self, task: &Arc<Task>) {
+        let ((), effects) = task.drive(|s, now| {
+            s.lease = None;
+            s.engine.stop_emitting(now);
+        });
+        self.apply(task, effects);
+    }
+
+    /// The task of a lease, and whether reading begins with it: it goes on where it is under way.
+    async fn take_lease(
+        &self,
+        content: ContentKey,
+        lease: &rpc::Lease,
+        cert: EpochCert,
+    ) -> Result<(Arc<Task>, bool), rpc::Failure> {
+        let wrong = |e: String| rpc::Failure::new(Code::Invalid, e);
+        if cert.key != *self.signing.public() {
+            return Err(wrong(
+                "the lease is for another key: this node restarted".to_owned(),
+            ));
+        }
+        let geometry = lease
+            .geometry
+            .as_ref()
+            .ok_or_else(|| wrong("no geometry".to_owned()))?;
+        let geometry = Geometry::try_from(geometry).map_err(|e| wrong(e.to_string()))?;
+        let source = lease.source.clone().unwrap_or_default();
+        let origin = lease.origin.clone().unwrap_or_default();
+        if self.find(&content).is_some_and(|t| t.failure().is_some()) {
+            self.forget_task(&content);
+        }
+        let task = self.open(content, geometry, meta(&source, &origin))?;
+        *lock(&task.source) = lease.source.clone();
+        self.take_epochs(&task, &lease.epochs);
+        task.add_epoch(&cert).map_err(|e| wrong(e.to_string()))?;
+        if let Ok(ticket) = Ticket::decode(&lease.ticket) {
+            self.keep_ticket(ticket);
+            task.state().ticket = Some(ticket);
+        }
+        if task.is_unproven() {
+            // Read while there was no scheduler, from the same origin: now it is for all.
+            self.prove(&task, cert.epoch).await?;
+        }
+        if task.state().lease.is_some() {
+            // A scheduler that restarted gives anew what is held already: reading goes on under
+            // the epoch it began with.
+            return Ok((task, false));
+        }
+        let signer = RunSigner::new(self.signing.clone(), content, cert.epoch);
+        let stripe = Stripe {
+            index: lease.stripe_index,
+            of: lease.stripe_of.max(1),
+            run: MAX_RUN as u32,
+        };
+        // Whoever takes over first hears what the others hold.
+        let collect = if lease.members.is_empty() {
+            Duration::ZERO
+        } else {
+            COLLECT
+        };
+        let ((), effects) = task.drive(|s, now| {
+            s.lease = Some(signer.clone());
+            s.used = Instant::now();
+            s.engine.start_emitting(now, stripe, collect);
+            let again = Hello {
+                content,
+                ticket: match s.ticket {
+                    Some(ticket) => ticket,
+                    None => return,
+                },
+                block_size: s.geometry.block_size(),
+                total_len: s.geometry.total_len(),
+                emitter: true,
+            };
+            for link in s.links.values() {
+                link.conn.send(link.ours, &Frame::Hello(again));
+            }
+        });
+        self.apply(&task, effects);
+        Ok((task, true))
+    }
+
+    /// Reads from the origin what members want and nobody holds, until nothing is left.
+    pub(crate) async fn emit(
+        self: &Arc<Self>,
+        task: &Arc<Task>,
+        lease: &rpc::Lease,
+    ) -> Result<(), rpc::Failure> {
+        let mut begun = self.origins.take(&task.key());
+        loop {
+            if !self.wait_for_demand(task).await {
+                return Ok(());
+            }
+            let next = match begun.take() {
+                Some(begun) => begun,
+                None => self.begin_again(task, lease).await?,
+            };
+            self.read_origin(task, next).await?;
+            if task.is_complete() || task.failure().is_some() || self.stop.is_cancelled() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until somebody wants a block that only the origin has; false when the lease is over, the
+    /// task put away, or nothing can be wanted any more. While the lease is held somebody waits:
+    /// the scheduler gives none to others.
+    async fn wait_for_demand(&self, task: &Arc<Task>) -> bool {
+        loop {
+            {
+                let state = task.state();
+                if state.lease.is_none() || state.failure.is_some() {
+                    return false;
+                }
+                if !state.engine.origin_wanted(1).is_empty() {
+                    return true;
+                }
+            }
+            if task.is_complete() || self.stop.is_cancelled() || !self.is_current(task) {
+                return false;
+            }
+            let _ =
+                tokio::time::timeout(Duration::from_millis(200), task.emission.notified()).await;
+        }
+    }
+
+    /// Another fetch of a content that is known: by this node, or by the seed before it.
+    async fn begin_again(
+        &self,
+        task: &Arc<Task>,
+        lease: &rpc::Lease,
+    ) -> Result<Begun, rpc::Failure> {
+        let source = lease.source.as_ref();
+        let lost = || rpc::Failure::new(Code::NoSource, "the lease came without a source");
+        let request = request(source.ok_or_else(lost)?)?;
+        let known = lock(&self.origins.metadata).get(&task.key()).cloned();
+        if let Some(metadata) = known {
+            return Ok(self.fetcher().resume(request, metadata));
+        }
+        // What is held already is not asked for again, the first answer's body included.
+        let first = {
+            let state = task.state();
+            let most = (RANGE / u64::from(state.geometry.block_size())).max(1) as u32;
+            let wanted = state.engine.origin_wanted(most).into_iter().next();
+            wanted.and_then(|blocks| bytes_of(&state.geometry, &blocks))
+        };
+        let begun = self
+            .fetcher()
+            .begin(request, first)
+            .await
+            .map_err(|e| source_failure(&e))?;
+        let m = begun.metadata();
+        let validator = lease
+            .origin
+            .as_ref()
+            .map(|o| o.validator.as_str())
+            .unwrap_or_default();
+        let same_version = validator.is_empty() || m.version().as_deref() == Some(validator);
+        let geometry = task.geometry();
+        let same_len = geometry.total_len().is_none() || geometry.total_len() == m.total_len;
+        if !same_version || !same_len {
+            let text = format!(
+                "{} changed at the origin while it was distributed",
+                task.meta().url
+            );
+            return Err(rpc::Failure::new(Code::Changed, text));
+        }
+        lock(&self.origins.metadata).insert(task.key(), m.clone());
+        Ok(begun)
+    }
+}
