@@ -8,7 +8,7 @@ use dragonfly_proto::frame::{DataHeader, Frame, Hello};
 use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc;
 use dragonfly_proto::trust::{Leaf, Proof, TrustError};
-use dragonfly_swarm::engine::{Disposition, NeighbourInfo};
+use dragonfly_swarm::engine::{Disposition, NeighbourInfo, Stripe};
 use dragonfly_transport::{
     Block, CloseReason, Conn, Handler, Next, Outgoing, Payload, Violation, Welcome,
 };
@@ -318,9 +318,11 @@ impl Node {
                 return Err(Violation("a second task on one stream".to_owned()));
             }
             // It took over the lease, or gave it up.
-            let ((), effects) = s
-                .task
-                .drive(|st, now| st.engine.set_emitter(now, s.neighbour, hello.emitter));
+            let ((), effects) = s.task.drive(|st, now| {
+                let told = st.told.get(&conn.peer()).is_none_or(|told| told.emitter);
+                st.engine
+                    .set_emitter(now, s.neighbour, hello.emitter && told);
+            });
             self.apply(&s.task, effects);
             return Ok(());
         }
@@ -399,8 +401,10 @@ impl Node {
             conn.send(ours, &Frame::Size(size));
         }
         let ((), effects) = task.drive(|st, now| {
+            let told = st.told.get(&conn.peer()).copied();
             let info = NeighbourInfo {
-                emitter: hello.emitter,
+                emitter: hello.emitter && told.is_none_or(|told| told.emitter),
+                may_ask: told.map_or(Some(Stripe::WHOLE), |told| told.may_ask),
                 ..NeighbourInfo::default()
             };
             st.engine.join(now, neighbour, info);

@@ -425,8 +425,11 @@ impl Node {
 
     /// Carries out what an engine wants of the node.
     pub(crate) fn apply(&self, task: &Arc<Task>, effects: Effects) {
-        if effects == Effects::default() {
+        if effects.is_empty() {
             return;
+        }
+        for conn in &effects.parted {
+            self.close_stream(task, conn);
         }
         for (node, why) in effects.banned {
             self.ban(node, &why);
@@ -682,16 +685,21 @@ impl Node {
     pub(crate) fn close_streams(&self, task: &Arc<Task>) {
         let Some(mesh) = self.mesh() else { return };
         for conn in mesh.all() {
-            let Some(links) = conn.state::<ConnState>() else {
-                continue;
-            };
-            let (ours, stream) = links.close(&task.key());
-            if let Some(ours) = ours {
-                conn.send(ours, &dragonfly_proto::frame::Frame::Close);
-            }
-            if let Some(stream) = stream {
-                self.leave(&stream);
-            }
+            self.close_stream(task, &conn);
+        }
+    }
+
+    /// Takes a task out of one connection; the other side is told.
+    pub(crate) fn close_stream(&self, task: &Task, conn: &Arc<dragonfly_transport::Conn>) {
+        let Some(links) = conn.state::<ConnState>() else {
+            return;
+        };
+        let (ours, stream) = links.close(&task.key());
+        if let Some(ours) = ours {
+            conn.send(ours, &dragonfly_proto::frame::Frame::Close);
+        }
+        if let Some(stream) = stream {
+            self.leave(&stream);
         }
     }
 

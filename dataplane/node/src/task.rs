@@ -16,7 +16,7 @@ use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc;
 use dragonfly_proto::ticket::Ticket;
 use dragonfly_proto::trust::{EpochCert, RunSigner, SignedSize, TrustError, Verifier};
-use dragonfly_swarm::engine::{Action, Engine, NeighbourId, Violation, Wanted};
+use dragonfly_swarm::engine::{Action, Engine, NeighbourId, Stripe, Violation, Wanted};
 use dragonfly_transport::{CloseReason, Conn};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -61,18 +61,40 @@ pub(crate) struct State {
     pub(crate) wants: HashMap<u64, (u64, u64)>,
     /// When somebody last needed the task.
     pub(crate) used: Instant,
+    /// What the scheduler said of neighbours that not everything may be asked of.
+    pub(crate) told: HashMap<NodeId, Told>,
     /// Members that are seeds, by the scheduler's word.
     pub(crate) seeds: Vec<NodeId>,
     pub(crate) joined: bool,
 }
 
+/// How a neighbour of another zone relates to this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// It may push.
+    pub(crate) emitter: bool,
+    /// What may be asked of it.
+    pub(crate) may_ask: Option<Stripe>,
+}
+
 /// What the node has to do after the engine ran.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Effects {
     pub(crate) need_neighbours: Option<usize>,
     pub(crate) need_source: bool,
+    /// Connections on which the task's stream is to be closed.
+    pub(crate) parted: Vec<Arc<Conn>>,
     /// Nodes that broke the protocol.
     pub(crate) banned: Vec<(NodeId, String)>,
+}
+
+impl Effects {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.need_neighbours.is_none()
+            && !self.need_source
+            && self.parted.is_empty()
+            && self.banned.is_empty()
+    }
 }
 
 /// Where a task's bytes came from, bytes.
@@ -191,6 +213,7 @@ impl Task {
             failure: None,
             wants: HashMap::new(),
             used: Instant::now(),
+            told: HashMap::new(),
             seeds: Vec::new(),
             joined: false,
         };
@@ -487,6 +510,11 @@ fn carry_out(state: &mut State, effects: &mut Effects) {
                     let why = dragonfly_transport::Violation(why.to_string());
                     effects.banned.push((link.conn.peer(), why.0.clone()));
                     link.conn.close(CloseReason::Violation(why));
+                }
+            }
+            Action::Part(who) => {
+                if let Some(link) = state.links.remove(&who) {
+                    effects.parted.push(link.conn);
                 }
             }
             Action::Drop(who) => {

@@ -19,6 +19,9 @@ impl Engine {
     /// Asks one parent for what fits its window.
     pub(super) fn fill(&mut self, now: Duration, at: usize) {
         let neighbour = &self.neighbours[at];
+        if neighbour.parting.is_some() {
+            return;
+        }
         if neighbour.useful == 0 {
             if self.total == Some(1) && neighbour.pushing() {
                 self.ask_emitter_for_single(now, at);

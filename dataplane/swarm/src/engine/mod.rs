@@ -251,6 +251,47 @@ impl Engine {
         self.fill_all(now);
     }
 
+    /// The scheduler gave this neighbour's place to another: nothing more is asked of it, and when
+    /// what was asked has come, [`Action::Part`] follows. So no byte under way is lost.
+    pub fn part(&mut self, now: Duration, id: NeighbourId) {
+        if let Some(at) = self.slot(id) {
+            self.neighbours[at].parting.get_or_insert(now);
+            self.end_partings(now);
+        }
+    }
+
+    /// The scheduler told what may be asked of this neighbour, see [`NeighbourInfo::may_ask`]. What
+    /// was asked before still comes.
+    pub fn set_may_ask(&mut self, now: Duration, id: NeighbourId, may_ask: Option<Stripe>) {
+        let Some(at) = self.slot(id) else { return };
+        let neighbour = &mut self.neighbours[at];
+        if neighbour.may_ask == may_ask {
+            return;
+        }
+        for index in neighbour.offers().iter() {
+            self.holders[index as usize] -= 1;
+        }
+        neighbour.may_ask = may_ask;
+        let allowed = |index: &u32| may_ask.is_some_and(|stripe| stripe.contains(*index));
+        neighbour.offers = match may_ask {
+            Some(Stripe::WHOLE) => BlockSet::new(),
+            _ => neighbour.has.iter().filter(allowed).collect(),
+        };
+        for index in neighbour.offers().iter() {
+            self.holders[index as usize] += 1;
+        }
+        neighbour.useful = neighbour.offers().common(&self.need);
+        self.fill(now, at);
+    }
+
+    /// The scheduler wants this neighbour kept after all.
+    pub fn keep(&mut self, now: Duration, id: NeighbourId) {
+        if let Some(at) = self.slot(id) {
+            self.neighbours[at].parting = None;
+            self.fill(now, at);
+        }
+    }
+
     /// The scheduler told that this neighbour holds a lease now, or no longer does.
     pub fn set_emitter(&mut self, now: Duration, id: NeighbourId, emitter: bool) {
         let Some(at) = self.slot(id) else { return };
@@ -432,11 +473,7 @@ impl Engine {
         self.need = need;
         self.need_from = 0;
         for n in &mut self.neighbours {
-            let offers = n.offers();
-            let words = offers.words().min(self.need.words());
-            n.useful = (0..words)
-                .map(|at| (offers.word(at) & self.need.word(at)).count_ones())
-                .sum();
+            n.useful = n.offers().common(&self.need);
         }
     }
 

@@ -10,17 +10,20 @@ use crate::engine::{
 use crate::membership::{Command, Introduction, LeastConnected, MemberInfo, Refill, Swarm, ZoneId};
 use core::cmp::Reverse;
 use core::time::Duration;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 type Nanos = u64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Join(u32),
-    Connect { from: u32, to: u32, emitter: bool },
+    Connect { from: u32, to: u32 },
+    Expect { node: u32, peer: u32 },
     UplinkFree { node: u32, to: u32, block: u32 },
     Arrive { node: u32, from: u32, block: u32 },
     Origin { node: u32, block: u32 },
+    Part { node: u32, from: u32 },
+    Close { node: u32, from: u32 },
     Grant { node: u32 },
     Timer(u32),
     Die(u32),
@@ -54,6 +57,8 @@ struct Node {
     fetching: Vec<u32>,
     granted: Option<(Stripe, Duration)>,
     leased: bool,
+    /// What the scheduler said of neighbours.
+    told: HashMap<u32, Introduction<u32>>,
 }
 
 /// Runs a scenario to its end: all living peers hold everything, or the horizon.
@@ -123,6 +128,7 @@ impl<'a> World<'a> {
                 fetching: Vec::new(),
                 granted: None,
                 leased: false,
+                told: HashMap::new(),
             });
         }
         let strategy = Box::new(LeastConnected);
@@ -252,7 +258,20 @@ impl<'a> World<'a> {
         let now = self.time();
         match event {
             Event::Join(node) => self.join(node),
-            Event::Connect { from, to, emitter } => self.connect(from, to, emitter),
+            Event::Part { node, from } => {
+                self.nodes[node as usize]
+                    .engine
+                    .part(now, NeighbourId(from));
+                self.drain(node);
+            }
+            Event::Close { node, from } => {
+                self.nodes[node as usize]
+                    .engine
+                    .leave(now, NeighbourId(from));
+                self.drain(node);
+            }
+            Event::Connect { from, to } => self.connect(from, to),
+            Event::Expect { node, peer } => self.told(node, peer),
             Event::UplinkFree { node, to, block } => {
                 let sender = &mut self.nodes[node as usize];
                 sender.busy = false;
@@ -350,31 +369,47 @@ impl<'a> World<'a> {
 
     /// The scheduler's answer and the connection take a round trip each.
     fn introduce(&mut self, from: u32, introduction: Introduction<u32>) {
-        let connect = Event::Connect {
-            from,
-            to: introduction.node,
-            emitter: introduction.emitter,
-        };
-        self.schedule(self.now + 4 * self.latency, connect);
+        let to = introduction.node;
+        self.nodes[from as usize].told.insert(to, introduction);
+        self.schedule(self.now + 4 * self.latency, Event::Connect { from, to });
     }
 
-    fn connect(&mut self, from: u32, to: u32, emitter: bool) {
+    /// What a node was told of a neighbour holds for the connection that is up.
+    fn told(&mut self, node: u32, peer: u32) {
+        let now = self.time();
+        let it = &mut self.nodes[node as usize];
+        let Some(told) = it.told.get(&peer) else {
+            return;
+        };
+        let id = NeighbourId(peer);
+        it.engine.keep(now, id);
+        it.engine.set_may_ask(now, id, told.may_ask);
+        it.engine.set_emitter(now, id, told.emitter);
+        self.drain(node);
+    }
+
+    fn connect(&mut self, from: u32, to: u32) {
         let (a, b) = (&self.nodes[from as usize], &self.nodes[to as usize]);
-        if !a.alive || !b.alive || a.engine.neighbours().any(|n| n.0 == to) {
+        if !a.alive || !b.alive {
             return;
         }
-        let crossing = a.zone != b.zone;
+        if a.engine.neighbours().any(|n| n.0 == to) {
+            self.told(from, to);
+            let now = self.time();
+            let engine = &mut self.nodes[to as usize].engine;
+            engine.keep(now, NeighbourId(from));
+            return self.drain(to);
+        }
         let now = self.time();
-        for (one, other, emitter) in [(from, to, emitter), (to, from, false)] {
+        for (one, other) in [(from, to), (to, from)] {
+            let node = &mut self.nodes[one as usize];
+            let told = node.told.get(&other);
             let info = NeighbourInfo {
-                emitter,
+                emitter: told.is_some_and(|told| told.emitter),
                 rtt: self.scenario.rtt,
-                // Who is connected to from another zone only serves.
-                may_ask: (!crossing || one == from).then_some(Stripe::WHOLE),
+                may_ask: told.map_or(Some(Stripe::WHOLE), |told| told.may_ask),
             };
-            self.nodes[one as usize]
-                .engine
-                .join(now, NeighbourId(other), info);
+            node.engine.join(now, NeighbourId(other), info);
             self.drain(one);
         }
     }
@@ -385,6 +420,23 @@ impl<'a> World<'a> {
                 Command::Connect { node, to } => {
                     self.scheduler_messages += 1;
                     self.introduce(node, to);
+                }
+                Command::Expect { node, peer } => {
+                    self.scheduler_messages += 1;
+                    self.nodes[node as usize].told.insert(peer.node, peer);
+                    let at = self.now + self.latency;
+                    self.schedule(
+                        at,
+                        Event::Expect {
+                            node,
+                            peer: peer.node,
+                        },
+                    );
+                }
+                Command::Part { node, from } => {
+                    self.scheduler_messages += 1;
+                    let at = self.now + 4 * self.latency;
+                    self.schedule(at, Event::Part { node, from });
                 }
                 Command::Disconnect { a, b } => self.disconnect(a, b),
                 Command::Grant(lease) => {
@@ -431,6 +483,19 @@ impl<'a> World<'a> {
                     self.out.violations += 1;
                     self.swarm.accuse(node, other.0);
                     self.disconnect(node, other.0);
+                }
+                Action::Part(other) => {
+                    // Behind what is on its way to the other side.
+                    let sent = self.nodes[node as usize].sending_until.max(self.now);
+                    let queued = self.nodes[other.0 as usize].down_free;
+                    let at = (sent + self.latency).max(queued) + 1;
+                    self.schedule(
+                        at,
+                        Event::Close {
+                            node: other.0,
+                            from: node,
+                        },
+                    );
                 }
                 Action::Drop(other) => {
                     self.swarm.disconnected(node, other.0);
