@@ -16,6 +16,9 @@ use crate::task::{Meta, Task, Told, lock};
 /// Neighbours of other zones remembered; a gateway has a handful.
 const MAX_TOLD: usize = 1024;
 
+/// Tasks for which neighbours are kept until they are open, and messages of each.
+const MAX_EARLY: usize = 64;
+
 impl Node {
     pub(crate) fn hello(&self) -> rpc::NodeHello {
         let id = &self.identity;
@@ -42,17 +45,29 @@ impl Node {
             }
             to_node::Message::Joined(joined) => self.on_joined(&joined),
             to_node::Message::Neighbours(n) => {
-                let Some(task) = self.task_of(&n.content) else {
+                let Some(content) = ContentKey::from_slice(&n.content) else {
                     return;
                 };
-                if n.exhausted {
-                    let ((), effects) = task.drive(|s, _| s.engine.neighbours_exhausted());
-                    self.apply(&task, effects);
+                let mut early = lock(&self.early);
+                match self
+                    .find(&content)
+                    .filter(|task| task.state().ticket.is_some())
+                {
+                    Some(task) => {
+                        drop(early);
+                        self.on_neighbours(&task, &n);
+                    }
+                    // The answer that opens the task was sent before this and is being read.
+                    None => {
+                        if early.len() >= MAX_EARLY && !early.contains_key(&content) {
+                            early.clear();
+                        }
+                        let waiting = early.entry(content).or_default();
+                        if waiting.len() < MAX_EARLY {
+                            waiting.push(n);
+                        }
+                    }
                 }
-                self.part(&task, &n);
-                self.remember_members(&task, n.members.clone());
-                self.heed(&task, n.members.iter().chain(&n.expected));
-                self.connect_members(&task, &n.members);
             }
             to_node::Message::Epochs(e) => {
                 let Some(task) = self.task_of(&e.content) else {
@@ -71,6 +86,17 @@ impl Node {
             }
             to_node::Message::Welcome(_) | to_node::Message::Resolved(_) => {}
         }
+    }
+
+    fn on_neighbours(self: &Arc<Self>, task: &Arc<Task>, n: &rpc::Neighbours) {
+        if n.exhausted {
+            let ((), effects) = task.drive(|s, _| s.engine.neighbours_exhausted());
+            self.apply(task, effects);
+        }
+        self.part(task, n);
+        self.remember_members(task, n.members.clone());
+        self.heed(task, n.members.iter().chain(&n.expected));
+        self.connect_members(task, &n.members);
     }
 
     /// Takes note of what may be asked of neighbours, those that are connected already too.
@@ -168,6 +194,8 @@ impl Node {
             tracing::debug!(task = %content.short(), failure.message, "not joined");
             return;
         }
+        // Before anything is dialled: what may be asked of whom.
+        self.heed(&task, &joined.members);
         {
             let mut state = task.state();
             state.ticket = ticket.or(state.ticket);
@@ -175,12 +203,18 @@ impl Node {
         }
         self.take_epochs(&task, &joined.epochs);
         self.remember_members(&task, joined.members.clone());
-        self.heed(&task, &joined.members);
         self.connect_members(&task, &joined.members);
         if joined.exhausted {
             let ((), effects) = task.drive(|s, _| s.engine.neighbours_exhausted());
             self.apply(&task, effects);
         }
+        self.hear_early(&task);
+    }
+
+    /// Takes what a scheduler said before the task was open here.
+    pub(crate) fn hear_early(self: &Arc<Self>, task: &Arc<Task>) {
+        let early = lock(&self.early).remove(&task.key()).unwrap_or_default();
+        early.iter().for_each(|n| self.on_neighbours(task, n));
     }
 
     /// What this node says of a task when it joins, first or again.

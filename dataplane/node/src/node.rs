@@ -127,6 +127,8 @@ pub struct Node {
     tasks: Mutex<HashMap<ContentKey, Arc<Task>>>,
     tickets: Mutex<HashMap<ContentKey, Ticket>>,
     members: Mutex<HashMap<ContentKey, Vec<rpc::Member>>>,
+    /// What a scheduler said of tasks that are about to be opened here.
+    pub(crate) early: Mutex<HashMap<ContentKey, Vec<rpc::Neighbours>>>,
     bans: Mutex<HashMap<NodeId, Instant>>,
     authorities: RwLock<Vec<PublicKey>>,
     settings: watch::Sender<Settings>,
@@ -192,6 +194,7 @@ impl Node {
             tasks: Mutex::default(),
             tickets: Mutex::default(),
             members: Mutex::default(),
+            early: Mutex::default(),
             bans: Mutex::default(),
             authorities: RwLock::new(parts.authorities),
             settings: watch::Sender::new(settings),

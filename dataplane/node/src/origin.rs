@@ -259,6 +259,7 @@ impl Node {
             return;
         };
         self.connect_members(&task, &lease.members);
+        self.hear_early(&task);
         let importer = lock(&self.origins.importing).remove(&content);
         if let Some(importer) = importer {
             // The bytes come from a client. One that gave up meanwhile has cleaned up after itself.
