@@ -5,8 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use dragonfly_proto::frame::{DataHeader, Frame, Hello};
-use dragonfly_proto::id::{ContentKey, NodeId};
-use dragonfly_proto::rpc;
+use dragonfly_proto::id::ContentKey;
 use dragonfly_proto::trust::{Leaf, Proof, TrustError};
 use dragonfly_swarm::engine::{Disposition, NeighbourInfo, Stripe};
 use dragonfly_transport::{
@@ -68,7 +67,7 @@ impl Handler for Node {
                 let effects = s.task.set_size(&size).map_err(Violation)?;
                 self.apply(&s.task, effects);
             }
-            Frame::Pex(peers) => self.on_pex(&s.task, peers),
+            Frame::Pex(peers) => self.on_pex(&s.task, conn, peers),
             frame => {
                 let max = most_blocks(&s.task.geometry());
                 let control = links.with_map(stream, |map| wire::control(&frame, map, max));
@@ -410,6 +409,7 @@ impl Node {
             st.engine.join(now, neighbour, info);
         });
         self.apply(&task, effects);
+        self.introduce(&task, conn, ours);
         task.notify_emission();
         Ok(())
     }
@@ -475,14 +475,5 @@ impl Node {
         });
         self.apply(&s.task, effects);
         s.task.notify_emission();
-    }
-
-    fn on_pex(&self, task: &Arc<Task>, peers: Vec<(NodeId, std::net::SocketAddr)>) {
-        let members = peers.into_iter().map(|(node, addr)| rpc::Member {
-            node: node.0.to_vec(),
-            addresses: vec![addr.to_string()],
-            ..rpc::Member::default()
-        });
-        self.remember_members(task, members.collect());
     }
 }

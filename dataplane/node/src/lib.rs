@@ -10,7 +10,7 @@
 //!
 //! * [`node`]: what a node is made of, its clockwork.
 //! * [`task`]: one content at this node. [`download`]: one client's interest in it.
-//! * `handler`, `links`, `wire`: between connections and engines.
+//! * `handler`, `links`, `wire`: between connections and engines. `pex`: neighbours through neighbours.
 //! * [`session`], `membership`: what schedulers say and are told.
 //! * `origin`: looking at origins, reading and signing under a lease.
 //! * [`limits`], [`metrics`].
@@ -27,6 +27,7 @@ mod membership;
 pub mod metrics;
 pub mod node;
 mod origin;
+mod pex;
 pub mod session;
 pub mod side;
 mod socket;

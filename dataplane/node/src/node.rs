@@ -457,12 +457,7 @@ impl Node {
                 .sessions
                 .tell(&task.key(), from_node::Message::NeedNeighbours(ask));
             if !asked && let Some(node) = self.me() {
-                // No scheduler: try whom this node has heard of.
-                let members = lock(&self.members)
-                    .get(&task.key())
-                    .cloned()
-                    .unwrap_or_default();
-                node.connect_members(task, &members);
+                node.find_neighbours(task, count);
             }
         }
         if effects.need_source {
@@ -548,6 +543,11 @@ impl Node {
         }
         let over = known.len().saturating_sub(MAX_MEMBERS);
         known.drain(..over);
+    }
+
+    pub(crate) fn members_of(&self, task: &Task) -> Vec<rpc::Member> {
+        let all = lock(&self.members);
+        all.get(&task.key()).cloned().unwrap_or_default()
     }
 
     /// Opens a stream for the task with each of these nodes, dialling where there is no connection.

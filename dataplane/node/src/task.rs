@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::links::ConnState;
+use crate::pex::Heard;
 use crate::wire;
 
 /// Most blocks of content whose length is unknown: a neighbour's word that it holds the last block
@@ -63,6 +64,8 @@ pub(crate) struct State {
     pub(crate) used: Instant,
     /// What the scheduler said of neighbours that not everything may be asked of.
     pub(crate) told: HashMap<NodeId, Told>,
+    /// What neighbours said of others.
+    pub(crate) heard: Heard,
     /// Members that are seeds, by the scheduler's word.
     pub(crate) seeds: Vec<NodeId>,
     pub(crate) joined: bool,
@@ -214,6 +217,7 @@ impl Task {
             wants: HashMap::new(),
             used: Instant::now(),
             told: HashMap::new(),
+            heard: Heard::default(),
             seeds: Vec::new(),
             joined: false,
         };
