@@ -67,6 +67,7 @@ impl Handler for Node {
                 let effects = s.task.set_size(&size).map_err(Violation)?;
                 self.apply(&s.task, effects);
             }
+            Frame::Priority(priority) => links.set_priority(s.ours, priority),
             Frame::Pex(peers) => self.on_pex(&s.task, conn, peers),
             frame => {
                 let max = most_blocks(&s.task.geometry());
@@ -196,10 +197,10 @@ impl Handler for Node {
                 let Some(index) = state.engine.next_data(now, s.neighbour) else {
                     continue;
                 };
-                // Asked until it has nothing: only then does the engine wake this stream again.
-                links.ready(s.ours);
                 (index, state.geometry)
             };
+            // Asked until it has nothing: only then does the engine wake this stream again.
+            links.sends(s.ours, geometry.block_len(index).unwrap_or(0));
             match outgoing(&s, index, geometry.offset(index), geometry.block_len(index)) {
                 Ok(block) => return Next::Send(block),
                 Err(e) => {
@@ -398,6 +399,10 @@ impl Node {
         let size = task.state().size;
         if let Some(size) = size {
             conn.send(ours, &Frame::Size(size));
+        }
+        let priority = task.priority();
+        if priority != 0 {
+            conn.send(ours, &Frame::Priority(priority));
         }
         let ((), effects) = task.drive(|st, now| {
             let told = st.told.get(&conn.peer()).copied();

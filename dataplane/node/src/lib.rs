@@ -10,7 +10,7 @@
 //!
 //! * [`node`]: what a node is made of, its clockwork.
 //! * [`task`]: one content at this node. [`download`]: one client's interest in it.
-//! * `handler`, `links`, `wire`: between connections and engines. `pex`: neighbours through neighbours.
+//! * `handler`, `links`, `turns`, `wire`: between connections and engines. `pex`: neighbours through neighbours.
 //! * [`session`], `membership`: what schedulers say and are told.
 //! * `origin`: looking at origins, reading and signing under a lease.
 //! * [`limits`], [`metrics`].
@@ -32,4 +32,5 @@ pub mod session;
 pub mod side;
 mod socket;
 pub mod task;
+mod turns;
 mod wire;

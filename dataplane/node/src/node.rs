@@ -29,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::origin::PendingOrigins;
 use crate::session::{FromScheduler, Sessions};
 use crate::task::{Effects, Meta, Task, from_hex, lock, most_blocks};
+use crate::turns::weight;
 
 /// A node that misbehaved is not spoken to for this long.
 const BAN: Duration = Duration::from_secs(600);
@@ -590,9 +591,19 @@ impl Node {
         loop {
             let tasks = self.tasks();
             let mut busy = false;
+            // What contends for this node's downlink: shares go by priority.
+            let wanting = |t: &&Arc<Task>| {
+                let s = t.state();
+                !s.wants.is_empty() && s.engine.remaining() > 0
+            };
+            let top = tasks.iter().filter(wanting).map(|t| t.priority()).min();
             for task in &tasks {
+                let share = top.map_or(1.0, |top| {
+                    weight(task.priority()) as f32 / weight(top) as f32
+                });
                 let due = {
-                    let state = task.state();
+                    let mut state = task.state();
+                    state.engine.set_share(share.min(1.0));
                     busy |= !state.links.is_empty() || !state.wants.is_empty();
                     state
                         .engine

@@ -35,7 +35,11 @@ impl Heard {
     /// Takes note of what a neighbour tells.
     fn hear(&mut self, teller: &Conn, peers: Vec<(NodeId, SocketAddr)>) {
         let from = teller.addr().ip();
-        let at = match self.told.iter().position(|(node, _)| *node == teller.peer()) {
+        let at = match self
+            .told
+            .iter()
+            .position(|(node, _)| *node == teller.peer())
+        {
             Some(at) => at,
             None if self.told.len() >= TELLERS => return,
             None => {
@@ -206,7 +210,10 @@ mod tests {
             ],
         };
         let taken = heard.take(2, |_| true);
-        assert_eq!(taken.iter().map(|t| t.0).collect::<Vec<_>>(), [node(25), node(30)]);
+        assert_eq!(
+            taken.iter().map(|t| t.0).collect::<Vec<_>>(),
+            [node(25), node(30)]
+        );
         assert_eq!(heard.take(100, |n| *n != node(10)).len(), 14);
         assert_eq!(heard.take(100, |_| true).len(), 1);
         assert!(heard.take(100, |_| true).is_empty());

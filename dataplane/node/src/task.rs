@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 
 use crate::links::ConnState;
 use crate::pex::Heard;
+use crate::turns::LOWEST;
 use crate::wire;
 
 /// Most blocks of content whose length is unknown: a neighbour's word that it holds the last block
@@ -60,6 +61,8 @@ pub(crate) struct State {
     pub(crate) failure: Option<rpc::Failure>,
     /// What each user of the task (reader, download) wants: byte ranges.
     pub(crate) wants: HashMap<u64, (u64, u64)>,
+    /// How important the task is to its users, where they said so.
+    pub(crate) priorities: HashMap<u64, u8>,
     /// When somebody last needed the task.
     pub(crate) used: Instant,
     /// What the scheduler said of neighbours that not everything may be asked of.
@@ -215,6 +218,7 @@ impl Task {
             size: None,
             failure: None,
             wants: HashMap::new(),
+            priorities: HashMap::new(),
             used: Instant::now(),
             told: HashMap::new(),
             heard: Heard::default(),
@@ -410,9 +414,26 @@ impl Task {
         effects
     }
 
+    /// How important a user says the task is; the most important of them counts. Neighbours learn
+    /// it: they serve streams of lower numbers first.
+    pub(crate) fn prioritise(&self, user: u64, priority: u8) {
+        let mut s = self.state();
+        let before = priority_of(&s);
+        s.priorities.insert(user, priority.min(LOWEST));
+        tell_priority(&s, before);
+    }
+
+    /// The task's priority here, 0 to 7; 0 is the highest.
+    pub(crate) fn priority(&self) -> u8 {
+        priority_of(&self.state())
+    }
+
     pub(crate) fn remove_user(&self, user: u64) -> Effects {
         let ((), effects) = self.drive(|s, now| {
             s.wants.remove(&user);
+            let before = priority_of(s);
+            s.priorities.remove(&user);
+            tell_priority(s, before);
             s.used = Instant::now();
             let wanted = wanted(s);
             if wanted != *s.engine.wanted() {
@@ -474,6 +495,22 @@ impl Task {
         self.update_meta(|m| m.size = Some((size.total_len, size.epoch, hex)));
         self.notify();
         Ok(effects)
+    }
+}
+
+/// The most important of what users said; who says nothing is as important as can be.
+fn priority_of(s: &State) -> u8 {
+    let of = |user| s.priorities.get(user).copied().unwrap_or(0);
+    s.wants.keys().map(of).min().unwrap_or(0)
+}
+
+fn tell_priority(s: &State, before: u8) {
+    let now = priority_of(s);
+    // Who wants nothing any more is not asked how much.
+    if now != before && !s.wants.is_empty() {
+        for link in s.links.values() {
+            link.conn.send(link.ours, &Frame::Priority(now));
+        }
     }
 }
 

@@ -61,7 +61,9 @@ async fn without_a_scheduler_neighbours_are_found_through_neighbours() {
         (before, most)
     };
     let all = futures::future::join_all(peers.iter().map(|p| read_all(p, &url)));
-    let both = tokio::time::timeout(Duration::from_secs(40), async { tokio::join!(all, watched) });
+    let both = tokio::time::timeout(Duration::from_secs(40), async {
+        tokio::join!(all, watched)
+    });
     let Ok((got, (before, after))) = both.await else {
         kit::describe_all();
         panic!("no end within 40 s");

@@ -66,6 +66,7 @@ pub struct Engine {
     ids: Vec<NeighbourId>,
     neighbours: Vec<Neighbour>,
     readers: Vec<(ReaderId, u32)>,
+    share: f32,
     emission: Option<Emission>,
     /// Blocks to announce, and when.
     news: Vec<u32>,
@@ -97,6 +98,7 @@ impl Engine {
             ids: Vec::new(),
             neighbours: Vec::new(),
             readers: Vec::new(),
+            share: 1.0,
             emission: None,
             news: Vec::new(),
             news_due: None,
@@ -316,6 +318,18 @@ impl Engine {
         if emitter {
             self.greet_emitter(now, id);
         }
+    }
+
+    /// This task's share of what the node takes in, above 0 and at most 1: windows and credit shrink
+    /// with it, to one block at the least.
+    pub fn set_share(&mut self, share: f32) {
+        self.share = share;
+    }
+
+    /// Whether there is a block for this neighbour that no other has got of this emitter.
+    #[must_use]
+    pub fn emits_to(&self, id: NeighbourId) -> bool {
+        self.slot(id).is_some_and(|at| self.has_emission(at))
     }
 
     /// The connection's smallest round-trip time, measured anew.
