@@ -5,6 +5,7 @@ use std::time::Duration;
 use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc::{self, failure::Code, to_node};
 use dragonfly_proto::trust::{EpochCert, MAX_EPOCHS};
+use dragonfly_swarm::engine::Stripe;
 use dragonfly_swarm::membership::{Introduction, Lease};
 
 use crate::core::Core;
@@ -52,6 +53,24 @@ impl Core {
         };
         // Refused only when banned: then there is no lease, and members are told so.
         let _ = task.swarm.join(node, info);
+        // Where several seeds emit, the next in the content's order take their shares.
+        for _ in 1..self.settings.swarm.emitters {
+            let Some(task) = self.tasks.get(&content) else {
+                return;
+            };
+            let new = |id: &NodeId| !task.swarm.contains(*id) && !task.unfit.contains(id);
+            let Some(next) = self.home_seed(&content.0, new) else {
+                break;
+            };
+            if let Some(info) = self.member_info(next, 0)
+                && let Some(task) = self.tasks.get_mut(&content)
+            {
+                let _ = task.swarm.join(next, info);
+            }
+        }
+        let Some(task) = self.tasks.get_mut(&content) else {
+            return;
+        };
         task.swarm.assign_leases_to(node);
         self.drain(content);
     }
@@ -290,7 +309,7 @@ impl Core {
                 self.member(&Introduction {
                     node,
                     emitter: false,
-                    may_ask: None,
+                    may_ask: Some(Stripe::WHOLE),
                 })
             });
         let message = rpc::Lease {
