@@ -342,17 +342,20 @@ impl Node {
             self.keep_ticket(ticket);
             task.state().ticket = Some(ticket);
         }
-        if task.state().lease.is_some() {
-            // A scheduler that restarted gives anew what is held already: reading goes on under
-            // the epoch it began with.
-            return Ok(None);
-        }
-        let signer = RunSigner::new(self.signing.clone(), content, cert.epoch);
         let stripe = Stripe {
             index: lease.stripe_index,
             of: lease.stripe_of.max(1),
             run: MAX_RUN as u32,
         };
+        if task.state().lease.is_some() {
+            // A scheduler that restarted gives anew what is held already, or another holder's share
+            // comes to this one: reading goes on under the epoch it began with.
+            let ((), effects) = task.drive(|s, now| s.engine.set_stripe(now, stripe));
+            self.apply(&task, effects);
+            task.notify_emission();
+            return Ok(None);
+        }
+        let signer = RunSigner::new(self.signing.clone(), content, cert.epoch);
         // Whoever takes over first hears what the others hold.
         let collect = if lease.members.is_empty() {
             Duration::ZERO
