@@ -25,6 +25,7 @@ pub(crate) struct Ask {
     wish: Wish,
     want_descriptor: bool,
     rate: u64,
+    priority: u32,
 }
 
 impl Ask {
@@ -43,6 +44,7 @@ impl Ask {
             wish,
             want_descriptor: ask.want_descriptor,
             rate: ask.rate_limit,
+            priority: ask.priority,
         })
     }
 
@@ -158,6 +160,7 @@ async fn download_once(
     let download = node
         .download_ahead(ask.source.clone(), ask.wish, ask.ahead())
         .await?;
+    download.prioritise(ask.priority);
     let download = Arc::new(download);
     let say = |event| Ok(DownloadEvent { event: Some(event) });
     // Who has gone is noticed by who runs this.
@@ -215,6 +218,7 @@ async fn read_once(
     let download = node
         .download_ahead(ask.source.clone(), ask.wish, ask.ahead())
         .await?;
+    download.prioritise(ask.priority);
     let download = Arc::new(download);
     let say = |chunk| Ok(ReadChunk { chunk: Some(chunk) });
     let _ = out

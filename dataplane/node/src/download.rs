@@ -57,6 +57,16 @@ impl std::fmt::Debug for Download {
     }
 }
 
+impl Download {
+    /// How important this download is beside others of this node: 0 (as it begins) to 7; what is
+    /// above counts as 7. Each step halves its share where several contend for a link or for this
+    /// node's own.
+    pub fn prioritise(&self, priority: u32) {
+        let priority = u8::try_from(priority).unwrap_or(u8::MAX);
+        self.task.prioritise(self.user, priority);
+    }
+}
+
 impl Drop for Download {
     fn drop(&mut self) {
         let effects = self.task.remove_user(self.user);

@@ -5,10 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use dragonfly_proto::frame::{DataHeader, Frame, Hello};
-use dragonfly_proto::id::{ContentKey, NodeId};
-use dragonfly_proto::rpc;
+use dragonfly_proto::id::ContentKey;
 use dragonfly_proto::trust::{Leaf, Proof, TrustError};
-use dragonfly_swarm::engine::{Disposition, NeighbourInfo};
+use dragonfly_swarm::engine::{Disposition, NeighbourInfo, Stripe};
 use dragonfly_transport::{
     Block, CloseReason, Conn, Handler, Next, Outgoing, Payload, Violation, Welcome,
 };
@@ -69,7 +68,8 @@ impl Handler for Node {
                 let effects = s.task.set_size(&size).map_err(Violation)?;
                 self.apply(&s.task, effects);
             }
-            Frame::Pex(peers) => self.on_pex(&s.task, peers),
+            Frame::Priority(priority) => links.set_priority(s.ours, priority),
+            Frame::Pex(peers) => self.on_pex(&s.task, conn, peers),
             frame => {
                 let max = most_blocks(&s.task.geometry());
                 let control = links.with_map(stream, |map| wire::control(&frame, map, max));
@@ -198,10 +198,10 @@ impl Handler for Node {
                 let Some(index) = state.engine.next_data(now, s.neighbour) else {
                     continue;
                 };
-                // Asked until it has nothing: only then does the engine wake this stream again.
-                links.ready(s.ours);
                 (index, state.geometry)
             };
+            // Asked until it has nothing: only then does the engine wake this stream again.
+            links.sends(s.ours, geometry.block_len(index).unwrap_or(0));
             match outgoing(&s, index, geometry.offset(index), geometry.block_len(index)) {
                 Ok(block) => return Next::Send(block),
                 Err(e) => {
@@ -319,9 +319,11 @@ impl Node {
                 return Err(Violation("a second task on one stream".to_owned()));
             }
             // It took over the lease, or gave it up.
-            let ((), effects) = s
-                .task
-                .drive(|st, now| st.engine.set_emitter(now, s.neighbour, hello.emitter));
+            let ((), effects) = s.task.drive(|st, now| {
+                let told = st.told.get(&conn.peer()).is_none_or(|told| told.emitter);
+                st.engine
+                    .set_emitter(now, s.neighbour, hello.emitter && told);
+            });
             self.apply(&s.task, effects);
             return Ok(());
         }
@@ -399,14 +401,21 @@ impl Node {
         if let Some(size) = size {
             conn.send(ours, &Frame::Size(size));
         }
+        let priority = task.priority();
+        if priority != 0 {
+            conn.send(ours, &Frame::Priority(priority));
+        }
         let ((), effects) = task.drive(|st, now| {
+            let told = st.told.get(&conn.peer()).copied();
             let info = NeighbourInfo {
-                emitter: hello.emitter,
+                emitter: hello.emitter && told.is_none_or(|told| told.emitter),
+                may_ask: told.map_or(Some(Stripe::WHOLE), |told| told.may_ask),
                 ..NeighbourInfo::default()
             };
             st.engine.join(now, neighbour, info);
         });
         self.apply(&task, effects);
+        self.introduce(&task, conn, ours);
         task.notify_emission();
         Ok(())
     }
@@ -472,14 +481,5 @@ impl Node {
         });
         self.apply(&s.task, effects);
         s.task.notify_emission();
-    }
-
-    fn on_pex(&self, task: &Arc<Task>, peers: Vec<(NodeId, std::net::SocketAddr)>) {
-        let members = peers.into_iter().map(|(node, addr)| rpc::Member {
-            node: node.0.to_vec(),
-            addresses: vec![addr.to_string()],
-            ..rpc::Member::default()
-        });
-        self.remember_members(task, members.collect());
     }
 }

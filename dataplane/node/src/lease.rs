@@ -53,6 +53,7 @@ impl Node {
             return;
         };
         self.connect_members(&task, &lease.members);
+        self.hear_early(&task);
         if !begins {
             return;
         }
@@ -131,17 +132,20 @@ impl Node {
             // Read while there was no scheduler, from the same origin: now it is for all.
             self.prove(&task, cert.epoch).await?;
         }
-        if task.state().lease.is_some() {
-            // A scheduler that restarted gives anew what is held already: reading goes on under
-            // the epoch it began with.
-            return Ok((task, false));
-        }
-        let signer = RunSigner::new(self.signing.clone(), content, cert.epoch);
         let stripe = Stripe {
             index: lease.stripe_index,
             of: lease.stripe_of.max(1),
             run: MAX_RUN as u32,
         };
+        if task.state().lease.is_some() {
+            // A scheduler that restarted gives anew what is held already, or another holder's share
+            // comes to this one: reading goes on under the epoch it began with.
+            let ((), effects) = task.drive(|s, now| s.engine.set_stripe(now, stripe));
+            self.apply(&task, effects);
+            task.notify_emission();
+            return Ok((task, false));
+        }
+        let signer = RunSigner::new(self.signing.clone(), content, cert.epoch);
         // Whoever takes over first hears what the others hold.
         let collect = if lease.members.is_empty() {
             Duration::ZERO

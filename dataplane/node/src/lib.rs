@@ -10,7 +10,7 @@
 //!
 //! * [`node`]: what a node is made of, its clockwork.
 //! * [`task`]: one content at this node. [`download`]: one client's interest in it.
-//! * `handler`, `links`, `wire`: between connections and engines.
+//! * `handler`, `links`, `turns`, `wire`: between connections and engines. `pex`: neighbours through neighbours.
 //! * [`session`], `membership`: what schedulers say and are told.
 //! * `origin`, `lease`, `reading`: looking at origins; reading and signing under a lease. `alone`:
 //!   without one.
@@ -30,10 +30,12 @@ mod membership;
 pub mod metrics;
 pub mod node;
 mod origin;
+mod pex;
 mod reading;
 pub mod session;
 pub mod side;
 mod socket;
 mod strangers;
 pub mod task;
+mod turns;
 mod wire;

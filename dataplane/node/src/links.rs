@@ -1,6 +1,6 @@
 //! What this node keeps with each connection: its streams, and which of them have blocks to send.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -8,6 +8,7 @@ use dragonfly_proto::id::ContentKey;
 use dragonfly_swarm::engine::NeighbourId;
 
 use crate::task::{Task, lock};
+use crate::turns::Turns;
 
 /// Streams one connection may carry; an honest pair shares far fewer tasks at once.
 pub(crate) const MAX_STREAMS: usize = 8192;
@@ -40,7 +41,7 @@ struct Streams {
 #[derive(Debug, Default)]
 pub(crate) struct ConnState {
     streams: Mutex<Streams>,
-    ready: Mutex<VecDeque<u32>>,
+    turns: Mutex<Turns>,
     unknown_epochs: AtomicU32,
 }
 
@@ -123,6 +124,7 @@ impl ConnState {
         s.maps.remove(&theirs);
         let stream = s.theirs.remove(&theirs)?;
         s.ours.remove(&stream.ours);
+        lock(&self.turns).forget(stream.ours);
         s.hello_sent.remove(&stream.task.key());
         s.bound.remove(&stream.task.key());
         Some(stream)
@@ -152,19 +154,34 @@ impl ConnState {
 
     /// A stream has blocks to send.
     pub(crate) fn ready(&self, ours: u32) {
-        let mut ready = lock(&self.ready);
-        if !ready.contains(&ours) {
-            ready.push_back(ours);
+        lock(&self.turns).ready(ours);
+    }
+
+    /// How important the other side says a stream is to it.
+    pub(crate) fn set_priority(&self, ours: u32, priority: u8) {
+        lock(&self.turns).set_priority(ours, priority);
+    }
+
+    /// The stream whose turn it is: one with a block that nobody has yet before those with second
+    /// copies. Call [`Self::sends`] when it sends.
+    pub(crate) fn take_ready(&self) -> Option<Stream> {
+        let several = lock(&self.turns).several();
+        // No lock is held while engines are asked: they hold theirs while they say who is ready.
+        let emits = |ours: &u32| {
+            let stream = self.ours(*ours);
+            stream.is_some_and(|s| s.task.state().engine.emits_to(s.neighbour))
+        };
+        let first: Vec<u32> = several.into_iter().filter(emits).collect();
+        loop {
+            let ours = lock(&self.turns).take(&first)?;
+            if let Some(stream) = self.ours(ours) {
+                return Some(stream);
+            }
         }
     }
 
-    /// The stream whose turn it is; call [`Self::ready`] again when it has more.
-    pub(crate) fn take_ready(&self) -> Option<Stream> {
-        loop {
-            let ours = lock(&self.ready).pop_front()?;
-            if let Some(stream) = lock(&self.streams).ours.get(&ours) {
-                return Some(stream.clone());
-            }
-        }
+    /// A stream sends a block of so many bytes, and may have more.
+    pub(crate) fn sends(&self, ours: u32, bytes: u32) {
+        lock(&self.turns).sends(ours, bytes);
     }
 }

@@ -3,14 +3,21 @@
 use std::sync::Arc;
 
 use dragonfly_proto::geometry::Geometry;
-use dragonfly_proto::id::ContentKey;
+use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc::{self, FromNode, from_node, to_node};
 use dragonfly_proto::ticket::Ticket;
 use dragonfly_proto::trust::EpochCert;
+use dragonfly_swarm::engine::Stripe;
 use tokio::sync::mpsc;
 
 use crate::node::{Node, Role};
-use crate::task::{Meta, Task, lock};
+use crate::task::{Meta, Task, Told, lock};
+
+/// Neighbours of other zones remembered; a gateway has a handful.
+const MAX_TOLD: usize = 1024;
+
+/// Tasks for which neighbours are kept until they are open, and messages of each.
+const MAX_EARLY: usize = 64;
 
 impl Node {
     pub(crate) fn hello(&self) -> rpc::NodeHello {
@@ -38,15 +45,29 @@ impl Node {
             }
             to_node::Message::Joined(joined) => self.on_joined(&joined),
             to_node::Message::Neighbours(n) => {
-                let Some(task) = self.task_of(&n.content) else {
+                let Some(content) = ContentKey::from_slice(&n.content) else {
                     return;
                 };
-                if n.exhausted {
-                    let ((), effects) = task.drive(|s, _| s.engine.neighbours_exhausted());
-                    self.apply(&task, effects);
+                let mut early = lock(&self.early);
+                match self
+                    .find(&content)
+                    .filter(|task| task.state().ticket.is_some())
+                {
+                    Some(task) => {
+                        drop(early);
+                        self.on_neighbours(&task, &n);
+                    }
+                    // The answer that opens the task was sent before this and is being read.
+                    None => {
+                        if early.len() >= MAX_EARLY && !early.contains_key(&content) {
+                            early.clear();
+                        }
+                        let waiting = early.entry(content).or_default();
+                        if waiting.len() < MAX_EARLY {
+                            waiting.push(n);
+                        }
+                    }
                 }
-                self.remember_members(&task, n.members.clone());
-                self.connect_members(&task, &n.members);
             }
             to_node::Message::Epochs(e) => {
                 let Some(task) = self.task_of(&e.content) else {
@@ -65,6 +86,84 @@ impl Node {
             }
             to_node::Message::Welcome(_) | to_node::Message::Resolved(_) => {}
         }
+    }
+
+    fn on_neighbours(self: &Arc<Self>, task: &Arc<Task>, n: &rpc::Neighbours) {
+        if n.exhausted {
+            let ((), effects) = task.drive(|s, _| s.engine.neighbours_exhausted());
+            self.apply(task, effects);
+        }
+        self.part(task, n);
+        self.remember_members(task, n.members.clone());
+        self.heed(task, n.members.iter().chain(&n.expected));
+        self.connect_members(task, &n.members);
+    }
+
+    /// Takes note of what may be asked of neighbours, those that are connected already too.
+    fn heed<'a>(
+        self: &Arc<Self>,
+        task: &Arc<Task>,
+        members: impl IntoIterator<Item = &'a rpc::Member>,
+    ) {
+        let ((), effects) = task.drive(|s, now| {
+            for m in members {
+                let Some(id) = NodeId::from_slice(&m.node) else {
+                    continue;
+                };
+                let share = m.share.as_ref().map_or(Stripe::WHOLE, |share| Stripe {
+                    index: share.index,
+                    of: share.of,
+                    run: share.run,
+                });
+                let told = Told {
+                    emitter: m.emitter,
+                    may_ask: (!m.only_serve).then_some(share),
+                };
+                // Of neighbours in this node's own zone their HELLO says enough.
+                if m.zone != self.identity.zone {
+                    if s.told.len() >= MAX_TOLD {
+                        s.told.clear();
+                    }
+                    s.told.insert(id, told);
+                }
+                let links = s.links.iter().filter(|(_, l)| l.conn.peer() == id);
+                for neighbour in links.map(|(n, _)| *n).collect::<Vec<_>>() {
+                    s.engine.keep(now, neighbour);
+                    s.engine.set_may_ask(now, neighbour, told.may_ask);
+                    if m.zone != self.identity.zone {
+                        s.engine.set_emitter(now, neighbour, told.emitter);
+                    }
+                }
+            }
+        });
+        self.apply(task, effects);
+    }
+
+    /// Lets go of neighbours: at their leisure of those whose place another took, at once of the
+    /// banned.
+    fn part(self: &Arc<Self>, task: &Arc<Task>, n: &rpc::Neighbours) {
+        let of = |list: &[Vec<u8>]| -> Vec<NodeId> {
+            list.iter()
+                .filter_map(|id| NodeId::from_slice(id))
+                .collect()
+        };
+        let (part, banned) = (of(&n.part), of(&n.banned));
+        if part.is_empty() && banned.is_empty() {
+            return;
+        }
+        let (gone, effects) = task.drive(|s, now| {
+            let mut gone = vec![];
+            for (neighbour, link) in &s.links {
+                if part.contains(&link.conn.peer()) {
+                    s.engine.part(now, *neighbour);
+                } else if banned.contains(&link.conn.peer()) {
+                    gone.push(link.conn.clone());
+                }
+            }
+            gone
+        });
+        self.apply(task, effects);
+        gone.iter().for_each(|conn| self.close_stream(task, conn));
     }
 
     fn task_of(&self, content: &[u8]) -> Option<Arc<Task>> {
@@ -95,6 +194,8 @@ impl Node {
             tracing::debug!(task = %content.short(), failure.message, "not joined");
             return;
         }
+        // Before anything is dialled: what may be asked of whom.
+        self.heed(&task, &joined.members);
         {
             let mut state = task.state();
             state.ticket = ticket.or(state.ticket);
@@ -107,6 +208,13 @@ impl Node {
             let ((), effects) = task.drive(|s, _| s.engine.neighbours_exhausted());
             self.apply(&task, effects);
         }
+        self.hear_early(&task);
+    }
+
+    /// Takes what a scheduler said before the task was open here.
+    pub(crate) fn hear_early(self: &Arc<Self>, task: &Arc<Task>) {
+        let early = lock(&self.early).remove(&task.key()).unwrap_or_default();
+        early.iter().for_each(|n| self.on_neighbours(task, n));
     }
 
     /// What this node says of a task when it joins, first or again.

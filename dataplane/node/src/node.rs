@@ -29,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::origin::PendingOrigins;
 use crate::session::{FromScheduler, Sessions};
 use crate::task::{Effects, Meta, Task, from_hex, lock, most_blocks};
+use crate::turns::weight;
 
 /// A node that misbehaved is not spoken to for this long.
 const BAN: Duration = Duration::from_secs(600);
@@ -131,6 +132,8 @@ pub struct Node {
     tasks: Mutex<HashMap<ContentKey, Arc<Task>>>,
     tickets: Mutex<Recent<ContentKey, Ticket>>,
     members: Mutex<Recent<ContentKey, Vec<rpc::Member>>>,
+    /// What a scheduler said of tasks that are about to be opened here.
+    pub(crate) early: Mutex<HashMap<ContentKey, Vec<rpc::Neighbours>>>,
     bans: Mutex<HashMap<NodeId, Instant>>,
     authorities: RwLock<Vec<PublicKey>>,
     settings: watch::Sender<Settings>,
@@ -196,6 +199,7 @@ impl Node {
             tasks: Mutex::default(),
             tickets: Mutex::new(Recent::new(MAX_TICKETS)),
             members: Mutex::new(Recent::new(MAX_SWARMS)),
+            early: Mutex::default(),
             bans: Mutex::default(),
             authorities: RwLock::new(parts.authorities),
             settings: watch::Sender::new(settings),
@@ -424,8 +428,11 @@ impl Node {
 
     /// Carries out what an engine wants of the node.
     pub(crate) fn apply(&self, task: &Arc<Task>, effects: Effects) {
-        if effects == Effects::default() {
+        if effects.is_empty() {
             return;
+        }
+        for conn in &effects.parted {
+            self.close_stream(task, conn);
         }
         for (node, why) in effects.banned {
             self.ban(node, &why);
@@ -450,12 +457,7 @@ impl Node {
                 .sessions
                 .tell(&task.key(), from_node::Message::NeedNeighbours(ask));
             if !asked && let Some(node) = self.me() {
-                // No scheduler: try whom this node has heard of.
-                let members = lock(&self.members)
-                    .get(&task.key())
-                    .cloned()
-                    .unwrap_or_default();
-                node.connect_members(task, &members);
+                node.find_neighbours(task, count);
             }
         }
         if effects.need_source {
@@ -544,6 +546,11 @@ impl Node {
         all.put(task.key(), known);
     }
 
+    pub(crate) fn members_of(&self, task: &Task) -> Vec<rpc::Member> {
+        let all = lock(&self.members);
+        all.get(&task.key()).cloned().unwrap_or_default()
+    }
+
     /// Opens a stream for the task with each of these nodes, dialling where there is no connection.
     pub(crate) fn connect_members(self: &Arc<Self>, task: &Arc<Task>, members: &[rpc::Member]) {
         for m in members {
@@ -584,9 +591,19 @@ impl Node {
         loop {
             let tasks = self.tasks();
             let mut busy = false;
+            // What contends for this node's downlink: shares go by priority.
+            let wanting = |t: &&Arc<Task>| {
+                let s = t.state();
+                !s.wants.is_empty() && s.engine.remaining() > 0
+            };
+            let top = tasks.iter().filter(wanting).map(|t| t.priority()).min();
             for task in &tasks {
+                let share = top.map_or(1.0, |top| {
+                    weight(task.priority()) as f32 / weight(top) as f32
+                });
                 let due = {
-                    let state = task.state();
+                    let mut state = task.state();
+                    state.engine.set_share(share.min(1.0));
                     busy |= !state.links.is_empty() || !state.wants.is_empty();
                     state
                         .engine
@@ -682,16 +699,21 @@ impl Node {
     pub(crate) fn close_streams(&self, task: &Arc<Task>) {
         let Some(mesh) = self.mesh() else { return };
         for conn in mesh.all() {
-            let Some(links) = conn.state::<ConnState>() else {
-                continue;
-            };
-            let (ours, stream) = links.close(&task.key());
-            if let Some(ours) = ours {
-                conn.send(ours, &dragonfly_proto::frame::Frame::Close);
-            }
-            if let Some(stream) = stream {
-                self.leave(&stream);
-            }
+            self.close_stream(task, &conn);
+        }
+    }
+
+    /// Takes a task out of one connection; the other side is told.
+    pub(crate) fn close_stream(&self, task: &Task, conn: &Arc<dragonfly_transport::Conn>) {
+        let Some(links) = conn.state::<ConnState>() else {
+            return;
+        };
+        let (ours, stream) = links.close(&task.key());
+        if let Some(ours) = ours {
+            conn.send(ours, &dragonfly_proto::frame::Frame::Close);
+        }
+        if let Some(stream) = stream {
+            self.leave(&stream);
         }
     }
 

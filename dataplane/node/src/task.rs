@@ -17,12 +17,14 @@ use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc;
 use dragonfly_proto::ticket::Ticket;
 use dragonfly_proto::trust::{EpochCert, RunSigner, SignedSize, TrustError, Verifier};
-use dragonfly_swarm::engine::{Action, Engine, NeighbourId, Violation, Wanted};
+use dragonfly_swarm::engine::{Action, Engine, NeighbourId, Stripe, Violation, Wanted};
 use dragonfly_transport::{CloseReason, Conn};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::links::ConnState;
+use crate::pex::Heard;
+use crate::turns::LOWEST;
 use crate::wire;
 
 /// Most blocks of content whose length is unknown: a neighbour's word that it holds the last block
@@ -60,20 +62,46 @@ pub(crate) struct State {
     pub(crate) failure: Option<rpc::Failure>,
     /// What each user of the task (reader, download) wants: byte ranges.
     pub(crate) wants: HashMap<u64, (u64, u64)>,
+    /// How important the task is to its users, where they said so.
+    pub(crate) priorities: HashMap<u64, u8>,
     /// When somebody last needed the task.
     pub(crate) used: Instant,
+    /// What the scheduler said of neighbours that not everything may be asked of.
+    pub(crate) told: HashMap<NodeId, Told>,
+    /// What neighbours said of others.
+    pub(crate) heard: Heard,
     /// Members that are seeds, by the scheduler's word.
     pub(crate) seeds: Vec<NodeId>,
     pub(crate) joined: bool,
 }
 
+/// How a neighbour of another zone relates to this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// It may push.
+    pub(crate) emitter: bool,
+    /// What may be asked of it.
+    pub(crate) may_ask: Option<Stripe>,
+}
+
 /// What the node has to do after the engine ran.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Effects {
     pub(crate) need_neighbours: Option<usize>,
     pub(crate) need_source: bool,
+    /// Connections on which the task's stream is to be closed.
+    pub(crate) parted: Vec<Arc<Conn>>,
     /// Nodes that broke the protocol.
     pub(crate) banned: Vec<(NodeId, String)>,
+}
+
+impl Effects {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.need_neighbours.is_none()
+            && !self.need_source
+            && self.parted.is_empty()
+            && self.banned.is_empty()
+    }
 }
 
 /// Where a task's bytes came from, bytes.
@@ -206,7 +234,10 @@ impl Task {
             size: None,
             failure: None,
             wants: HashMap::new(),
+            priorities: HashMap::new(),
             used: Instant::now(),
+            told: HashMap::new(),
+            heard: Heard::default(),
             seeds: Vec::new(),
             joined: false,
         };
@@ -400,9 +431,26 @@ impl Task {
         effects
     }
 
+    /// How important a user says the task is; the most important of them counts. Neighbours learn
+    /// it: they serve streams of lower numbers first.
+    pub(crate) fn prioritise(&self, user: u64, priority: u8) {
+        let mut s = self.state();
+        let before = priority_of(&s);
+        s.priorities.insert(user, priority.min(LOWEST));
+        tell_priority(&s, before);
+    }
+
+    /// The task's priority here, 0 to 7; 0 is the highest.
+    pub(crate) fn priority(&self) -> u8 {
+        priority_of(&self.state())
+    }
+
     pub(crate) fn remove_user(&self, user: u64) -> Effects {
         let ((), effects) = self.drive(|s, now| {
             s.wants.remove(&user);
+            let before = priority_of(s);
+            s.priorities.remove(&user);
+            tell_priority(s, before);
             s.used = Instant::now();
             let wanted = wanted(s);
             if wanted != *s.engine.wanted() {
@@ -478,6 +526,22 @@ impl Task {
     }
 }
 
+/// The most important of what users said; who says nothing is as important as can be.
+fn priority_of(s: &State) -> u8 {
+    let of = |user| s.priorities.get(user).copied().unwrap_or(0);
+    s.wants.keys().map(of).min().unwrap_or(0)
+}
+
+fn tell_priority(s: &State, before: u8) {
+    let now = priority_of(s);
+    // Who wants nothing any more is not asked how much.
+    if now != before && !s.wants.is_empty() {
+        for link in s.links.values() {
+            link.conn.send(link.ours, &Frame::Priority(now));
+        }
+    }
+}
+
 /// The union of what the task's users want, in blocks.
 fn wanted(s: &State) -> Wanted {
     if s.wants.is_empty() || s.failure.is_some() {
@@ -515,6 +579,11 @@ fn carry_out(state: &mut State, effects: &mut Effects) {
                     let why = dragonfly_transport::Violation(why.to_string());
                     effects.banned.push((link.conn.peer(), why.0.clone()));
                     link.conn.close(CloseReason::Violation(why));
+                }
+            }
+            Action::Part(who) => {
+                if let Some(link) = state.links.remove(&who) {
+                    effects.parted.push(link.conn);
                 }
             }
             Action::Drop(who) => {

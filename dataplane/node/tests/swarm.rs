@@ -53,6 +53,94 @@ async fn peers_get_a_file_from_each_other_and_the_origin_sends_it_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_seeds_that_emit_share_the_origin_and_it_sends_each_block_once() {
+    log();
+    let authority = authority();
+    let mut settings = CoreSettings::default();
+    settings.swarm.emitters = 2;
+    let addr = "127.0.0.1:0".parse().unwrap();
+    let scheduler = SchedulerProcess::start(addr, authority.clone(), settings).await;
+    let mesh = TestMesh::new(vec![scheduler.addr], authority);
+    let body = bytes(16 << 20 | 777, 9);
+    let origin = Origin::with(body.clone(), true, 4 << 20).await;
+    let seeds = [
+        mesh.node(100, Role::Seed).await,
+        mesh.node(101, Role::Seed).await,
+    ];
+    let mut peers = vec![];
+    for n in 1..=3 {
+        peers.push(mesh.node(n, Role::Peer).await);
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let url = origin.url("file");
+    let all = futures::future::join_all(peers.iter().map(|p| read_all(p, &url)));
+    let Ok(got) = tokio::time::timeout(Duration::from_secs(40), all).await else {
+        kit::describe_all();
+        panic!("no end within 40 s");
+    };
+    assert!(got.into_iter().all(|got| got.unwrap() == body));
+    let read: Vec<u64> = seeds
+        .iter()
+        .map(|s| s.node.metrics.from_origin.get())
+        .collect();
+    eprintln!(
+        "read from the origin: {read:?}, it sent {} of {}",
+        origin.sent.load(Ordering::Relaxed),
+        body.len()
+    );
+    assert_eq!(read.iter().sum::<u64>(), body.len() as u64, "{read:?}");
+    assert!(
+        read.iter().all(|r| *r > body.len() as u64 / 4),
+        "both read: {read:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_one_of_two_seeds_dies_the_other_reads_its_share_too() {
+    log();
+    let authority = authority();
+    let mut settings = CoreSettings::default();
+    settings.swarm.emitters = 2;
+    settings.swarm.peers_may_fetch = false;
+    let addr = "127.0.0.1:0".parse().unwrap();
+    let scheduler = SchedulerProcess::start(addr, authority.clone(), settings).await;
+    let mesh = TestMesh::new(vec![scheduler.addr], authority);
+    let body = bytes(12 << 20, 10);
+    let origin = Origin::with(body.clone(), true, 1 << 20).await;
+    let seeds = [
+        mesh.node(100, Role::Seed).await,
+        mesh.node(101, Role::Seed).await,
+    ];
+    let (a, b) = (
+        mesh.node(1, Role::Peer).await,
+        mesh.node(2, Role::Peer).await,
+    );
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let url = origin.url("file");
+    let kill = async {
+        tokio::time::sleep(Duration::from_millis(1000)).await;
+        seeds[1].node.shutdown().await;
+    };
+    let all = async { tokio::join!(read_all(&a, &url), read_all(&b, &url), kill) };
+    let Ok((x, y, ())) = tokio::time::timeout(Duration::from_secs(40), all).await else {
+        kit::describe_all();
+        panic!("no end within 40 s");
+    };
+    assert!(x.unwrap() == body && y.unwrap() == body);
+    let read: Vec<u64> = seeds
+        .iter()
+        .map(|s| s.node.metrics.from_origin.get())
+        .collect();
+    eprintln!("read from the origin: {read:?} of {}", body.len());
+    // What the dead one had read and not passed on is read again.
+    assert!(read[0] > body.len() as u64 / 2, "{read:?}");
+    assert!(
+        read.iter().sum::<u64>() < body.len() as u64 + (4 << 20),
+        "{read:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn content_of_unknown_length_and_tiny_and_empty_files_arrive_whole() {
     log();
     let authority = authority();

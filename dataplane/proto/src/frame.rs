@@ -222,6 +222,7 @@ pub mod kind {
     pub const PING: u8 = 15;
     pub const HURRY: u8 = 16;
     pub const PEX: u8 = 0x80;
+    pub const PRIORITY: u8 = 0x81;
 }
 
 /// A run of blocks: first index and count (never 0).
@@ -273,6 +274,8 @@ pub enum Frame {
     Ping,
     /// Other members of the task.
     Pex(Vec<(NodeId, SocketAddr)>),
+    /// How important the task is to the sender: 0 (as long as nothing is said) to 7.
+    Priority(u8),
 }
 
 /// Which blocks a node wants.
@@ -325,6 +328,7 @@ impl Frame {
             Self::Close => kind::CLOSE,
             Self::Ping => kind::PING,
             Self::Pex(_) => kind::PEX,
+            Self::Priority(_) => kind::PRIORITY,
         }
     }
 
@@ -367,6 +371,7 @@ impl Frame {
                 out.extend_from_slice(&reason.as_bytes()[..end]);
             }
             Self::Pass | Self::Close | Self::Ping => {}
+            Self::Priority(priority) => out.push(*priority),
             Self::Pex(peers) => {
                 for (node, addr) in peers {
                     let ip = match addr.ip() {
@@ -469,6 +474,7 @@ impl Frame {
                 }
                 Self::Pex(peers)
             }
+            kind::PRIORITY => Self::Priority(r.array::<1>()?[0]),
             kind if kind >= SKIPPABLE => return Ok(None),
             kind => return Err(FrameError::Type(kind)),
         };
@@ -656,6 +662,7 @@ mod tests {
                 (NodeId([1; 16]), "10.0.0.1:4000".parse().unwrap()),
                 (NodeId([2; 16]), "[fd00::1]:4000".parse().unwrap()),
             ]),
+            Frame::Priority(3),
         ]
     }
 

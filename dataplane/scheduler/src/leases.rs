@@ -5,6 +5,7 @@ use std::time::Duration;
 use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc::{self, failure::Code, to_node};
 use dragonfly_proto::trust::{EpochCert, MAX_EPOCHS};
+use dragonfly_swarm::engine::Stripe;
 use dragonfly_swarm::membership::{Introduction, Lease};
 
 use crate::core::Core;
@@ -49,6 +50,19 @@ impl Core {
         };
         // Refused only when banned: then there is no lease, and members are told so.
         let _ = self.enter(content, node, info);
+        // Where several seeds emit, the next in the content's order take their shares.
+        for _ in 1..self.settings.swarm.emitters {
+            let Some(task) = self.tasks.get(&content) else {
+                return;
+            };
+            let new = |id: &NodeId| !task.swarm.contains(*id) && !task.unfit.contains(id);
+            let Some(next) = self.home_seed(&content.0, new) else {
+                break;
+            };
+            if let Some(info) = self.member_info(next, 0) {
+                let _ = self.enter(content, next, info);
+            }
+        }
         let Some(task) = self.tasks.get_mut(&content) else {
             return;
         };
@@ -326,7 +340,7 @@ impl Core {
                 self.member(&Introduction {
                     node,
                     emitter: false,
-                    may_ask: None,
+                    may_ask: Some(Stripe::WHOLE),
                 })
             });
         let message = rpc::Lease {

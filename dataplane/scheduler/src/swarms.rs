@@ -8,6 +8,7 @@ use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc::{self, failure::Code, to_node};
 use dragonfly_proto::ticket::Ticket;
 use dragonfly_proto::trust::{EpochCert, MAX_EPOCHS};
+use dragonfly_swarm::engine::Stripe;
 use dragonfly_swarm::membership::{
     Command, Introduction, LeastConnected, MemberInfo, Refill, Refused, Swarm,
 };
@@ -254,6 +255,15 @@ impl Core {
             zone: entry.hello.zone.clone(),
             emitter: i.emitter,
             seed: entry.is_seed(),
+            share: i
+                .may_ask
+                .filter(|s| *s != Stripe::WHOLE)
+                .map(|s| rpc::Share {
+                    index: s.index,
+                    of: s.of,
+                    run: s.run,
+                }),
+            only_serve: i.may_ask.is_none(),
         })
     }
 
@@ -475,6 +485,12 @@ impl Core {
         self.drain(content);
     }
 
+    fn say(&mut self, content: ContentKey, to: NodeId, said: rpc::Neighbours) {
+        let content = content.0.to_vec();
+        let said = rpc::Neighbours { content, ..said };
+        self.send(to, to_node::Message::Neighbours(said));
+    }
+
     /// Carries out what a swarm decided.
     pub(crate) fn drain(&mut self, content: ContentKey) {
         loop {
@@ -483,16 +499,37 @@ impl Core {
             };
             match command {
                 Command::Connect { node, to } => {
-                    let members: Vec<_> = self.member(&to).into_iter().collect();
-                    let message = rpc::Neighbours {
-                        content: content.0.to_vec(),
+                    let members = self.member(&to).into_iter().collect();
+                    let said = rpc::Neighbours {
                         members,
-                        exhausted: false,
+                        ..rpc::Neighbours::default()
                     };
-                    self.send(node, to_node::Message::Neighbours(message));
+                    self.say(content, node, said);
+                }
+                Command::Expect { node, peer } => {
+                    let expected = self.member(&peer).into_iter().collect();
+                    let said = rpc::Neighbours {
+                        expected,
+                        ..rpc::Neighbours::default()
+                    };
+                    self.say(content, node, said);
+                }
+                Command::Part { node, from } => {
+                    let said = rpc::Neighbours {
+                        part: vec![from.0.to_vec()],
+                        ..rpc::Neighbours::default()
+                    };
+                    self.say(content, node, said);
+                }
+                Command::Disconnect { a, b } => {
+                    let said = rpc::Neighbours {
+                        banned: vec![b.0.to_vec()],
+                        ..rpc::Neighbours::default()
+                    };
+                    self.say(content, a, said);
                 }
                 Command::Grant(lease) => self.grant(content, &lease),
-                Command::Revoke(_) | Command::Disconnect { .. } | Command::NoSource => {}
+                Command::Revoke(_) | Command::NoSource => {}
             }
         }
     }

@@ -164,6 +164,13 @@ impl BlockSet {
         first_bit(words, from, |at| self.words[at] & other.words[at])
     }
 
+    /// Number of blocks that are in this set and in `other`.
+    #[must_use]
+    pub fn common(&self, other: &Self) -> u32 {
+        let words = self.words.iter().zip(&other.words);
+        words.map(|(a, b)| (a & b).count_ones()).sum()
+    }
+
     /// The first block at or after `from` that is in this set but not in `other`.
     #[must_use]
     pub fn next_not_in(&self, other: &Self, from: u32) -> Option<u32> {

@@ -61,20 +61,8 @@ fn thirteen_nodes_all_know_each_other() {
     }
 }
 
-#[test]
-fn a_large_graph_is_connected_and_nearly_regular() {
-    let settings = Settings::default();
-    let most = settings.degree + settings.slack;
-    let mut swarm = with(settings, 1, 1000);
-    assert_eq!(swarm.neighbours(0).len(), 32);
-    // Members below their degree ask for more.
-    for round in 0..6 {
-        for peer in 100..1100 {
-            if swarm.neighbours(peer).len() < 12 {
-                swarm.refill(Duration::from_millis(300 * (round + 1)), peer);
-            }
-        }
-    }
+/// Edges are symmetric, all members but the seed have the degree, and everybody reaches everybody.
+fn hold_regular(swarm: &Swarm<u32>, members: &BTreeSet<u32>, degree: usize, lacking: usize) {
     let mut seen = BTreeSet::from([0]);
     let mut queue = vec![0];
     while let Some(node) = queue.pop() {
@@ -88,11 +76,66 @@ fn a_large_graph_is_connected_and_nearly_regular() {
             }
         }
     }
-    assert_eq!(seen.len(), 1001);
-    for peer in 100..1100 {
-        let degree = swarm.neighbours(peer).len();
-        assert!((12..=most).contains(&degree), "{peer} has {degree}");
+    assert_eq!(seen.len(), members.len() + 1, "connected");
+    let mut short = 0;
+    for &peer in members {
+        let edges = swarm.neighbours(peer).iter().filter(|n| **n != 0).count();
+        assert!(edges <= degree + 1, "{peer} has {edges}");
+        short += degree.saturating_sub(edges);
     }
+    assert!(short <= lacking, "{short} edges are missing");
+}
+
+#[test]
+fn a_large_graph_is_regular_and_connected_however_members_come_and_go() {
+    let mut swarm = with(Settings::default(), 1, 1000);
+    let mut members: BTreeSet<u32> = (100..1100).collect();
+    assert_eq!(swarm.neighbours(0).len(), 32);
+    hold_regular(&swarm, &members, 12, 12);
+    for gone in (100..1100).step_by(3) {
+        swarm.leave(gone);
+        members.remove(&gone);
+    }
+    hold_regular(&swarm, &members, 12, 60);
+    // Those that lack a neighbour ask for it.
+    for (at, peer) in members.iter().enumerate() {
+        swarm.refill(Duration::from_millis(300 * at as u64), *peer);
+    }
+    hold_regular(&swarm, &members, 12, 6);
+}
+
+#[test]
+fn members_that_came_together_do_not_stay_together() {
+    let swarm = with(Settings::default(), 1, 1000);
+    let near = |a: u32, b: u32| a.abs_diff(b) <= 20;
+    let (mut close, mut all) = (0, 0);
+    for peer in 100..1100 {
+        let edges = swarm.neighbours(peer).iter().filter(|n| **n != 0);
+        let (of, edges): (Vec<u32>, Vec<u32>) = edges.copied().partition(|n| near(peer, *n));
+        close += of.len();
+        all += of.len() + edges.len();
+    }
+    // One in 25 would be by chance.
+    assert!(close * 12 < all, "{close} of {all}");
+}
+
+#[test]
+fn whoever_joins_a_regular_graph_changes_nobodys_degree() {
+    let mut swarm = with(Settings::default(), 1, 200);
+    commands(&mut swarm);
+    let before: Vec<usize> = (100..300).map(|n| swarm.neighbours(n).len()).collect();
+    let given = swarm.join(300, MemberInfo::default()).unwrap();
+    assert_eq!(given.len(), 12);
+    let parts = commands(&mut swarm);
+    assert_eq!(parts.len(), 6, "{parts:?}");
+    for part in parts {
+        let Command::Part { node, from } = part else {
+            panic!("{part:?}");
+        };
+        assert!(!swarm.neighbours(node).contains(&from));
+    }
+    let after: Vec<usize> = (100..300).map(|n| swarm.neighbours(n).len()).collect();
+    assert_eq!(before, after);
 }
 
 #[test]
@@ -118,11 +161,17 @@ fn loaded_members_are_chosen_less_often() {
         };
         swarm.join(peer, info).unwrap();
     }
-    let degrees = |parity| -> usize {
-        let peers = (20..60).filter(|peer| peer % 2 == parity);
-        peers.map(|peer| swarm.neighbours(peer).len()).sum()
-    };
-    assert!(degrees(0) < degrees(1), "{} {}", degrees(0), degrees(1));
+    let (mut loaded, mut idle) = (0, 0);
+    for joiner in 100..110 {
+        let given = swarm.join(joiner, MemberInfo::default()).unwrap();
+        let of = given.iter().filter(|i| i.node < 60 && i.node % 2 == 0);
+        loaded += of.count();
+        idle += given
+            .iter()
+            .filter(|i| i.node < 60 && i.node % 2 == 1)
+            .count();
+    }
+    assert!(loaded * 2 < idle, "{loaded} {idle}");
 }
 
 #[test]

@@ -1,10 +1,39 @@
 //! Scenarios of the design's tables, small enough for every run, with bounds on what comes out.
 //! `cargo test --release -- --ignored --nocapture` prints the large ones.
 
+use core::time::Duration;
+use dragonfly_swarm::engine::Objective;
 use dragonfly_swarm::sim::{Outcome, Regime, Scenario, simulate};
 
 fn run(peers: u32, regime: Regime) -> Outcome {
     simulate(&Scenario::new(peers, regime))
+}
+
+/// Changes settings of a scenario, `window=2,degree=12`: how the figures of `docs/performance.md`
+/// were made.
+fn adjust(scenario: &mut Scenario, changes: &str) {
+    for change in changes.split(',').filter(|change| !change.is_empty()) {
+        let (name, value) = change.split_once('=').expect("name=value");
+        let value: f64 = value.parse().expect("a number");
+        let (config, settings) = (&mut scenario.config, &mut scenario.settings);
+        match name {
+            "window" => (config.window, config.window_few) = (value as u32, value as u32),
+            "window-few" => config.window_few = value as u32,
+            "credit" => config.credit = value as u32,
+            "degree" => (config.degree, settings.degree) = (value as usize, value as usize),
+            "mesh" => settings.mesh = value as usize,
+            "first-level" => settings.first_level = value as usize,
+            "in-order" => config.in_order_probability = value as f32,
+            "sample" => config.sample = value as u32,
+            "have-ms" => config.have_delay = Duration::from_secs_f64(value / 1e3),
+            "endgame-ms" => config.endgame_after = Duration::from_secs_f64(value / 1e3),
+            "unique" => config.seed_unique = value != 0.0,
+            "even-out" if value != 0.0 => config.objective = Objective::Slowest,
+            "even-out" => config.objective = Objective::Average,
+            "seed" => scenario.seed = value as u64,
+            other => panic!("no setting {other}"),
+        }
+    }
 }
 
 #[test]
@@ -21,7 +50,9 @@ fn table() {
                 continue;
             }
             let began = std::time::Instant::now();
-            let o = run(size.parse().unwrap(), regime);
+            let mut scenario = Scenario::new(size.parse().unwrap(), regime);
+            adjust(&mut scenario, &std::env::var("SIM_SET").unwrap_or_default());
+            let o = simulate(&scenario);
             println!(
                 "{size:>5} {name:<10} {:.3}/{:.3}/{:.3} s{:.2} o{:.3} z{:.2} first {:.2}s dup {:.4} \
                  sched {:.2} ctl {:.0} viol {} done {}/{} wall {:.1}s",
@@ -62,7 +93,8 @@ fn equal_peers_finish_near_the_limit() {
     hold(20, Regime::Equal, 1.06, 1.0);
     let o = hold(100, Regime::Equal, 1.15, 1.0);
     assert!(o.seed < 1.12, "{o}");
-    assert!(o.scheduler < 1.0, "{o}");
+    // Two to join, four to part those between whom it came, one when it is done; none a block.
+    assert!(o.scheduler < 1.5, "{o}");
 }
 
 #[test]

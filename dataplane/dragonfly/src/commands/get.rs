@@ -51,7 +51,7 @@ pub(crate) struct Args {
     /// Give up after this long: 30s, 5m, 2h
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     timeout: Option<Duration>,
-    /// Downloads of lower numbers are to be served first; no effect yet
+    /// 0 to 7, 0 the most important: each step halves a download's share where several contend
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=7))]
     priority: u32,
     /// `json`: a line of JSON for each event, always on the standard error stream (standard output is

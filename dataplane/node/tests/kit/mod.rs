@@ -6,7 +6,8 @@
     unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::panic
+    clippy::panic,
+    clippy::too_many_arguments
 )]
 
 use std::net::SocketAddr;
@@ -262,9 +263,30 @@ impl TestMesh {
             .await
     }
 
+    /// A node of another part of the network.
+    pub async fn node_in(&self, zone: &str, n: u8, role: Role) -> TestNode {
+        let (settings, dir) = (Settings::default(), tempfile::tempdir().unwrap());
+        self.node_made(zone, n, fastrand::u8(..), role, settings, dir, 4 << 30)
+            .await
+    }
+
     /// `n` and `salt` make the node's identity: the same ones are the same node, restarted.
     pub async fn node_of(
         &self,
+        n: u8,
+        salt: u8,
+        role: Role,
+        settings: Settings,
+        dir: tempfile::TempDir,
+        quota_bytes: u64,
+    ) -> TestNode {
+        self.node_made("", n, salt, role, settings, dir, quota_bytes)
+            .await
+    }
+
+    async fn node_made(
+        &self,
+        zone: &str,
         n: u8,
         salt: u8,
         role: Role,
@@ -296,7 +318,7 @@ impl TestMesh {
             identity: Identity {
                 node: NodeId(node),
                 name: format!("node-{n}"),
-                zone: String::new(),
+                zone: zone.to_owned(),
                 role,
                 mesh: MESH,
                 addresses: vec![addr],

@@ -19,6 +19,9 @@ impl Engine {
     /// Asks one parent for what fits its window.
     pub(super) fn fill(&mut self, now: Duration, at: usize) {
         let neighbour = &self.neighbours[at];
+        if neighbour.parting.is_some() {
+            return;
+        }
         if neighbour.useful == 0 {
             if self.total == Some(1) && neighbour.pushing() {
                 self.ask_emitter_for_single(now, at);
@@ -78,9 +81,16 @@ impl Engine {
             config.window
         };
         let shifted = (base as i32 + self.timers.window_shift).max(1) as u32;
-        shifted
-            .max(self.in_flight(at))
-            .min(config.window_max.max(1))
+        let window = shifted.max(self.in_flight(at));
+        self.shared(window.min(config.window_max.max(1)))
+    }
+
+    /// This task's part of a window.
+    pub(super) fn shared(&self, window: u32) -> u32 {
+        if self.share >= 1.0 {
+            return window;
+        }
+        ((window as f32 * self.share) as u32).max(1)
     }
 
     /// Blocks the path to this neighbour holds, with some room to find out that it holds more;

@@ -98,6 +98,17 @@ impl Engine {
         self.wake_emission();
     }
 
+    /// The lease is for other blocks from now on: another emitter's share came to this node, or went.
+    /// What is under way goes on.
+    pub fn set_stripe(&mut self, now: Duration, stripe: Stripe) {
+        let Some(emission) = &mut self.emission else {
+            return;
+        };
+        emission.stripe = stripe;
+        self.pass_if_done(now);
+        self.wake_emission();
+    }
+
     /// The lease is another's: what is held is announced, nothing is fetched or pushed any more.
     pub fn stop_emitting(&mut self, now: Duration) {
         self.emission = None;

@@ -228,7 +228,7 @@ impl Engine {
             return;
         }
         let window = self.config.credit.max(self.in_flight(at));
-        let window = window.min(self.config.window_max.min(MAX_CREDIT));
+        let window = self.shared(window.min(self.config.window_max.min(MAX_CREDIT)));
         let neighbour = &mut self.neighbours[at];
         if neighbour.credit_given < window {
             let more = window - neighbour.credit_given;

@@ -66,6 +66,7 @@ pub struct Engine {
     ids: Vec<NeighbourId>,
     neighbours: Vec<Neighbour>,
     readers: Vec<(ReaderId, u32)>,
+    share: f32,
     emission: Option<Emission>,
     /// Blocks to announce, and when.
     news: Vec<u32>,
@@ -97,6 +98,7 @@ impl Engine {
             ids: Vec::new(),
             neighbours: Vec::new(),
             readers: Vec::new(),
+            share: 1.0,
             emission: None,
             news: Vec::new(),
             news_due: None,
@@ -251,6 +253,47 @@ impl Engine {
         self.fill_all(now);
     }
 
+    /// The scheduler gave this neighbour's place to another: nothing more is asked of it, and when
+    /// what was asked has come, [`Action::Part`] follows. So no byte under way is lost.
+    pub fn part(&mut self, now: Duration, id: NeighbourId) {
+        if let Some(at) = self.slot(id) {
+            self.neighbours[at].parting.get_or_insert(now);
+            self.end_partings(now);
+        }
+    }
+
+    /// The scheduler told what may be asked of this neighbour, see [`NeighbourInfo::may_ask`]. What
+    /// was asked before still comes.
+    pub fn set_may_ask(&mut self, now: Duration, id: NeighbourId, may_ask: Option<Stripe>) {
+        let Some(at) = self.slot(id) else { return };
+        let neighbour = &mut self.neighbours[at];
+        if neighbour.may_ask == may_ask {
+            return;
+        }
+        for index in neighbour.offers().iter() {
+            self.holders[index as usize] -= 1;
+        }
+        neighbour.may_ask = may_ask;
+        let allowed = |index: &u32| may_ask.is_some_and(|stripe| stripe.contains(*index));
+        neighbour.offers = match may_ask {
+            Some(Stripe::WHOLE) => BlockSet::new(),
+            _ => neighbour.has.iter().filter(allowed).collect(),
+        };
+        for index in neighbour.offers().iter() {
+            self.holders[index as usize] += 1;
+        }
+        neighbour.useful = neighbour.offers().common(&self.need);
+        self.fill(now, at);
+    }
+
+    /// The scheduler wants this neighbour kept after all.
+    pub fn keep(&mut self, now: Duration, id: NeighbourId) {
+        if let Some(at) = self.slot(id) {
+            self.neighbours[at].parting = None;
+            self.fill(now, at);
+        }
+    }
+
     /// The scheduler told that this neighbour holds a lease now, or no longer does.
     pub fn set_emitter(&mut self, now: Duration, id: NeighbourId, emitter: bool) {
         let Some(at) = self.slot(id) else { return };
@@ -275,6 +318,18 @@ impl Engine {
         if emitter {
             self.greet_emitter(now, id);
         }
+    }
+
+    /// This task's share of what the node takes in, above 0 and at most 1: windows and credit shrink
+    /// with it, to one block at the least.
+    pub fn set_share(&mut self, share: f32) {
+        self.share = share;
+    }
+
+    /// Whether there is a block for this neighbour that no other has got of this emitter.
+    #[must_use]
+    pub fn emits_to(&self, id: NeighbourId) -> bool {
+        self.slot(id).is_some_and(|at| self.has_emission(at))
     }
 
     /// The connection's smallest round-trip time, measured anew.
@@ -432,11 +487,7 @@ impl Engine {
         self.need = need;
         self.need_from = 0;
         for n in &mut self.neighbours {
-            let offers = n.offers();
-            let words = offers.words().min(self.need.words());
-            n.useful = (0..words)
-                .map(|at| (offers.word(at) & self.need.word(at)).count_ones())
-                .sum();
+            n.useful = n.offers().common(&self.need);
         }
     }
 

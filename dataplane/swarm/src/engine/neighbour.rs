@@ -46,6 +46,8 @@ pub(super) struct Neighbour {
     pub(super) credit: u32,
     /// Blocks emitted to it that it has not announced.
     pub(super) unacked: u32,
+    /// Since when it is being parted from: nothing more is asked of it.
+    pub(super) parting: Option<Duration>,
     /// A `Wake` is on its way and `next_data` has not come back empty since.
     pub(super) woken: bool,
 
@@ -77,6 +79,7 @@ impl Neighbour {
             queue: VecDeque::new(),
             credit: 0,
             unacked: 0,
+            parting: None,
             woken: false,
             last_heard: now,
             last_said: now,

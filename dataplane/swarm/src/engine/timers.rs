@@ -6,6 +6,9 @@ use super::{Action, Control, Engine, NeighbourId, Objective};
 use core::ops::Range;
 use core::time::Duration;
 
+/// How long a neighbour to part from may take to send what it owes.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Clocks and the little state that only timers need.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
@@ -57,6 +60,7 @@ impl Engine {
         }
         self.timers.next = now + self.config.tick;
         self.drop_silent(now);
+        self.end_partings(now);
         self.emission_tick(now);
         self.tell_rates(now);
         if self.remaining > 0 || self.total.is_none() {
@@ -69,7 +73,8 @@ impl Engine {
     /// When `tick` has something to do next; `None`: not before something else happens.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Duration> {
-        let owing = |n: &Neighbour| !n.queue.is_empty() || !n.outstanding.is_empty();
+        let owing =
+            |n: &Neighbour| !n.queue.is_empty() || !n.outstanding.is_empty() || n.parting.is_some();
         let resting = (self.completed || self.wanted.is_nothing())
             && !self.may_have_to_fetch()
             && !self.neighbours.iter().any(owing);
@@ -91,6 +96,19 @@ impl Engine {
         for id in dead {
             self.leave(now, id);
             self.actions.push_back(Action::Drop(id));
+        }
+    }
+
+    /// Neighbours to part from that owe nothing any more, or too long.
+    pub(super) fn end_partings(&mut self, now: Duration) {
+        let over = |n: &&Neighbour| {
+            n.parting
+                .is_some_and(|since| n.outstanding.is_empty() || now > since + PATIENCE)
+        };
+        let over: Vec<NeighbourId> = self.neighbours.iter().filter(over).map(|n| n.id).collect();
+        for id in over {
+            self.leave(now, id);
+            self.actions.push_back(Action::Part(id));
         }
     }
 
@@ -223,7 +241,9 @@ impl Engine {
             return;
         }
         let idle = |n: &Neighbour| {
-            n.offers().contains(index) && n.outstanding.iter().all(|o| o.block != index)
+            n.offers().contains(index)
+                && n.parting.is_none()
+                && n.outstanding.iter().all(|o| o.block != index)
         };
         let second = (0..self.neighbours.len())
             .filter(|at| idle(&self.neighbours[*at]))

@@ -149,6 +149,9 @@ pub enum Action {
     /// Close this connection, it is silent or stalled; the node itself may come back. It has left
     /// already.
     Drop(NeighbourId),
+    /// Close the stream to this neighbour, see [`Engine::part`](super::Engine::part). It has left
+    /// already.
+    Part(NeighbourId),
     /// Ask the scheduler (or the addresses heard of) for more neighbours.
     NeedNeighbours {
         /// Neighbours there are.

@@ -115,8 +115,22 @@ impl<K: NodeKey> Swarm<K> {
             self.leases.push(lease);
             self.commands.push_back(Command::Grant(lease));
         }
+        // Edges to a holder are not counted while it is one.
+        let changed = old.iter().map(|lease| lease.node).chain(holders.to_vec());
+        for holder in changed.collect::<Vec<K>>() {
+            let around = self.neighbours(holder).to_vec();
+            around.into_iter().for_each(|node| self.reopen(node));
+            self.reopen(holder);
+        }
         if let Some(first) = holders.first().and_then(|key| self.members.get(key)) {
-            self.source_zone = Some(first.info.zone);
+            let zone = first.info.zone;
+            let moved = self
+                .source_zone
+                .replace(zone)
+                .is_some_and(|old| old != zone);
+            if moved {
+                self.source_moved(zone);
+            }
         }
         for &emitter in holders {
             self.surround(emitter);
@@ -171,7 +185,7 @@ impl<K: NodeKey> Swarm<K> {
         for node in gateways.unwrap_or_default() {
             for &emitter in &emitters {
                 if node != emitter && !self.neighbours(node).contains(&emitter) {
-                    self.link(node, emitter);
+                    self.bridge(node, emitter);
                     let to = self.introduce(node, emitter);
                     self.commands.push_back(Command::Connect { node, to });
                 }

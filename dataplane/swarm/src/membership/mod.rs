@@ -1,10 +1,7 @@
 //! The scheduler's side of one task: who is in, who is whose neighbour, who goes to the origin.
 //!
-//! The graph is random and nearly regular, which matters more than its degree: a joiner is given
-//! half its neighbours at once, each the best of some random members, and is chosen by those who
-//! come later; members below their degree ask for more. With all of them at once the mean degree
-//! would be twice as high (1.34 instead of 1.23 at 1000 nodes, simulated). Edges stay inside a zone; each other zone has elected gateways
-//! that also have neighbours in the source zone, the zone of the first lease's holder.
+//! Files: `graph` (who is whose neighbour inside a zone), `zones` (gateways between them), `leases`
+//! (who goes to the origin).
 //!
 //! Invariants:
 //! - edges are symmetric, between members, and never to oneself;
@@ -14,9 +11,11 @@
 //!
 //! Commands pile up until taken: call [`Swarm::poll`] until `None` after every call.
 
+mod graph;
 mod leases;
 mod rendezvous;
 mod types;
+mod zones;
 
 pub use rendezvous::rendezvous;
 pub use types::{
@@ -24,7 +23,6 @@ pub use types::{
     Settings, Strategy, ZoneId,
 };
 
-use crate::engine::Stripe;
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -168,6 +166,13 @@ impl<K: NodeKey> Swarm<K> {
         };
         self.members.insert(node, member);
         self.reopen(node);
+        let here = self
+            .zones
+            .get(&info.zone)
+            .map_or(0, |zone| zone.members.len());
+        if self.source_zone == Some(info.zone) && here == self.leases.len() + 1 {
+            self.source_populated();
+        }
         let mut given = self.first_neighbours(node);
         given.extend(self.elect_if_needed(info.zone, node));
         Ok(given
@@ -183,12 +188,16 @@ impl<K: NodeKey> Swarm<K> {
             return;
         };
         let (zone, gateway) = (member.info.zone, member.gateway);
-        for other in member.edges.clone() {
-            self.unlink(node, other);
+        let edges = member.edges.clone();
+        for other in &edges {
+            self.unlink(node, *other);
         }
         self.close(node);
         self.unlist(node);
         self.members.remove(&node);
+        if !self.holds_lease(node) {
+            self.pair_up(edges);
+        }
         if let Some(zone) = self.zones.get_mut(&zone) {
             zone.gateways.retain(|other| *other != node);
         }
@@ -200,29 +209,6 @@ impl<K: NodeKey> Swarm<K> {
         }
         if self.zones.get(&zone).is_some_and(|z| z.members.is_empty()) {
             self.zones.remove(&zone);
-        }
-    }
-
-    /// A member below its degree asks for one more neighbour.
-    pub fn refill(&mut self, now: Duration, node: K) -> Refill<K> {
-        let every = self.settings.refill_interval;
-        let Some(member) = self.members.get_mut(&node) else {
-            return Refill::TooSoon;
-        };
-        if member.last_refill.is_some_and(|last| now < last + every) {
-            return Refill::TooSoon;
-        }
-        member.last_refill = Some(now);
-        if member.edges.len() >= self.settings.degree {
-            return Refill::Exhausted;
-        }
-        let emitter = self.emitter_for(node);
-        match emitter.or_else(|| self.pick(node)) {
-            Some(other) => {
-                self.link(node, other);
-                Refill::More(self.introduce(node, other))
-            }
-            None => Refill::Exhausted,
         }
     }
 
@@ -272,294 +258,5 @@ impl<K: NodeKey> Swarm<K> {
                 .push_back(Command::Disconnect { a: other, b: node });
         }
         self.leave(node);
-    }
-
-    // ---- the graph -------------------------------------------------------------------------
-
-    fn first_neighbours(&mut self, node: K) -> Vec<K> {
-        let mut given = Vec::new();
-        if let Some(emitter) = self.emitter_for(node) {
-            self.link(node, emitter);
-            given.push(emitter);
-            // With several emitters, each owns a share: know as many as have room.
-            while let Some(more) = self.emitter_for(node) {
-                self.link(node, more);
-                given.push(more);
-            }
-        }
-        let zone = self.members[&node].info.zone;
-        let mesh = self.zones[&zone].members.len() <= self.settings.degree + 1;
-        let degree = if mesh {
-            self.settings.degree
-        } else {
-            self.settings.first
-        };
-        let degree = degree.max(given.len());
-        while given.len() < degree {
-            let Some(other) = self.pick(node) else {
-                break;
-            };
-            self.link(node, other);
-            given.push(other);
-        }
-        given
-    }
-
-    /// An emitter of the node's own zone that has room for one more, if the node does not know it.
-    fn emitter_for(&self, node: K) -> Option<K> {
-        let member = self.members.get(&node)?;
-        self.leases.iter().map(|lease| lease.node).find(|emitter| {
-            *emitter != node
-                && self.members.get(emitter).is_some_and(|m| {
-                    m.info.zone == member.info.zone
-                        && m.edges.len() < self.settings.first_level
-                        && !m.edges.contains(&node)
-                        && !m.accusers.contains(&node)
-                        && !member.accusers.contains(emitter)
-                })
-        })
-    }
-
-    /// One more neighbour in the node's zone: the best of some random members that are not far
-    /// above their degree.
-    fn pick(&mut self, node: K) -> Option<K> {
-        let mut rng = self.rng.clone();
-        let chosen = self.pick_with(&mut rng, node);
-        self.rng = rng;
-        chosen
-    }
-
-    fn pick_with(&self, rng: &mut fastrand::Rng, node: K) -> Option<K> {
-        let zone = self.zones.get(&self.members.get(&node)?.info.zone)?;
-        let most = self.settings.degree + self.settings.slack;
-        // All members, not only those below their degree: these are the last that came, and a graph
-        // of neighbours in time is a long chain (1.38 instead of 1.20 at 100 nodes).
-        self.best_of(rng, &zone.members, node, most)
-            .or_else(|| self.best_of(rng, &zone.open, node, self.settings.degree))
-    }
-
-    fn best_of(&self, rng: &mut fastrand::Rng, from: &[K], node: K, most: usize) -> Option<K> {
-        let me = self.members.get(&node)?;
-        let count = from.len();
-        // Small lists are looked at whole, so that a full mesh is full.
-        let all = count <= self.settings.candidates * 2;
-        let looks = if all { count } else { self.settings.candidates };
-        let start = if count > 0 { rng.usize(..count) } else { 0 };
-        let mut best: Option<(f64, K)> = None;
-        for look in 0..looks {
-            let at = if all {
-                (start + look) % count
-            } else {
-                rng.usize(..count)
-            };
-            let other = from[at];
-            let Some(member) = self.members.get(&other) else {
-                continue;
-            };
-            if other == node
-                || member.edges.len() >= most
-                || me.edges.contains(&other)
-                || me.accusers.contains(&other)
-                || member.accusers.contains(&node)
-                || self.leases.iter().any(|lease| lease.node == other)
-            {
-                continue;
-            }
-            let score = self.strategy.score(&Candidate {
-                degree: member.edges.len(),
-                degree_wanted: self.settings.degree,
-                load: member.info.load,
-                held: member.info.held,
-                seed: member.info.seed,
-            });
-            let score = if score.is_nan() { f64::MAX } else { score };
-            if best.is_none_or(|(least, _)| score < least) {
-                best = Some((score, other));
-            }
-        }
-        best.map(|(_, other)| other)
-    }
-
-    fn link(&mut self, a: K, b: K) {
-        for (one, other) in [(a, b), (b, a)] {
-            if let Some(member) = self.members.get_mut(&one)
-                && !member.edges.contains(&other)
-            {
-                member.edges.push(other);
-            }
-            self.reopen(one);
-        }
-    }
-
-    fn unlink(&mut self, a: K, b: K) {
-        for (one, other) in [(a, b), (b, a)] {
-            if let Some(member) = self.members.get_mut(&one) {
-                member.edges.retain(|edge| *edge != other);
-            }
-            self.reopen(one);
-        }
-    }
-
-    /// Puts a member into its zone's list of those below their degree, or takes it out.
-    fn reopen(&mut self, node: K) {
-        let Some(member) = self.members.get_mut(&node) else {
-            return;
-        };
-        let below = member.edges.len() < self.settings.degree;
-        match (below, member.open_at) {
-            (true, None) => {
-                if let Some(zone) = self.zones.get_mut(&member.info.zone) {
-                    member.open_at = Some(zone.open.len());
-                    zone.open.push(node);
-                }
-            }
-            (false, Some(_)) => self.close(node),
-            _ => {}
-        }
-    }
-
-    fn close(&mut self, node: K) {
-        let Some(member) = self.members.get_mut(&node) else {
-            return;
-        };
-        let (Some(at), Some(zone)) = (member.open_at.take(), self.zones.get_mut(&member.info.zone))
-        else {
-            return;
-        };
-        zone.open.swap_remove(at);
-        if let Some(moved) = zone.open.get(at).and_then(|key| self.members.get_mut(key)) {
-            moved.open_at = Some(at);
-        }
-    }
-
-    fn unlist(&mut self, node: K) {
-        let Some(member) = self.members.get(&node) else {
-            return;
-        };
-        let at = member.at;
-        let Some(zone) = self.zones.get_mut(&member.info.zone) else {
-            return;
-        };
-        zone.members.swap_remove(at);
-        if let Some(moved) = zone
-            .members
-            .get(at)
-            .and_then(|key| self.members.get_mut(key))
-        {
-            moved.at = at;
-        }
-    }
-
-    /// How `node` relates to `other`.
-    fn introduce(&self, node: K, other: K) -> Introduction<K> {
-        let leased = self.leases.iter().any(|lease| lease.node == other);
-        let (Some(me), Some(it)) = (self.members.get(&node), self.members.get(&other)) else {
-            return Introduction {
-                node: other,
-                emitter: leased,
-                may_ask: Some(Stripe::WHOLE),
-            };
-        };
-        if me.info.zone == it.info.zone {
-            return Introduction {
-                node: other,
-                emitter: leased,
-                may_ask: Some(Stripe::WHOLE),
-            };
-        }
-        // A block pushed to a gateway would have to come back over the link, so an emitter pushes
-        // there only when its own zone has nobody else.
-        let alone = self
-            .zones
-            .get(&it.info.zone)
-            .is_none_or(|zone| zone.members.len() <= self.leases.len());
-        let may_ask = me.gateway.map(|index| Stripe {
-            index,
-            of: self.settings.gateways.max(1),
-            run: 1,
-        });
-        Introduction {
-            node: other,
-            emitter: leased && alone,
-            may_ask,
-        }
-    }
-
-    // ---- zones -----------------------------------------------------------------------------
-
-    /// The neighbours in the source zone of a joiner that becomes a gateway.
-    fn elect_if_needed(&mut self, zone: ZoneId, node: K) -> Vec<K> {
-        let wanted = self.settings.gateways as usize;
-        if self.source_zone.is_none_or(|source| source == zone)
-            || self
-                .zones
-                .get(&zone)
-                .is_none_or(|z| z.gateways.len() >= wanted)
-        {
-            return Vec::new();
-        }
-        self.make_gateway(zone, node)
-    }
-
-    /// Gives a zone the gateways it lacks, the most complete members first.
-    fn elect(&mut self, zone: ZoneId) {
-        let wanted = self.settings.gateways as usize;
-        while self.source_zone.is_some_and(|source| source != zone) {
-            let Some(state) = self.zones.get(&zone) else {
-                return;
-            };
-            if state.gateways.len() >= wanted {
-                return;
-            }
-            let held = |key: &K| self.members.get(key).map_or(0, |m| m.info.held);
-            let free = state
-                .members
-                .iter()
-                .filter(|key| !state.gateways.contains(key));
-            let Some(next) = free.copied().max_by_key(held) else {
-                return;
-            };
-            for other in self.make_gateway(zone, next) {
-                let to = self.introduce(next, other);
-                self.commands.push_back(Command::Connect { node: next, to });
-            }
-        }
-    }
-
-    fn make_gateway(&mut self, zone: ZoneId, node: K) -> Vec<K> {
-        let taken: Vec<u32> = self.zones.get(&zone).map_or_else(Vec::new, |z| {
-            let index = |key: &K| self.members.get(key).and_then(|m| m.gateway);
-            z.gateways.iter().filter_map(index).collect()
-        });
-        let index = (0..).find(|index| !taken.contains(index));
-        if let Some(member) = self.members.get_mut(&node) {
-            member.gateway = index;
-        }
-        if let Some(zone) = self.zones.get_mut(&zone) {
-            zone.gateways.push(node);
-        }
-        let mut given: Vec<K> = self.leases.iter().map(|lease| lease.node).collect();
-        given.retain(|emitter| *emitter != node);
-        for emitter in given.clone() {
-            self.link(node, emitter);
-        }
-        let source = self.source_zone.and_then(|zone| self.zones.get(&zone));
-        let Some(source) = source else { return given };
-        let most = self.settings.degree + self.settings.slack;
-        // Chosen before any is linked: the list is borrowed, and so small that it is looked at whole
-        // or so large that a second look finds another.
-        let mut rng = self.rng.clone();
-        let mut peers: Vec<K> = Vec::new();
-        for _ in 0..self.settings.gateway_degree * 4 {
-            let found = self.best_of(&mut rng, &source.members, node, most);
-            peers.extend(found.filter(|key| !peers.contains(key)));
-        }
-        peers.truncate(self.settings.gateway_degree);
-        self.rng = rng;
-        for peer in peers {
-            self.link(node, peer);
-            given.push(peer);
-        }
-        given
     }
 }

@@ -61,13 +61,11 @@ impl Strategy for LeastConnected {
 /// Settings of one task's swarm.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Neighbours a member should have; up to one node more, everybody knows everybody.
+    /// Neighbours a member should have in its zone, emitters apart; best even.
     pub degree: usize,
-    /// Neighbours a member may have above that, chosen by those who join later.
-    pub slack: usize,
-    /// Neighbours a joiner is given at once.
-    pub first: usize,
-    /// Random candidates looked at for each slot.
+    /// Up to this many members in a zone everybody knows everybody.
+    pub mesh: usize,
+    /// Random candidates looked at for each choice.
     pub candidates: usize,
     /// Neighbours of an emitter in its zone.
     pub first_level: usize,
@@ -97,8 +95,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             degree: 12,
-            slack: 12,
-            first: 6,
+            mesh: 13,
             candidates: 8,
             first_level: 32,
             emitters: 1,
@@ -128,9 +125,8 @@ pub struct Lease<K> {
     pub collect: Duration,
 }
 
-/// How a member relates to one neighbour it is told to connect to. The side that is connected to
-/// learns the zone from the connection's HELLO and applies [`Introduction::may_ask`]'s mirror:
-/// it never asks a node of another zone unless it is itself a gateway.
+/// How a member relates to one neighbour. It is told so of those it is to connect to, and of those
+/// of another zone that will connect to it: nobody asks across zones but a gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Introduction<K> {
     /// The neighbour.
@@ -151,7 +147,22 @@ pub enum Command<K> {
         /// Whom it gets.
         to: Introduction<K>,
     },
-    /// Tell `a` and `b` to part.
+    /// Tell `node` how a neighbour of another zone that connects to it relates to it.
+    Expect {
+        /// Whom to tell.
+        node: K,
+        /// Who comes.
+        peer: Introduction<K>,
+    },
+    /// Tell `node` to let go of a neighbour when what it asked of it has come: another node takes
+    /// its place. The neighbour learns it from `node`.
+    Part {
+        /// Whom to tell.
+        node: K,
+        /// The neighbour.
+        from: K,
+    },
+    /// Tell `a` and `b` to part at once.
     Disconnect {
         /// One end.
         a: K,

@@ -123,11 +123,11 @@ impl Scenario {
                 window_few: if regime == Regime::Uneven { 3 } else { 1 },
                 // Production's batches, where messages would take most of the simulator's time.
                 have_delay: Duration::from_millis(if peers > 2000 { 10 } else { 0 }),
+                degree: 8,
                 ..Config::default()
             },
             settings: Settings {
                 degree: 8,
-                first: 5,
                 emitters: if regime == Regime::TwoSeeds { 2 } else { 1 },
                 ..Settings::default()
             },

@@ -155,7 +155,7 @@ impl Net {
                     );
                     self.reset(node, who.0);
                 }
-                Action::Drop(who) => self.reset(node, who.0),
+                Action::Drop(who) | Action::Part(who) => self.reset(node, who.0),
                 Action::Complete => {
                     self.complete.insert(node);
                 }

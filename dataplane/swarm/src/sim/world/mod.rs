@@ -1,26 +1,33 @@
 //! The event loop: nodes, links and a clock.
 //!
 //! Lean on purpose: messages with the common latency wait in a queue, not in the heap; a node has
-//! one timer; a block costs two heap events.
+//! one timer; a block costs two events.
+//!
+//! Files: `lives` (who there is, and what came of it), `members` (what the scheduler says), `queue`.
 
+mod lives;
+mod members;
+mod queue;
+
+use self::queue::Queue;
 use super::scenario::{Outcome, Regime, Scenario};
-use crate::engine::{
-    Action, Control, Disposition, Engine, NeighbourId, NeighbourInfo, Stripe, Wanted,
-};
-use crate::membership::{Command, Introduction, LeastConnected, MemberInfo, Refill, Swarm, ZoneId};
-use core::cmp::Reverse;
+use crate::engine::{Action, Control, Disposition, Engine, NeighbourId, Stripe};
+use crate::membership::{Introduction, Refill, Swarm, ZoneId};
 use core::time::Duration;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 type Nanos = u64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Join(u32),
-    Connect { from: u32, to: u32, emitter: bool },
+    Connect { from: u32, to: u32 },
+    Expect { node: u32, peer: u32 },
     UplinkFree { node: u32, to: u32, block: u32 },
     Arrive { node: u32, from: u32, block: u32 },
     Origin { node: u32, block: u32 },
+    Part { node: u32, from: u32 },
+    Close { node: u32, from: u32 },
     Grant { node: u32 },
     Timer(u32),
     Die(u32),
@@ -54,6 +61,8 @@ struct Node {
     fetching: Vec<u32>,
     granted: Option<(Stripe, Duration)>,
     leased: bool,
+    /// What the scheduler said of neighbours.
+    told: HashMap<u32, Introduction<u32>>,
 }
 
 /// Runs a scenario to its end: all living peers hold everything, or the horizon.
@@ -70,8 +79,7 @@ struct World<'a> {
     now: Nanos,
     nodes: Vec<Node>,
     swarm: Swarm<u32>,
-    heap: BinaryHeap<Reverse<(Nanos, u64, Event)>>,
-    sequence: u64,
+    events: Queue<Event>,
     mail: VecDeque<Mail>,
     /// Mail that may not keep the queue's order, by place.
     held_mail: Vec<Option<Mail>>,
@@ -89,139 +97,9 @@ struct World<'a> {
     control_messages: u64,
 }
 
-impl<'a> World<'a> {
-    fn new(scenario: &'a Scenario) -> Self {
-        let mut rng = fastrand::Rng::with_seed(scenario.seed);
-        let b = scenario.rate / 8.0;
-        let seeds = scenario.seeds();
-        let total = seeds + scenario.peers;
-        let mut nodes = Vec::with_capacity(total as usize);
-        for index in 0..total {
-            let seed = index < seeds;
-            let up = match (scenario.regime, seed) {
-                (Regime::Fast, true) => 10.0 * b,
-                (Regime::Hetero, false) => b * (0.5 * (0.8 * normal(&mut rng)).exp()).min(1.0),
-                (Regime::Uneven, false) => b / f64::from(1 << ((index - seeds) / 2 % 3)),
-                _ => b,
-            };
-            let far = scenario.regime == Regime::Zones && !seed && (index - seeds) % 2 == 1;
-            let blocks = Some(scenario.blocks());
-            nodes.push(Node {
-                engine: Engine::new(scenario.config.clone(), rng.u64(..), blocks),
-                zone: ZoneId(u32::from(far)),
-                seed,
-                up,
-                alive: true,
-                joined: 0,
-                done: None,
-                first: None,
-                sending_until: 0,
-                busy: false,
-                down_free: 0,
-                ready: VecDeque::new(),
-                timer: Nanos::MAX,
-                fetching: Vec::new(),
-                granted: None,
-                leased: false,
-            });
-        }
-        let strategy = Box::new(LeastConnected);
-        let swarm = Swarm::new(scenario.settings.clone(), strategy, rng.u64(..));
-        let mut world = Self {
-            scenario,
-            now: 0,
-            limit: 0,
-            swarm,
-            heap: BinaryHeap::new(),
-            sequence: 0,
-            mail: VecDeque::new(),
-            held_mail: Vec::new(),
-            free_mail: Vec::new(),
-            zone_free: 0,
-            waiting: scenario.peers,
-            latency: scenario.rtt.as_nanos() as Nanos / 2,
-            first_blocks: ((4 << 20) / scenario.block.max(1)).min(scenario.blocks()),
-            out: Outcome::default(),
-            seed_blocks: 0,
-            origin_blocks: 0,
-            cross_blocks: 0,
-            scheduler_messages: 0,
-            control_messages: 0,
-            rng,
-            nodes,
-        };
-        world.limit = world.lower_bound();
-        world.schedule_lives();
-        world
-    }
-
-    /// No scheme is faster.
-    fn lower_bound(&self) -> Nanos {
-        let b = self.scenario.rate / 8.0;
-        let size = self.scenario.size as f64;
-        let peers = f64::from(self.scenario.peers);
-        let up = |seed| -> f64 {
-            self.nodes
-                .iter()
-                .filter(|n| n.seed == seed)
-                .map(|n| n.up)
-                .sum()
-        };
-        // A standby seed adds nothing before the other dies.
-        let standby = self.scenario.regime == Regime::SeedDies;
-        let seeds = if standby { up(true) / 2.0 } else { up(true) };
-        let mut limit = (size / seeds).max(size / b);
-        limit = limit.max(peers * size / (seeds + up(false)));
-        if self.scenario.regime == Regime::Zones {
-            limit = limit.max(size / (b / 10.0));
-        }
-        (limit * 1e9) as Nanos
-    }
-
-    fn schedule_lives(&mut self) {
-        let seeds = self.scenario.seeds();
-        let one = self.scenario.one_link().as_nanos() as Nanos;
-        let peers = self.scenario.peers;
-        for seed in 0..seeds {
-            self.join_seed(seed);
-        }
-        self.swarm.assign_leases();
-        self.drain_commands();
-        for peer in 0..peers {
-            let at = match self.scenario.regime {
-                Regime::Poisson => self.rng.u64(..one.max(1)),
-                Regime::Flash if peer >= peers.div_ceil(10) => one / 2,
-                _ => 0,
-            };
-            self.schedule(at, Event::Join(seeds + peer));
-            // Reports come every 10 s, not all at once.
-            let first = self.rng.u64(..10_000_000_000);
-            self.schedule(at + first, Event::Report(seeds + peer));
-        }
-        if self.scenario.regime == Regime::Die10 {
-            let mut victims: Vec<u32> = (seeds..seeds + peers).collect();
-            self.rng.shuffle(&mut victims);
-            for &victim in victims.iter().take(peers as usize / 10) {
-                self.schedule(one / 2, Event::Die(victim));
-            }
-        }
-        if self.scenario.regime == Regime::SeedDies {
-            self.schedule(one / 2, Event::Die(0));
-        }
-    }
-
-    fn join_seed(&mut self, seed: u32) {
-        let info = MemberInfo {
-            seed: true,
-            ..MemberInfo::default()
-        };
-        // A swarm that refuses its first members is not worth a simulation.
-        let _ = self.swarm.join(seed, info);
-    }
-
+impl World<'_> {
     fn schedule(&mut self, at: Nanos, event: Event) {
-        self.sequence += 1;
-        self.heap.push(Reverse((at, self.sequence, event)));
+        self.events.push(at, event);
     }
 
     fn time(&self) -> Duration {
@@ -232,16 +110,16 @@ impl<'a> World<'a> {
         let horizon = self.scenario.horizon.as_nanos() as Nanos;
         while self.waiting > 0 {
             let mail = self.mail.front().map_or(Nanos::MAX, |mail| mail.at);
-            let heap = self.heap.peek().map_or(Nanos::MAX, |Reverse(next)| next.0);
-            if mail.min(heap) > horizon {
+            let event = self.events.next().unwrap_or(Nanos::MAX);
+            if mail.min(event) > horizon {
                 return;
             }
-            if mail <= heap {
+            if mail <= event {
                 if let Some(mail) = self.mail.pop_front() {
                     self.now = mail.at;
                     self.deliver(mail);
                 }
-            } else if let Some(Reverse((at, _, event))) = self.heap.pop() {
+            } else if let Some((at, event)) = self.events.pop() {
                 self.now = at;
                 self.happen(event);
             }
@@ -252,7 +130,20 @@ impl<'a> World<'a> {
         let now = self.time();
         match event {
             Event::Join(node) => self.join(node),
-            Event::Connect { from, to, emitter } => self.connect(from, to, emitter),
+            Event::Part { node, from } => {
+                self.nodes[node as usize]
+                    .engine
+                    .part(now, NeighbourId(from));
+                self.drain(node);
+            }
+            Event::Close { node, from } => {
+                self.nodes[node as usize]
+                    .engine
+                    .leave(now, NeighbourId(from));
+                self.drain(node);
+            }
+            Event::Connect { from, to } => self.connect(from, to),
+            Event::Expect { node, peer } => self.told(node, peer),
             Event::UplinkFree { node, to, block } => {
                 let sender = &mut self.nodes[node as usize];
                 sender.busy = false;
@@ -329,95 +220,6 @@ impl<'a> World<'a> {
         }
     }
 
-    // ---- membership ------------------------------------------------------------------------
-
-    fn join(&mut self, node: u32) {
-        let now = self.time();
-        let peer = &mut self.nodes[node as usize];
-        peer.joined = self.now;
-        peer.engine.set_wanted(now, Wanted::Whole);
-        let info = MemberInfo {
-            zone: peer.zone,
-            ..MemberInfo::default()
-        };
-        self.scheduler_messages += 2;
-        for introduction in self.swarm.join(node, info).unwrap_or_default() {
-            self.introduce(node, introduction);
-        }
-        self.drain_commands();
-        self.drain(node);
-    }
-
-    /// The scheduler's answer and the connection take a round trip each.
-    fn introduce(&mut self, from: u32, introduction: Introduction<u32>) {
-        let connect = Event::Connect {
-            from,
-            to: introduction.node,
-            emitter: introduction.emitter,
-        };
-        self.schedule(self.now + 4 * self.latency, connect);
-    }
-
-    fn connect(&mut self, from: u32, to: u32, emitter: bool) {
-        let (a, b) = (&self.nodes[from as usize], &self.nodes[to as usize]);
-        if !a.alive || !b.alive || a.engine.neighbours().any(|n| n.0 == to) {
-            return;
-        }
-        let crossing = a.zone != b.zone;
-        let now = self.time();
-        for (one, other, emitter) in [(from, to, emitter), (to, from, false)] {
-            let info = NeighbourInfo {
-                emitter,
-                rtt: self.scenario.rtt,
-                // Who is connected to from another zone only serves.
-                may_ask: (!crossing || one == from).then_some(Stripe::WHOLE),
-            };
-            self.nodes[one as usize]
-                .engine
-                .join(now, NeighbourId(other), info);
-            self.drain(one);
-        }
-    }
-
-    fn drain_commands(&mut self) {
-        while let Some(command) = self.swarm.poll() {
-            match command {
-                Command::Connect { node, to } => {
-                    self.scheduler_messages += 1;
-                    self.introduce(node, to);
-                }
-                Command::Disconnect { a, b } => self.disconnect(a, b),
-                Command::Grant(lease) => {
-                    let holder = &mut self.nodes[lease.node as usize];
-                    holder.granted = Some((lease.stripe, lease.collect));
-                    let at = self.now + self.latency;
-                    self.schedule(at, Event::Grant { node: lease.node });
-                    let now = self.time();
-                    for node in self.swarm.neighbours(lease.node).to_vec() {
-                        let same =
-                            self.nodes[node as usize].zone == self.nodes[lease.node as usize].zone;
-                        let engine = &mut self.nodes[node as usize].engine;
-                        engine.set_emitter(now, NeighbourId(lease.node), same);
-                        self.drain(node);
-                    }
-                }
-                Command::Revoke(_) | Command::NoSource => {}
-            }
-        }
-    }
-
-    fn disconnect(&mut self, a: u32, b: u32) {
-        let now = self.time();
-        for (one, other) in [(a, b), (b, a)] {
-            self.nodes[one as usize]
-                .engine
-                .leave(now, NeighbourId(other));
-            self.drain(one);
-        }
-    }
-
-    // ---- nodes -----------------------------------------------------------------------------
-
     /// Does what a node's engine wants done.
     fn drain(&mut self, node: u32) {
         while let Some(action) = self.nodes[node as usize].engine.poll() {
@@ -431,6 +233,19 @@ impl<'a> World<'a> {
                     self.out.violations += 1;
                     self.swarm.accuse(node, other.0);
                     self.disconnect(node, other.0);
+                }
+                Action::Part(other) => {
+                    // Behind what is on its way to the other side.
+                    let sent = self.nodes[node as usize].sending_until.max(self.now);
+                    let queued = self.nodes[other.0 as usize].down_free;
+                    let at = (sent + self.latency).max(queued) + 1;
+                    self.schedule(
+                        at,
+                        Event::Close {
+                            node: other.0,
+                            from: node,
+                        },
+                    );
                 }
                 Action::Drop(other) => {
                     self.swarm.disconnected(node, other.0);
@@ -604,42 +419,4 @@ impl<'a> World<'a> {
             self.schedule(at, Event::Origin { node, block });
         }
     }
-
-    fn outcome(mut self) -> Outcome {
-        let blocks = f64::from(self.scenario.blocks());
-        let limit = self.limit as f64;
-        let peers: Vec<&Node> = self.nodes.iter().filter(|n| !n.seed && n.alive).collect();
-        let times = peers
-            .iter()
-            .filter_map(|n| Some((n.done? - n.joined) as f64 / limit));
-        let mut times: Vec<f64> = times.collect();
-        times.sort_by(f64::total_cmp);
-        let at = |share: f64| {
-            let place = (share * times.len() as f64).ceil() as usize;
-            times.get(place.saturating_sub(1)).copied().unwrap_or(0.0)
-        };
-        let first = peers.iter().filter_map(|n| Some(n.first? - n.joined)).max();
-        let count = f64::from(self.scenario.peers);
-        let seconds = (self.now as f64 / 1e9).max(1e-9);
-        self.out.alive = peers.len() as u32;
-        self.out.finished = times.len() as u32;
-        self.out.limit = Duration::from_nanos(self.limit);
-        self.out.slowest = times.last().copied().unwrap_or(0.0);
-        self.out.p50 = at(0.5);
-        self.out.p99 = at(0.99);
-        self.out.first = Duration::from_nanos(first.unwrap_or(0));
-        self.out.seed = self.seed_blocks as f64 / blocks;
-        self.out.origin = self.origin_blocks as f64 / blocks;
-        self.out.cross = self.cross_blocks as f64 / blocks;
-        self.out.duplicates /= blocks * count;
-        self.out.scheduler = self.scheduler_messages as f64 / count / seconds;
-        self.out.control = self.control_messages as f64 / count / seconds;
-        self.out
-    }
-}
-
-/// A standard normal number (Box and Muller's way).
-fn normal(rng: &mut fastrand::Rng) -> f64 {
-    let (u, v) = (1.0 - rng.f64(), rng.f64());
-    (-2.0 * u.ln()).sqrt() * (core::f64::consts::TAU * v).cos()
 }
