@@ -20,7 +20,7 @@
 //! - [`Node`]: commands and files on a node
 //! - [`Registry`], [`image`]: images made here, pushed, pulled by nodes
 //! - [`wait`]: waiting with a reason; [`pod`]: exec and logs; [`diagnostics`]: what is shown on failure
-//! - [`apply`]: YAML as it stands; [`definitions`]: neighbours' kinds
+//! - [`apply`]: YAML as it stands; [`definitions`]: neighbours' kinds; [`mesh`]: the data plane's parts
 //! - [`tools`]: what is built from Go modules, once, into a cache
 //!
 //! Invariants: everything of a cluster runs in its cgroup, and all its namespaces belong to processes
@@ -35,6 +35,7 @@ pub mod definitions;
 pub mod diagnostics;
 pub mod http;
 pub mod image;
+pub mod mesh;
 mod node;
 mod options;
 mod pki;

@@ -7,7 +7,9 @@ use std::time::Instant;
 use clap::{Parser, Subcommand};
 use dragonfly_cluster::image::{self, Architecture};
 use dragonfly_cluster::tools::Tool;
-use dragonfly_cluster::{Cluster, ClusterOptions, Failed, IpFamily, Result, standing, supervisor};
+use dragonfly_cluster::{
+    Cluster, ClusterOptions, Failed, IpFamily, Result, mesh, standing, supervisor,
+};
 
 /// A real Kubernetes on this machine: etcd, API server, controllers, nodes with containerd, a registry.
 #[derive(Debug, Parser)]
@@ -30,6 +32,9 @@ enum Command {
         /// Push the images of this project to its registry, from programs built beside this one
         #[arg(long)]
         images: bool,
+        /// Take it down again when this program ends, however it ends
+        #[arg(long)]
+        hold: bool,
     },
     /// Take clusters down that `up` started: the one of a number, or all
     Down {
@@ -64,6 +69,8 @@ enum Command {
         #[arg(long, value_name = "NUMBER")]
         push: Option<u8>,
     },
+    /// Print a mesh with keys of its own, for `kubectl apply -f -`, and an origin to try it with
+    Mesh,
     /// Hold a cluster for the process at the other end of standard input
     #[command(hide = true)]
     Supervise,
@@ -88,7 +95,8 @@ async fn run(command: Command) -> Result<()> {
             nodes,
             family,
             images,
-        } => up(nodes, family, images).await,
+            hold,
+        } => up(nodes, family, images, hold).await,
         Command::Down { number } => down(number),
         Command::Status => {
             for cluster in standing::all() {
@@ -134,11 +142,15 @@ async fn run(command: Command) -> Result<()> {
             }
             Ok(())
         }
+        Command::Mesh => {
+            print!("{}---\n{}", mesh::manifest()?, mesh::ORIGIN);
+            Ok(())
+        }
         Command::Supervise => supervisor::run().await,
     }
 }
 
-async fn up(nodes: usize, family: IpFamily, images: bool) -> Result<()> {
+async fn up(nodes: usize, family: IpFamily, images: bool, hold: bool) -> Result<()> {
     let options = ClusterOptions::nodes(nodes).family(family);
     let begun = Instant::now();
     let cluster = Cluster::start(&options).await?;
@@ -163,7 +175,7 @@ async fn up(nodes: usize, family: IpFamily, images: bool) -> Result<()> {
         }
     }
     let kubectl = cluster.program("kubectl");
-    let info = cluster.keep().await?;
+    let info = cluster.info().clone();
     for node in &info.nodes {
         println!(
             "node       {} {} {:?}",
@@ -177,10 +189,16 @@ async fn up(nodes: usize, family: IpFamily, images: bool) -> Result<()> {
         println!("kubectl    {}", kubectl.display());
     }
     println!("logs       {}", info.dir.join("logs").display());
-    println!(
-        "up in {:.1} s; take it down with: make cluster-down",
-        took.as_secs_f64()
-    );
+    let up = format!("up in {:.1} s", took.as_secs_f64());
+    if hold {
+        println!("{up}; it goes when this ends");
+        println!("export KUBECONFIG={}", info.kubeconfig.display());
+        let ended = tokio::signal::ctrl_c().await;
+        ended.map_err(|e| Failed::at("waiting for an interrupt", e))?;
+        return cluster.stop().await;
+    }
+    cluster.keep().await?;
+    println!("{up}; take it down with: make cluster-down");
     println!("export KUBECONFIG={}", info.kubeconfig.display());
     Ok(())
 }

@@ -19,9 +19,9 @@ use crate::plan::{Machine, Plan, in_url, on_link};
 /// How long making namespaces may take.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// What of the machine's tree each node has for itself. Whatever pods mount from the node's disk is
-/// below one of these.
-const OWN: [&str; 5] = ["/run", "/var", "/tmp", "/etc/containerd", "/etc/cni"];
+/// What of the machine's tree each node has for itself; all of it is on a Debian with containerd.
+/// Whatever pods mount from the node's disk is below one of these.
+const OWN: [&str; 4] = ["/run", "/var", "/tmp", "/etc/containerd"];
 
 /// Makes a node's mounts in a new mount namespace: `$1` is the node's directory, `$2` its name, `$3`
 /// what is written when all is done, and the rest what stays visible where it is.
@@ -35,7 +35,6 @@ for keep; do
     mount --bind "$keep" "$node/root$keep"
 done
 for own in OWN; do
-    [ -d "$own" ] || continue
     mount --rbind "$node/root$own" "$own"
 done
 # Pods with mountPropagation need a shared tree; nothing of it reaches the host's.

@@ -17,6 +17,8 @@ use crate::plan::{Machine, Plan, REGISTRY_PORT, joined};
 use crate::registry::{NAME, PAUSE};
 use crate::tools::Programs;
 
+/// Where containerd finds its network. `/etc/cni` is on no machine that runs no Kubernetes.
+const NETWORKS: &str = "/etc/containerd/networks";
 const SOCKET: &str = "/run/containerd/containerd.sock";
 
 pub(super) struct Node<'a> {
@@ -57,7 +59,7 @@ impl Node<'_> {
             &hosts,
         )?;
         self.write(
-            "root/etc/cni/net.d/10-pods.conflist",
+            &format!("root{NETWORKS}/10-pods.conflist"),
             &self.network().to_string(),
         )?;
         let config = self.write("root/etc/containerd/config.toml", &self.containerd_config())?;
@@ -123,7 +125,7 @@ impl Node<'_> {
                  [plugins.\"io.containerd.grpc.v1.cri\"]\n\
                  sandbox_image = \"{PAUSE}\"\nrestrict_oom_score_adj = true\n\
                  [plugins.\"io.containerd.grpc.v1.cri\".cni]\n\
-                 bin_dir = \"{CNI}\"\nconf_dir = \"/etc/cni/net.d\"\n\
+                 bin_dir = \"{CNI}\"\nconf_dir = \"{NETWORKS}\"\n\
                  [plugins.\"io.containerd.grpc.v1.cri\".registry]\n\
                  config_path = \"/etc/containerd/certs.d\"\n"
             ),
@@ -134,7 +136,7 @@ impl Node<'_> {
                  config_path = \"/etc/containerd/certs.d\"\n\
                  [plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n\
                  [plugins.\"io.containerd.cri.v1.runtime\".cni]\n\
-                 bin_dirs = [\"{CNI}\"]\nconf_dir = \"/etc/cni/net.d\"\n"
+                 bin_dirs = [\"{CNI}\"]\nconf_dir = \"{NETWORKS}\"\n"
             ),
         }
     }
