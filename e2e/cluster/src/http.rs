@@ -14,6 +14,8 @@ use dragonfly_e2e::{Failed, Result};
 
 /// No request of a test takes longer.
 const LIMIT: Duration = Duration::from_secs(120);
+/// A first packet that found no rule of kube-proxy is lost, and so are its repetitions.
+const CONNECTS: Duration = Duration::from_secs(3);
 /// What an answer's body may be: tests ask for manifests and lists.
 const MOST: usize = 64 << 20;
 
@@ -37,7 +39,8 @@ pub async fn ask(address: &str, mut request: Request<Full<Bytes>>) -> Result<Ans
     let host = address.parse().map_err(|e| wrong(&e))?;
     request.headers_mut().insert(HOST, host);
     let asked = async {
-        let stream = TcpStream::connect(address).await.map_err(|e| wrong(&e))?;
+        let connected = tokio::time::timeout(CONNECTS, TcpStream::connect(address)).await;
+        let stream = connected.map_err(|e| wrong(&e))?.map_err(|e| wrong(&e))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|e| wrong(&e))?;

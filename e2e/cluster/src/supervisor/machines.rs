@@ -14,7 +14,8 @@ use dragonfly_e2e::{Failed, Result};
 
 use super::HOME;
 use super::processes::{Processes, run};
-use crate::plan::{Machine, Plan, in_url, on_link};
+use crate::plan::{Machine, Plan, on_link};
+use crate::registry::NAME;
 
 /// How long making namespaces may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -37,6 +38,7 @@ done
 for own in OWN; do
     mount --rbind "$node/root$own" "$own"
 done
+mount --bind "$node/root/etc/hosts" /etc/hosts
 # Pods with mountPropagation need a shared tree; nothing of it reaches the host's.
 mount --make-rshared /
 ip link set lo up
@@ -88,14 +90,10 @@ impl Machines {
         dir: &Path,
         nodes: usize,
     ) -> Result<Self> {
-        let control_plane = hold(
-            processes,
-            &dir.join("control-plane"),
-            "control-plane",
-            false,
-        )?;
+        let control_plane = hold(processes, &dir.join("control-plane"), "control-plane", None)?;
+        let hosts = hosts(plan, nodes);
         let names = (0..nodes).map(|n| format!("node-{n}"));
-        let nodes = names.map(|name| hold(processes, &dir.join(&name), &name, true));
+        let nodes = names.map(|name| hold(processes, &dir.join(&name), &name, Some(&hosts)));
         let nodes = nodes.collect::<Result<Vec<_>>>()?;
         for machine in std::iter::once(&control_plane).chain(&nodes) {
             ready(processes, machine).await?;
@@ -230,13 +228,28 @@ fn command(line: &[String]) -> Command {
     command
 }
 
-fn hold(processes: &mut Processes, dir: &Path, name: &str, mounts: bool) -> Result<Up> {
+/// The names that every node knows.
+fn hosts(plan: Plan, nodes: usize) -> String {
+    let mut text = "127.0.0.1 localhost\n::1 localhost\n".to_owned();
+    for address in plan.addresses(Machine::ControlPlane) {
+        text.push_str(&format!("{address} {NAME}\n"));
+    }
+    for n in 0..nodes {
+        for address in plan.addresses(Machine::Node(n)) {
+            text.push_str(&format!("{address} node-{n}\n"));
+        }
+    }
+    text
+}
+
+/// Starts the process that holds a machine's namespaces; with mounts of its own where names are given.
+fn hold(processes: &mut Processes, dir: &Path, name: &str, hosts: Option<&str>) -> Result<Up> {
     let mut line = vec!["unshare".to_owned(), "--net".to_owned(), "--uts".to_owned()];
     fs::create_dir_all(dir).map_err(|e| Failed::at(dir.display(), e))?;
     let done = done(dir);
-    let words: Vec<String> = if mounts {
+    let words: Vec<String> = if let Some(hosts) = hosts {
         line.push("--mount".to_owned());
-        tree(dir)?;
+        tree(dir, hosts)?;
         let own: Vec<_> = OWN.iter().map(|own| format!("'{own}'")).collect();
         let script = NODE.replace("OWN", &own.join(" "));
         let mut words = vec!["sh".to_owned(), "-c".to_owned(), script, "sh".to_owned()];
@@ -264,12 +277,12 @@ fn hold(processes: &mut Processes, dir: &Path, name: &str, mounts: bool) -> Resu
     Ok(Up {
         holder,
         dir: dir.to_owned(),
-        mounts,
+        mounts: hosts.is_some(),
     })
 }
 
 /// A node's own tree.
-fn tree(dir: &Path) -> Result<()> {
+fn tree(dir: &Path, hosts: &str) -> Result<()> {
     let root = dir.join("root");
     let below = [
         "run/lock",
@@ -286,6 +299,8 @@ fn tree(dir: &Path) -> Result<()> {
     for path in made {
         fs::create_dir_all(&path).map_err(|e| Failed::at(path.display(), e))?;
     }
+    let names = root.join("etc/hosts");
+    fs::write(&names, hosts).map_err(|e| Failed::at(names.display(), e))?;
     let link = |to: &str, at: &str| std::os::unix::fs::symlink(to, root.join(at));
     link("/run", "var/run")
         .and_then(|()| link("/run/lock", "var/lock"))
@@ -333,9 +348,4 @@ async fn ready(processes: &mut Processes, machine: &Up) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     Ok(())
-}
-
-/// `http://address:port`.
-pub(crate) fn http(address: IpAddr, port: u16) -> String {
-    format!("http://{}:{port}", in_url(address))
 }

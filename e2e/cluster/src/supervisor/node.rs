@@ -8,7 +8,7 @@ use serde_json::json;
 use dragonfly_e2e::{Failed, Result};
 
 use super::control_plane::{flag, program};
-use super::machines::{Up, http};
+use super::machines::Up;
 use super::processes::Processes;
 use super::{CNI, NodeInfo};
 use crate::options::Containerd;
@@ -49,8 +49,9 @@ impl Node<'_> {
     }
 
     pub(super) fn start_containerd(&self, processes: &mut Processes) -> Result<()> {
-        // Any registry may have its directory here, as on machines of the world.
-        let registry = http(self.plan.address(Machine::ControlPlane), REGISTRY_PORT);
+        // Any registry may have its directory here, as on machines of the world. The name once more, not
+        // an address: containerd 1.6 reads no `]` in a table's name.
+        let registry = format!("http://{NAME}:{REGISTRY_PORT}");
         let hosts = format!(
             "server = \"{registry}\"\n[host.\"{registry}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
         );
