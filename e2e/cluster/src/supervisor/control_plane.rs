@@ -105,7 +105,7 @@ impl ControlPlane<'_> {
         let file = self.write("registry.yaml", &config.to_string())?;
         let mut line = self.machine.enter();
         line.extend(["docker-registry", "serve", &file.display().to_string()].map(str::to_owned));
-        processes.start("registry", line, vec![])?;
+        processes.start("registry", line)?;
         Ok(())
     }
 
@@ -147,7 +147,7 @@ impl ControlPlane<'_> {
         let mut line = self.machine.enter();
         line.push(program(self.programs, name)?);
         line.extend(flags);
-        processes.start(name, line, vec![])?;
+        processes.start(name, line)?;
         Ok(())
     }
 

@@ -273,7 +273,7 @@ fn hold(processes: &mut Processes, dir: &Path, name: &str, hosts: Option<&str>) 
         ]
     };
     line.extend(words);
-    let holder = processes.start(&format!("{name}-namespaces"), line, vec![])?;
+    let holder = processes.start(&format!("{name}-namespaces"), line)?;
     Ok(Up {
         holder,
         dir: dir.to_owned(),

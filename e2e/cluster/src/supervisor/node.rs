@@ -79,7 +79,7 @@ impl Node<'_> {
         let mut line = self.machine.enter();
         line.extend([program, "--config".to_owned(), config.display().to_string()]);
         let environment = vec![("PATH".to_owned(), path)];
-        processes.start(&format!("containerd-{}", self.index), line, environment)?;
+        processes.start_again(&format!("containerd-{}", self.index), line, environment)?;
         Ok(())
     }
 
@@ -194,7 +194,7 @@ impl Node<'_> {
             flag("node-ip", joined(&addresses)),
             flag("root-dir", "/var/lib/kubelet"),
         ]);
-        processes.start(&format!("kubelet-{}", self.index), line, vec![])?;
+        processes.start_again(&format!("kubelet-{}", self.index), line, vec![])?;
 
         let kubeconfig =
             self.pki
@@ -218,7 +218,7 @@ impl Node<'_> {
             program(self.programs, "kube-proxy")?,
             flag("config", config.display()),
         ]);
-        processes.start(&format!("kube-proxy-{}", self.index), line, vec![])?;
+        processes.start_again(&format!("kube-proxy-{}", self.index), line, vec![])?;
         Ok(())
     }
 

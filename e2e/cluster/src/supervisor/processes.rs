@@ -17,6 +17,9 @@ use crate::cgroup::Cgroup;
 const JOIN: &str = r#"echo 0 >"$0" && exec "$@""#;
 /// Lines of a log that are worth showing.
 const LINES: usize = 20;
+/// How often a daemon that ended by itself is started again, and how long after.
+const AGAIN: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(500);
 /// How long a killed process may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
 
@@ -33,6 +36,10 @@ struct Daemon {
     id: Option<i32>,
     /// How it ended, told once.
     ended: Option<String>,
+    /// How often it is started again by itself, as service managers do.
+    again: u32,
+    /// When that is to be.
+    due: Option<Instant>,
 }
 
 impl Processes {
@@ -46,11 +53,26 @@ impl Processes {
     }
 
     /// Starts a daemon: a whole command line, with what comes before the program itself.
-    pub(crate) fn start(
+    pub(crate) fn start(&mut self, name: &str, line: Vec<String>) -> Result<i32> {
+        self.begin(name, line, vec![], 0)
+    }
+
+    /// The same of a daemon that gives up when another is not there yet.
+    pub(crate) fn start_again(
         &mut self,
         name: &str,
         line: Vec<String>,
         environment: Vec<(String, String)>,
+    ) -> Result<i32> {
+        self.begin(name, line, environment, AGAIN)
+    }
+
+    fn begin(
+        &mut self,
+        name: &str,
+        line: Vec<String>,
+        environment: Vec<(String, String)>,
+        again: u32,
     ) -> Result<i32> {
         let mut daemon = Daemon {
             name: name.to_owned(),
@@ -58,6 +80,8 @@ impl Processes {
             environment,
             id: None,
             ended: None,
+            again,
+            due: None,
         };
         let id = self.spawn(&mut daemon)?;
         self.daemons.push(daemon);
@@ -105,17 +129,30 @@ impl Processes {
         }
     }
 
-    /// Those that ended without being told to, since the last call.
+    /// Those that ended without being told to and stay away, since the last call.
     pub(crate) fn ended(&mut self) -> Vec<String> {
         self.reap();
+        let now = Instant::now();
         let mut all = vec![];
-        for n in 0..self.daemons.len() {
-            let daemon = &mut self.daemons[n];
+        let mut daemons = std::mem::take(&mut self.daemons);
+        for daemon in &mut daemons {
+            if daemon.ended.is_some() && daemon.again > 0 {
+                daemon.ended = None;
+                daemon.again -= 1;
+                daemon.due = Some(now + PAUSE);
+            }
+            if daemon.due.is_some_and(|due| due <= now) {
+                daemon.due = None;
+                if let Err(wrong) = self.spawn(daemon) {
+                    daemon.ended = Some(wrong.to_string());
+                }
+            }
             if let Some(how) = daemon.ended.take() {
-                let name = daemon.name.clone();
-                all.push(format!("{name} ended {how}\n{}", self.tail(&name)));
+                let name = &daemon.name;
+                all.push(format!("{name} ended {how}\n{}", self.tail(name)));
             }
         }
+        self.daemons = daemons;
         all
     }
 
@@ -137,7 +174,8 @@ impl Processes {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        self.find(name)?.ended = None;
+        let daemon = self.find(name)?;
+        (daemon.ended, daemon.due) = (None, None);
         Ok(())
     }
 
@@ -150,6 +188,7 @@ impl Processes {
         let at = self.daemons.iter().position(|d| d.name == name);
         let at = at.ok_or_else(|| Failed::at(name, "is not started here"))?;
         let mut daemon = self.daemons.remove(at);
+        (daemon.ended, daemon.due) = (None, None);
         let spawned = self.spawn(&mut daemon);
         self.daemons.push(daemon);
         spawned.map(|_| ())
