@@ -9,6 +9,8 @@ SIZE ?=
 PEERS ?=
 RUNS ?= 5
 BENCH ?= swarm
+NODES ?= 2
+FAMILY ?= ipv4
 
 .PHONY: help
 help: ## What there is
@@ -16,7 +18,7 @@ help: ## What there is
 
 .PHONY: setup
 setup:
-	@scripts/setup.sh test
+	@scripts/setup.sh test cluster
 
 .PHONY: build
 build: ## The binary, optimised: target/release/dragonfly
@@ -30,8 +32,9 @@ demo: ## Distribute real files among real peers on this machine (URL=, SIZE=, PE
 	target/release/demo $(if $(URL),--url '$(URL)') $(if $(SIZE),--size $(SIZE)) $(if $(PEERS),--peers $(PEERS))
 
 .PHONY: test
-test: setup ## All tests that are quick; needs nothing but Rust on a Debian
-	cargo build --locked -p dragonfly
+test: setup ## All tests that are quick; needs Rust and Go on a Debian, and root for a real Kubernetes
+	cargo build --locked -p dragonfly -p dragonfly-cluster
+	target/debug/cluster build >/dev/null
 	cargo test --locked --workspace
 	cargo test --locked -p dragonfly-client --test python -- --ignored
 
@@ -41,6 +44,22 @@ test-full: test ## make test, then what takes long: all simulated scenarios, thr
 	cargo test --release -p dragonfly-swarm -- --ignored --nocapture
 	cargo test --release -p dragonfly-storage --test throughput -- --ignored --nocapture
 	target/release/dragonfly simulate --peers 5000 --scenario equal
+
+.PHONY: cluster
+cluster: ## A real Kubernetes that stays, with the data plane's image in its registry (NODES=, FAMILY=)
+	@scripts/setup.sh cluster
+	cargo build --locked -p dragonfly -p dragonfly-cluster
+	@target/debug/cluster up --nodes $(NODES) --family $(FAMILY) --images
+
+.PHONY: cluster-down
+cluster-down: ## Take down what `make cluster` started
+	@target/debug/cluster down
+
+.PHONY: e2e
+e2e: ## The tests on a real Kubernetes alone
+	@scripts/setup.sh cluster
+	cargo build --locked -p dragonfly -p dragonfly-cluster
+	cargo test --locked -p dragonfly-cluster
 
 .PHONY: bench-setup
 bench-setup:

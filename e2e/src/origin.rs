@@ -61,9 +61,14 @@ struct Served {
 type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, std::io::Error>;
 
 impl Origin {
-    /// Listens on a free port. `rate` is in bytes a second, 0 for as fast as can be.
+    /// Listens on a free port of loopback. `rate` is in bytes a second, 0 for as fast as can be.
     pub async fn start(rate: u64) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await;
+        Self::start_on("127.0.0.1:0", rate).await
+    }
+
+    /// Listens where it is told to: `address:port`.
+    pub async fn start_on(address: &str, rate: u64) -> Result<Self> {
+        let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|e| Failed::at("origin", e))?;
         let addr = listener.local_addr().map_err(|e| Failed::at("origin", e))?;
         let shared = Arc::new(Shared {

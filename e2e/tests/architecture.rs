@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// For each crate of the workspace, the crates of the workspace that it may use.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("dragonfly-crds", &[]),
     ("dragonfly-proto", &[]),
     ("dragonfly-swarm", &[]),
@@ -36,6 +36,10 @@ const ARROWS: [(&str, &[&str]); 12] = [
     // Binaries wire everything.
     ("dragonfly", &["*"]),
     ("dragonfly-e2e", &["*"]),
+    (
+        "dragonfly-cluster",
+        &["dragonfly-e2e", "dragonfly-identity"],
+    ),
 ];
 
 /// Pure crates know no runtime, no socket, no gRPC, no client of Kubernetes.

@@ -156,7 +156,11 @@ impl Authority {
             secret,
             mesh: mesh.to_owned(),
         };
-        write(&at("join-token"), authority.token().reveal().as_bytes())?;
+        // Keys that somebody else keeps, such as a mounted Secret, cannot be written, and need not be.
+        let token = authority.token();
+        if read(&at("join-token"))?.is_none_or(|kept| kept != token.reveal().as_bytes()) {
+            write(&at("join-token"), token.reveal().as_bytes())?;
+        }
         Ok(authority)
     }
 
