@@ -101,8 +101,7 @@ impl Scenario {
     /// The scenario of the design's tables: 64 MiB in blocks of 64 KiB at 100 Mbit/s, RTT 0.6 ms.
     /// The engine as in production but for some settings: a window of one and announcements at
     /// once, since in this model neither costs anything; the rate rule only where uplinks are
-    /// uneven; and degree 8, which here is better than 12 (1.155 to 1.197 at 1000 equal peers) and
-    /// moves a third fewer messages.
+    /// uneven; and degree 8, which here is as good as 12 and moves a third fewer messages.
     #[must_use]
     pub fn new(peers: u32, regime: Regime) -> Self {
         let objective = match regime {

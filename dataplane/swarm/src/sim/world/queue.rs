@@ -95,8 +95,8 @@ mod tests {
         while made < 2000 || queue.next().is_some() {
             if made < 2000 {
                 let far = [1 << 10, 1 << 16, 1 << 26, 1 << 31, 1 << 35];
-                let span = far[rng.usize(..far.len())];
-                let at = now + rng.u64(..span);
+                let reach = far[rng.usize(..far.len())];
+                let at = now + rng.u64(..reach);
                 queue.push(at, made);
                 expected.push((at, made));
                 made += 1;
