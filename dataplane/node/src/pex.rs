@@ -1,8 +1,9 @@
 //! Neighbours tell each other of neighbours, so that a node finds new ones while no scheduler
 //! answers.
 //!
-//! Told, when a stream is bound: the addresses of the others in this node's own zone, as the
-//! scheduler told them or as this node dialled them. Believed: a hint, no more. Only a neighbour
+//! Told: when a stream is bound, this node's own address, and the addresses of its neighbours in its
+//! own zone, as the scheduler or they themselves told them or as this node dialled them; later, who
+//! came. Believed: a hint, no more. Only a neighbour
 //! whose ticket was good is listened to; each has [`PER_TELLER`] places in a list of its own, so that
 //! it cannot push out what others told; an address is tried once, [`AT_ONCE`] at a time, after all
 //! that the scheduler told, and the connection must then show the identity and a ticket as any other.
@@ -29,19 +30,27 @@ const AT_ONCE: usize = 4;
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
     told: Vec<(NodeId, Vec<(NodeId, SocketAddr)>)>,
+    /// Where neighbours say that they are reached themselves.
+    own: Vec<(NodeId, SocketAddr)>,
 }
 
 impl Heard {
-    /// Takes note of what a neighbour tells.
-    fn hear(&mut self, teller: &Conn, peers: Vec<(NodeId, SocketAddr)>) {
+    /// Takes note of what a neighbour tells; whether its own address is new.
+    fn hear(&mut self, teller: &Conn, peers: Vec<(NodeId, SocketAddr)>) -> bool {
         let from = teller.addr().ip();
+        let own = peers.iter().find(|(node, _)| *node == teller.peer());
+        // The first word counts: what is new is passed on, and nobody can make this node chatter.
+        let known = self.own.iter().any(|(node, _)| *node == teller.peer());
+        let own = own.filter(|own| !known && self.own.len() < TELLERS && dialable(own.1, from));
+        self.own.extend(own);
+        let new = own.is_some();
         let at = match self
             .told
             .iter()
             .position(|(node, _)| *node == teller.peer())
         {
             Some(at) => at,
-            None if self.told.len() >= TELLERS => return,
+            None if self.told.len() >= TELLERS => return new,
             None => {
                 self.told.push((teller.peer(), vec![]));
                 self.told.len() - 1
@@ -49,12 +58,14 @@ impl Heard {
         };
         let list = &mut self.told[at].1;
         for (node, addr) in peers {
-            if dialable(addr, from) && !list.contains(&(node, addr)) {
+            let other = node != teller.peer();
+            if other && dialable(addr, from) && !list.contains(&(node, addr)) {
                 list.push((node, addr));
             }
         }
         let over = list.len().saturating_sub(PER_TELLER);
         list.drain(..over);
+        new
     }
 
     /// Takes up to `count` nodes out that `fits`, from different tellers where it can.
@@ -98,10 +109,24 @@ fn dialable(addr: SocketAddr, teller: IpAddr) -> bool {
 
 impl Node {
     pub(crate) fn on_pex(&self, task: &Arc<Task>, conn: &Conn, peers: Vec<(NodeId, SocketAddr)>) {
-        task.state().heard.hear(conn, peers);
+        let members = self.members_of(task);
+        let mut state = task.state();
+        if !state.heard.hear(conn, peers) || state.told.contains_key(&conn.peer()) {
+            return;
+        }
+        let Some(addr) = address(&members, &state, conn) else {
+            return;
+        };
+        for link in state.links.values() {
+            let peer = link.conn.peer();
+            if peer != conn.peer() && !state.told.contains_key(&peer) {
+                link.conn
+                    .send(link.ours, &Frame::Pex(vec![(conn.peer(), addr)]));
+            }
+        }
     }
 
-    /// Tells a new neighbour of the others and the others of it.
+    /// Tells a new neighbour of this node and the others. They hear of it when it says where it is.
     pub(crate) fn introduce(&self, task: &Arc<Task>, new: &Arc<Conn>, ours: u32) {
         let members = self.members_of(task);
         let state = task.state();
@@ -109,18 +134,14 @@ impl Node {
         if state.told.contains_key(&new.peer()) {
             return;
         }
-        let its = address(&members, new);
-        let mut others = vec![];
+        let own = self.identity.addresses.iter().take(1);
+        let mut others: Vec<_> = own.map(|addr| (self.identity.node, *addr)).collect();
         for link in state.links.values() {
             let peer = link.conn.peer();
             if peer == new.peer() || state.told.contains_key(&peer) {
                 continue;
             }
-            if let Some(addr) = its {
-                link.conn
-                    .send(link.ours, &Frame::Pex(vec![(new.peer(), addr)]));
-            }
-            if let Some(addr) = address(&members, &link.conn)
+            if let Some(addr) = address(&members, &state, &link.conn)
                 && others.len() < MAX_PEX.min(PER_TELLER)
             {
                 others.push((peer, addr));
@@ -160,13 +181,15 @@ impl Node {
     }
 }
 
-/// Where others reach a neighbour: as the scheduler told, or as this node dialled it.
-fn address(members: &[rpc::Member], conn: &Conn) -> Option<SocketAddr> {
+/// Where others reach a neighbour: as the scheduler told, as this node dialled it, or as it says.
+fn address(members: &[rpc::Member], state: &State, conn: &Conn) -> Option<SocketAddr> {
     let peer = conn.peer();
     let told = members.iter().find(|m| m.node == peer.0);
+    let says = || state.heard.own.iter().find(|(node, _)| *node == peer);
     told.and_then(|m| m.addresses.first())
         .and_then(|a| a.parse().ok())
         .or_else(|| conn.dialled().then(|| conn.addr()))
+        .or_else(|| says().map(|(_, addr)| *addr))
 }
 
 #[cfg(test)]
@@ -208,6 +231,7 @@ mod tests {
                 (node(1), (10..26).map(|n| (node(n), at)).collect()),
                 (node(2), vec![(node(30), at)]),
             ],
+            own: vec![],
         };
         let taken = heard.take(2, |_| true);
         assert_eq!(

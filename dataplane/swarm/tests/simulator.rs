@@ -1,6 +1,12 @@
 //! Scenarios of the design's tables, small enough for every run, with bounds on what comes out.
 //! `cargo test --release -- --ignored --nocapture` prints the large ones.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a wrong setting on the command line fails loudly"
+)]
+
 use core::time::Duration;
 use dragonfly_swarm::engine::Objective;
 use dragonfly_swarm::sim::{Outcome, Regime, Scenario, simulate};
