@@ -275,6 +275,15 @@ impl Cluster {
         self.order(&Order::Kill(daemon.to_owned())).await
     }
 
+    /// Starts one more daemon on the control plane's machine; it goes with the cluster, its log is
+    /// beside the others.
+    ///
+    /// # Errors
+    /// This process did not start the cluster. Whether the daemon stays is not waited for.
+    pub async fn start_daemon(&self, name: &str, line: Vec<String>) -> Result<()> {
+        self.order(&Order::Start(name.to_owned(), line)).await
+    }
+
     async fn order(&self, order: &Order) -> Result<()> {
         let held = self.supervisor.as_ref();
         let held =

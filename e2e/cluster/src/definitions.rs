@@ -44,7 +44,7 @@ impl Neighbour {
     /// Go is not there, or the module cannot be had.
     pub fn files(self) -> Result<Vec<PathBuf>> {
         let (module, below) = self.module();
-        let dir = downloaded(module)?.join(below);
+        let dir = downloaded(module, GO_MOD, GO_SUM)?.join(below);
         let listed = std::fs::read_dir(&dir).map_err(|e| Failed::at(dir.display(), e))?;
         let mut files: Vec<_> = listed.flatten().map(|e| e.path()).collect();
         files.retain(|path| path.extension().is_some_and(|e| e == "yaml"));
@@ -93,9 +93,10 @@ pub async fn install(client: &Client, text: &str) -> Result<()> {
     Ok(())
 }
 
-fn downloaded(module: &str) -> Result<PathBuf> {
+/// Where Go keeps a module that a `go.mod` of ours requires: downloaded where it is not there yet.
+pub(crate) fn downloaded(module: &str, go_mod: &str, go_sum: &str) -> Result<PathBuf> {
     let dir = tempfile::tempdir().map_err(|e| Failed::at("a temporary directory", e))?;
-    for (name, text) in [("go.mod", GO_MOD), ("go.sum", GO_SUM)] {
+    for (name, text) in [("go.mod", go_mod), ("go.sum", go_sum)] {
         let path = dir.path().join(name);
         std::fs::write(&path, text).map_err(|e| Failed::at(path.display(), e))?;
     }
@@ -106,7 +107,7 @@ fn downloaded(module: &str) -> Result<PathBuf> {
         .env("GOWORK", "off")
         .stdin(Stdio::null())
         .output()
-        .map_err(|e| Failed(format!("go: {e}: it downloads the definitions of {module}")))?;
+        .map_err(|e| Failed(format!("go: {e}: it downloads {module}")))?;
     if !out.status.success() {
         let said = String::from_utf8_lossy(&out.stderr);
         return Err(Failed(format!(

@@ -21,6 +21,7 @@
 //! - [`Registry`], [`image`]: images made here, pushed, pulled by nodes
 //! - [`wait`]: waiting with a reason; [`pod`]: exec and logs; [`diagnostics`]: what is shown on failure
 //! - [`apply`]: YAML as it stands; [`definitions`]: neighbours' kinds; [`mesh`]: the data plane's parts
+//! - [`fake`]: nodes by the thousand that only exist as objects; [`helm`]
 //! - [`tools`]: what is built from Go modules, once, into a cache
 //!
 //! Invariants: everything of a cluster runs in its cgroup, and all its namespaces belong to processes
@@ -33,6 +34,8 @@ mod cgroup;
 mod cluster;
 pub mod definitions;
 pub mod diagnostics;
+pub mod fake;
+pub mod helm;
 pub mod http;
 pub mod image;
 pub mod mesh;

@@ -124,6 +124,8 @@ impl ControlPlane<'_> {
                 flag("root-ca-file", self.pki.ca_file().display()),
                 flag("service-account-private-key-file", accounts.display()),
                 flag("use-service-account-credentials", true),
+                flag("kube-api-qps", 200),
+                flag("kube-api-burst", 400),
                 // There is one of each.
                 flag("leader-elect", false),
                 flag("bind-address", "127.0.0.1"),
@@ -137,6 +139,8 @@ impl ControlPlane<'_> {
             "kube-scheduler",
             vec![
                 flag("kubeconfig", scheduler.display()),
+                flag("kube-api-qps", 200),
+                flag("kube-api-burst", 400),
                 flag("leader-elect", false),
                 flag("bind-address", "127.0.0.1"),
             ],

@@ -57,6 +57,8 @@ pub(crate) enum Order {
     Restart(String),
     /// End a daemon by SIGKILL.
     Kill(String),
+    /// Start one more daemon, on the control plane's machine: its name and its command line.
+    Start(String, Vec<String>),
 }
 
 /// What a supervisor tells the harness.
@@ -188,6 +190,8 @@ struct Running {
     dir: PathBuf,
     request: Request,
     processes: Processes,
+    /// Once it is started.
+    control_plane: Option<machines::Up>,
 }
 
 impl Running {
@@ -198,6 +202,7 @@ impl Running {
             dir: claim.dir.clone(),
             request,
             processes: Processes::new(claim.cgroup.clone(), &claim.dir.join("logs"))?,
+            control_plane: None,
         })
     }
 
@@ -210,6 +215,7 @@ impl Running {
         let pki = crate::pki::Pki::new(&self.dir.join("pki"), &server)?;
         let kubeconfig = pki.kubeconfig("admin", "admin", Some("system:masters"))?;
         let machines = Machines::start(&mut self.processes, plan, &self.dir, nodes.len()).await?;
+        self.control_plane = Some(machines.control_plane.clone());
         let control_plane = control_plane::ControlPlane {
             plan,
             dir: &self.dir,
@@ -267,6 +273,7 @@ impl Running {
             Ok(Order::Keep) => return claim::keep(&self.dir).map(|()| true),
             Ok(Order::Restart(name)) => self.processes.restart(&name),
             Ok(Order::Kill(name)) => self.processes.kill(&name),
+            Ok(Order::Start(name, line)) => self.start_one(&name, line),
             Err(e) => Err(Failed::at(line, e)),
         };
         tell(&match done {
@@ -274,6 +281,14 @@ impl Running {
             Err(wrong) => Said::Failed(wrong.to_string()),
         });
         Ok(false)
+    }
+
+    fn start_one(&mut self, name: &str, line: Vec<String>) -> Result<()> {
+        let machine = self.control_plane.as_ref();
+        let machine = machine.ok_or_else(|| Failed::at(name, "there is no machine for it yet"))?;
+        let mut whole = machine.enter();
+        whole.extend(line);
+        self.processes.start(name, whole).map(|_| ())
     }
 
     fn look(&mut self) {
