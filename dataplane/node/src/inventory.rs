@@ -155,7 +155,7 @@ impl Shared {
                 deferred: false,
             },
             Ok(false) => failed(nothing()),
-            Err(e) => failed(crate::node::storage_failure(&e)),
+            Err(e) => failed(crate::tasks::storage_failure(&e)),
         }
     }
 

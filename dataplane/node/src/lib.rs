@@ -8,8 +8,10 @@
 //!             schedulers
 //! ```
 //!
-//! * [`node`]: what a node is made of, its clockwork.
-//! * [`task`]: one content at this node. [`download`]: one client's interest in it.
+//! * [`node`]: what a node is made of. `tasks`: those in use. `others`: other nodes. `chores`: what time
+//!   brings.
+//! * [`task`]: one content at this node. `find`: from a source to it.
+//!   [`download`]: one client's interest in it.
 //! * `handler`, `links`, `wire`: between connections and engines.
 //! * [`session`], `membership`: what schedulers say and are told.
 //! * `origin`, `lease`, `reading`: looking at origins; reading and signing under a lease. `alone`:
@@ -18,8 +20,10 @@
 
 mod alone;
 pub mod api;
+mod chores;
 mod delivery;
 pub mod download;
+mod find;
 mod handler;
 mod import;
 mod inventory;
@@ -30,10 +34,12 @@ mod membership;
 pub mod metrics;
 pub mod node;
 mod origin;
+mod others;
 mod reading;
 pub mod session;
 pub mod side;
 mod socket;
 mod strangers;
 pub mod task;
+mod tasks;
 mod wire;
