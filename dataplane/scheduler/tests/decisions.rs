@@ -435,7 +435,7 @@ fn certificates_of_another_authority_are_not_handed_on() {
     w.said.clear();
     w.join(2, 1, |j| j.wants = true);
     let joined = w.take(|_, m| match m {
-        rpc::to_node::Message::Joined(j) => Some(j),
+        to_node::Message::Joined(j) => Some(j),
         _ => None,
     });
     assert!(joined[0].epochs.is_empty());
