@@ -11,6 +11,7 @@ RUNS ?= 5
 BENCH ?= swarm
 NODES ?= 2
 FAMILY ?= ipv4
+SECONDS ?= 60
 
 .PHONY: help
 help: ## What there is
@@ -92,8 +93,14 @@ lint: ## Formatting, clippy, documentation
 presubmit: lint test ## What a change must pass
 
 .PHONY: fuzz
-fuzz: ## Build the fuzz targets (nightly and cargo-fuzz are needed)
-	@for crate in dataplane/proto crds dataplane/storage; do (cd $$crate/fuzz && cargo +nightly fuzz build); done
+fuzz: ## Run each fuzz target for SECONDS=60 (needs: rustup toolchain install nightly, cargo install cargo-fuzz)
+	@for crate in dataplane/proto crds dataplane/storage; do \
+		cd $(CURDIR)/$$crate/fuzz; \
+		for target in $$(cargo +nightly fuzz list); do \
+			echo "$$crate: $$target"; \
+			cargo +nightly fuzz run $$target -- -max_total_time=$(SECONDS) -verbosity=0 -print_final_stats=1; \
+		done; \
+	done
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -15,7 +15,7 @@ use futures::stream::{self, BoxStream};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{
-    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, IF_RANGE, RANGE,
+    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, IF_RANGE, LOCATION, RANGE,
 };
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -47,6 +47,8 @@ struct Shared {
     due: Mutex<Option<Instant>>,
     /// What every request is answered with, if not 0.
     status: AtomicU64,
+    /// Where names have moved to.
+    moved: Mutex<HashMap<String, String>>,
 }
 
 #[derive(Debug)]
@@ -123,6 +125,17 @@ impl Origin {
         Ok(self.url(name))
     }
 
+    /// Answers for `/name` that it has moved to a URL; the URL of the name.
+    pub fn redirect(&self, name: &str, to: &str) -> String {
+        let mut moved = self
+            .shared
+            .moved
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        moved.insert(format!("/{name}"), to.to_owned());
+        self.url(name)
+    }
+
     /// What a name would be served as.
     pub fn url(&self, name: &str) -> String {
         format!("http://{}/{name}", self.addr)
@@ -183,6 +196,17 @@ fn answer(request: &Request<Incoming>, shared: &Arc<Shared>) -> Result<Response<
     let forced = u16::try_from(shared.status.load(Ordering::Relaxed)).unwrap_or_default();
     if let Ok(status) = StatusCode::from_u16(forced) {
         return short(status);
+    }
+    let to = {
+        let moved = shared.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        moved.get(request.uri().path()).cloned()
+    };
+    if let Some(to) = to {
+        let moved = Response::builder()
+            .status(StatusCode::FOUND)
+            .header(LOCATION, to);
+        let moved = moved.header(CONTENT_LENGTH, 0);
+        return moved.body(empty()).map_err(|e| Failed::at("answer", e));
     }
     let found = {
         let files = shared.files.lock().unwrap_or_else(PoisonError::into_inner);

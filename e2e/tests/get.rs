@@ -6,7 +6,7 @@ mod common;
 use std::os::unix::fs::symlink;
 
 use common::{LIMIT, MIB, Setting, run, text};
-use dragonfly_e2e::mesh::Options;
+use dragonfly_e2e::mesh::{Mesh, Options};
 use dragonfly_e2e::origin::Origin;
 use dragonfly_e2e::{binary, sample};
 
@@ -151,4 +151,43 @@ async fn called_dfget_it_gets() {
     );
     let version = text(&run(&dfget, &s.mesh.work, &["--version"]).await.stdout);
     assert!(version.starts_with("dfget "), "{version}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_moved_is_followed_and_the_proxy_that_policy_names_is_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = sample::random(&dir.path().join("source"), 4 * MIB, 9).unwrap();
+    let (first, second) = (
+        Origin::start(0).await.unwrap(),
+        Origin::start(0).await.unwrap(),
+    );
+    let real = second.serve("real.bin", &source.path).unwrap();
+    let moved = first.redirect("moved.bin", &real);
+    // A forward proxy is asked for whole URLs: this one has what is behind a name that is nobody's.
+    let proxy = Origin::start(0).await.unwrap();
+    proxy.serve("behind.bin", &source.path).unwrap();
+    let spec = format!(
+        "  sources:\n    http:\n      proxy: http://{}\n      noProxy: [127.0.0.0/8]\n",
+        proxy.addr
+    );
+    let options = Options {
+        peers: 2,
+        spec,
+        ..Options::default()
+    };
+    let mesh = Mesh::start(&options).await.unwrap();
+    for (url, from) in [
+        (moved.as_str(), &second),
+        ("http://origin.invalid/behind.bin", &proxy),
+    ] {
+        let gets: Vec<_> = (0..2).map(|n| mesh.get(n, url, &[]).unwrap()).collect();
+        for get in gets {
+            let output = get.output.clone();
+            let ended = get.wait(LIMIT).await.unwrap();
+            assert_eq!(ended.code, Some(0), "{url}: {}", ended.complaint());
+            assert_eq!(sample::digest(&output).unwrap(), source.digest);
+        }
+        assert_eq!(from.sent(), source.len, "{url}");
+    }
+    assert_eq!(first.sent(), 0);
 }

@@ -39,6 +39,13 @@ pub enum Event {
     Progress(rpc::Progress),
     /// The node is away; asking again.
     Reconnecting,
+    /// The node has all; the file is being made from that.
+    Writing {
+        /// Bytes of the file so far.
+        written: u64,
+        /// Bytes it will have.
+        total: u64,
+    },
     /// All is there.
     Done(rpc::Done),
 }

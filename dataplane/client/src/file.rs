@@ -8,7 +8,8 @@ use std::io::{Seek, SeekFrom};
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use dragonfly_proto::rpc;
 use futures::StreamExt;
@@ -17,12 +18,14 @@ use tokio::io::AsyncWriteExt;
 use crate::client::{Client, Event};
 use crate::error::{Error, Result};
 use crate::hash::digest_of;
-use crate::output::Output;
+use crate::output::{Filling, Output};
 use crate::reader::Reader;
 use crate::request::Request;
 
 /// Content that changed while its file was written is begun again this often.
 const RESTARTS: usize = 3;
+/// How often somebody who waits for a file to be written hears how far it is.
+const TELL: Duration = Duration::from_millis(200);
 
 /// How a file is written.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +34,9 @@ pub struct FileOptions {
     pub make_directories: bool,
     /// Never use a descriptor, always the stream.
     pub stream_only: bool,
+    /// End only when the file would survive a power loss. Without this it is whole under its name for
+    /// every process at once, and on the disk when the system writes it there.
+    pub fsync: bool,
 }
 
 /// How the bytes came into the file.
@@ -100,25 +106,27 @@ impl Client {
         on_event: &mut impl FnMut(Event),
     ) -> std::result::Result<Fetched, (Option<Output>, Error)> {
         if !output.is_regular() || options.stream_only {
-            return self.stream_into(request, output, on_event).await;
+            return self.stream_into(request, output, options, on_event).await;
         }
         let (started, done) = match self.wait_done(request, on_event).await {
             Ok(got) => got,
             Err(e) => return Err((None, e)),
         };
         if done.descriptor_ticket.is_empty() {
-            return self.stream_into(request, output, on_event).await;
+            return self.stream_into(request, output, options, on_event).await;
         }
         let file = match self.descriptor(&done.descriptor_ticket).await {
             Ok(file) => file,
             Err(error) => {
                 tracing::debug!(%error, "no descriptor; reading the stream");
-                return self.stream_into(request, output, on_event).await;
+                return self.stream_into(request, output, options, on_event).await;
             }
         };
         let range = started.range.unwrap_or_default();
         let cancel = Cancel(Arc::default());
-        let flag = cancel.0.clone();
+        let filling = cancel.0.clone();
+        let durable = options.fsync;
+        let total = done.progress.map_or(0, |p| p.have);
         let unchecked = request.checkable_digest().filter(|d| *d != done.digest);
         let url = request.url.clone();
         let written = tokio::task::spawn_blocking(move || {
@@ -129,7 +137,7 @@ impl Client {
             let size = file.metadata().map_err(fail)?.len();
             let end = if range.end == 0 { size } else { range.end };
             let how = output
-                .fill(&mut file, (range.start, end), &flag)
+                .fill(&mut file, (range.start, end), &filling)
                 .map_err(fail)?;
             if let Some(wanted) = unchecked {
                 output.file.seek(SeekFrom::Start(0)).map_err(fail)?;
@@ -138,9 +146,21 @@ impl Client {
                     return Err(Error::Digest { url, wanted, found });
                 }
             }
-            output.commit()?;
+            output.commit(durable)?;
             Ok((how, end - range.start))
         });
+        let written = async {
+            let mut written = pin!(written);
+            loop {
+                match tokio::time::timeout(TELL, written.as_mut()).await {
+                    Ok(ended) => return ended,
+                    Err(_) => on_event(Event::Writing {
+                        written: cancel.0.written.load(Ordering::Relaxed),
+                        total,
+                    }),
+                }
+            }
+        };
         let broke = |e: tokio::task::JoinError| Error::Protocol(e.to_string());
         let (how, len) = written
             .await
@@ -185,6 +205,7 @@ impl Client {
         &self,
         request: &Request,
         output: Output,
+        options: &FileOptions,
         on_event: &mut impl FnMut(Event),
     ) -> std::result::Result<Fetched, (Option<Output>, Error)> {
         let mut reader = self.read(request);
@@ -201,7 +222,10 @@ impl Client {
         }
         drop(file);
         let progress = reader.progress();
-        output.commit().map_err(|e| (None, e))?;
+        let durable = options.fsync;
+        let committed = tokio::task::spawn_blocking(move || output.commit(durable)).await;
+        let broke = |e: tokio::task::JoinError| Error::Protocol(e.to_string());
+        committed.map_err(broke).flatten().map_err(|e| (None, e))?;
         let done = rpc::Done {
             progress: Some(progress),
             digest: request.checkable_digest().unwrap_or_default(),
@@ -265,10 +289,10 @@ async fn copy_stream(
 }
 
 /// Tells the copying thread that nobody waits for it any more.
-struct Cancel(Arc<AtomicBool>);
+struct Cancel(Arc<Filling>);
 
 impl Drop for Cancel {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.cancelled.store(true, Ordering::Relaxed);
     }
 }

@@ -3,13 +3,22 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 use crate::file::How;
 
 /// Bytes copied between two looks at whether anybody still wants them.
-const STEP: u64 = 64 << 20;
+const STEP: u64 = 16 << 20;
+
+/// What a thread that fills a file and whoever waits for it tell each other.
+#[derive(Debug, Default)]
+pub(crate) struct Filling {
+    /// Nobody waits any more.
+    pub(crate) cancelled: AtomicBool,
+    /// Bytes so far.
+    pub(crate) written: AtomicU64,
+}
 
 /// Where content goes: beside its place first, unless that is no regular file (a pipe, a device).
 #[derive(Debug)]
@@ -77,10 +86,19 @@ impl Output {
         self.file.seek(SeekFrom::Start(0)).map(|_| ())
     }
 
-    /// Moves it into place.
-    pub(crate) fn commit(mut self) -> Result<()> {
+    /// Moves it into place. `durable`: so that it survives a power loss from then on.
+    pub(crate) fn commit(mut self, durable: bool) -> Result<()> {
+        let fail = |e| Error::output(&self.target, e);
         if let Some(temporary) = &self.temporary {
-            std::fs::rename(temporary, &self.target).map_err(|e| Error::output(&self.target, e))?;
+            if durable {
+                self.file.sync_all().map_err(fail)?;
+            }
+            std::fs::rename(temporary, &self.target).map_err(fail)?;
+            if durable {
+                let parent = self.target.parent().filter(|p| !p.as_os_str().is_empty());
+                let parent = File::open(parent.unwrap_or(Path::new(".")));
+                parent.and_then(|d| d.sync_all()).map_err(fail)?;
+            }
         }
         self.temporary = None;
         Ok(())
@@ -91,7 +109,7 @@ impl Output {
         &mut self,
         from: &mut File,
         (start, end): (u64, u64),
-        cancelled: &AtomicBool,
+        filling: &Filling,
     ) -> io::Result<How> {
         let size = from.metadata()?.len();
         if end > size {
@@ -109,7 +127,7 @@ impl Output {
         let mut at = start;
         // In the kernel where both sides can; what it refuses at once is done by hand.
         while at < end && self.is_regular() {
-            if cancelled.load(Ordering::Relaxed) {
+            if filling.cancelled.load(Ordering::Relaxed) {
                 return Err(io::ErrorKind::Interrupted.into());
             }
             let (mut input, mut output) = (at, at - start);
@@ -123,7 +141,10 @@ impl Output {
             );
             match copied {
                 Ok(0) => break,
-                Ok(n) => at += n as u64,
+                Ok(n) => {
+                    at += n as u64;
+                    filling.written.store(at - start, Ordering::Relaxed);
+                }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::NOSPC) => return Err(rustix::io::Errno::NOSPC.into()),
                 Err(_) => break,
@@ -138,7 +159,7 @@ impl Output {
         }
         let mut buf = vec![0; 1 << 20];
         while at < end {
-            if cancelled.load(Ordering::Relaxed) {
+            if filling.cancelled.load(Ordering::Relaxed) {
                 return Err(io::ErrorKind::Interrupted.into());
             }
             let most = (end - at).min(buf.len() as u64) as usize;
@@ -148,6 +169,7 @@ impl Output {
             }
             self.file.write_all(&buf[..n])?;
             at += n as u64;
+            filling.written.store(at - start, Ordering::Relaxed);
         }
         Ok(How::Copied)
     }

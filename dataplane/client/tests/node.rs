@@ -33,6 +33,7 @@ async fn a_file_comes_through_the_side_channel_and_the_second_time_from_the_cach
         let out = dir.path().join("out/deep/a");
         let options = FileOptions {
             make_directories: true,
+            fsync: true,
             ..FileOptions::default()
         };
         let got = client
@@ -480,4 +481,28 @@ async fn what_is_imported_at_one_node_is_had_at_the_others() {
     }
     let sent = at_one.status().await.unwrap().uploaded;
     assert!(sent >= body.len() as u64, "{sent}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_to_be_deleted_when_its_reader_is_done_is_deleted_after_a_restart_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let origin = Origin::start(content(8 * MIB), MIB as u64).await;
+    let served = Served::start(dir.path()).await;
+    let client = served.client().await;
+    let request = Request::new(origin.url("/a"));
+    let mut reader = client.read(&request);
+    assert!(reader.next().await.unwrap().is_some());
+    assert!(client.delete(&request).await.unwrap(), "not in use");
+    assert_eq!(client.list().await.unwrap().len(), 1);
+    served.stop().await;
+    drop(reader);
+    let served = Served::start(dir.path()).await;
+    let client = served.client().await;
+    for _ in 0..100 {
+        if client.list().await.unwrap().is_empty() {
+            return served.stop().await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("it is still held");
 }

@@ -109,6 +109,13 @@ fn draw(bar: &ProgressBar, event: &Event) {
             bar.set_message(origins(p));
         }
         Event::Reconnecting => bar.set_message("the node is away; asking again"),
+        Event::Writing { written, total } => {
+            bar.set_message(format!(
+                "all here; writing the file: {} of {}",
+                HumanBytes(*written),
+                HumanBytes(*total)
+            ));
+        }
         Event::Done(done) => {
             if let Some(p) = &done.progress {
                 bar.set_position(p.have);
@@ -149,6 +156,10 @@ fn json(event: &Event) -> Option<serde_json::Value> {
         }
         Event::Progress(p) => ("progress", progress(p)),
         Event::Reconnecting => ("reconnecting", serde_json::json!({})),
+        Event::Writing { written, total } => {
+            let fields = serde_json::json!({"written": written, "total": total});
+            ("writing", fields)
+        }
         Event::Done(d) => {
             let mut fields = progress(&d.progress.unwrap_or_default());
             fields["digest"] = d.digest.clone().into();

@@ -172,3 +172,23 @@ async fn what_is_imported_can_be_got() {
     assert!(got.status.success(), "{}", text(&got.stderr));
     assert!(std::fs::read(dir.path().join("out")).unwrap() == content(MIB));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_got_by_its_digest_is_found_by_its_url_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let body = content(MIB);
+    let origin = Origin::start(body.clone(), 0).await;
+    let _served = Served::start(dir.path()).await;
+    let url = origin.url("/by-digest");
+    let digest = digest(&body);
+    let got = run(dir.path(), &["get", &url, "-O", "f", "--digest", &digest]).await;
+    assert!(got.status.success(), "{}", text(&got.stderr));
+    let stat = run(dir.path(), &["stat", &url]).await;
+    let shown = text(&stat.stdout);
+    assert!(shown.contains(&digest), "{shown} {}", text(&stat.stderr));
+    assert!(run(dir.path(), &["rm", &url]).await.status.success());
+    assert_eq!(
+        run(dir.path(), &["stat", &url]).await.status.code(),
+        Some(3)
+    );
+}

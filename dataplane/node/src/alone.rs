@@ -15,9 +15,10 @@ use dragonfly_proto::ticket::Ticket;
 use dragonfly_proto::trust::{EpochCert, Leaf, MAX_RUN, Proof, RunSigner};
 use dragonfly_swarm::engine::Stripe;
 
-use crate::node::{Node, storage_failure};
+use crate::node::Node;
 use crate::origin::meta;
 use crate::task::{Effects, Meta, Task, from_hex, lock, to_hex};
+use crate::tasks::storage_failure;
 
 /// The epoch of what nobody certified.
 const NOBODYS: u32 = 0;

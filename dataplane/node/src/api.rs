@@ -7,7 +7,8 @@
 //!   one (`download.rs`).
 //! * Each call is a task of tokio that ends with its client.
 //!
-//! What those two calls do is in `delivery`. The calls about what the node holds are in `inventory`, taking content from clients in `import`.
+//! What those two calls do is in `delivery`. The calls about what the node holds are in `inventory`,
+//! taking content from clients in `import`.
 
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -96,9 +97,9 @@ impl Api {
         let side = Bound::at(&options.side(), options.mode).await?;
         let shared = Shared {
             stop: node.stop.child_token(),
+            inventory: Inventory::new(&node),
             node,
             tickets: Arc::default(),
-            inventory: Inventory::default(),
             side: side.path.clone(),
         };
         Ok(Self {
@@ -294,7 +295,7 @@ impl NodeApi for Service {
         &self,
         request: Request<rpc::DeleteRequest>,
     ) -> Result<Response<rpc::DeleteReply>, Status> {
-        Ok(Response::new(self.0.delete(request.into_inner())))
+        Ok(Response::new(self.0.delete(request.into_inner()).await))
     }
 
     async fn list(&self, _: Request<rpc::ListRequest>) -> Result<Response<rpc::ListReply>, Status> {

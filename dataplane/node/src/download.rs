@@ -5,21 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dragonfly_proto::geometry::Geometry;
-use dragonfly_proto::id::{ContentKey, RequestKey};
 use dragonfly_proto::rpc::{self, failure::Code};
-use dragonfly_source::{QueryFilter, canonical};
 use dragonfly_swarm::engine::ReaderId;
 
-use crate::node::{Node, unix_now_ms};
-use crate::origin::{meta, request};
+use crate::node::Node;
 use crate::task::{Task, lock};
 
 /// Content that changes while it is distributed is asked for anew this often.
 pub(crate) const RESTARTS: usize = 3;
-/// Headers that make a client's content its own.
-const CREDENTIALS: [&str; 3] = ["authorization", "cookie", "x-api-key"];
-
 static NEXT_READER: AtomicU64 = AtomicU64::new(1);
 
 /// Which bytes a client wants.
@@ -156,172 +149,6 @@ impl Node {
             cursor: start,
         })
     }
-
-    /// The request key of a source, and the source with its isolation domain.
-    pub(crate) fn identify(
-        &self,
-        mut source: rpc::Source,
-    ) -> Result<(RequestKey, rpc::Source), rpc::Failure> {
-        source.digest = source.digest.to_ascii_lowercase();
-        if !source.digest.is_empty() && !is_sha256(&source.digest) {
-            let text = format!(
-                "`{}` is not a digest: write sha256:<64 hex digits>",
-                source.digest
-            );
-            return Err(rpc::Failure::new(Code::Invalid, text));
-        }
-        let parsed = request(&source)?;
-        let mut filter: QueryFilter = self.settings().query;
-        filter.exclude.extend(source.filtered_query.iter().cloned());
-        let canonical =
-            canonical(parsed.url(), &filter).map_err(|e| crate::origin::source_failure(&e))?;
-        if source.domain.is_empty() {
-            // What one client may read by its credentials another may not: such content is shared
-            // only among those who show the same.
-            let mut secrets: Vec<_> = parsed
-                .headers()
-                .filter(|(n, _)| CREDENTIALS.contains(n))
-                .collect();
-            secrets.sort_unstable();
-            if !secrets.is_empty() {
-                let mut h =
-                    blake3::Hasher::new_derive_key("dragonfly 2026-11 credential domain v1");
-                for (name, value) in secrets {
-                    h.update(&(value.len() as u64).to_le_bytes());
-                    h.update(name.as_bytes());
-                    h.update(value.as_bytes());
-                }
-                source.domain = format!("credential:{}", h.finalize().to_hex());
-            }
-        }
-        // Whoever demands a digest asks another question than whoever takes what the origin has: the
-        // answer to one, wrong digests included, must not be given to the other.
-        let digest = Some(&source.digest).filter(|d| !d.is_empty());
-        let demanded: Vec<_> = digest
-            .map(|d| ("digest".to_owned(), d.clone()))
-            .into_iter()
-            .collect();
-        let key = RequestKey::derive(&source.domain, canonical.key(), &demanded);
-        Ok((key, source))
-    }
-
-    async fn find_task(
-        self: &Arc<Self>,
-        key: RequestKey,
-        source: &rpc::Source,
-    ) -> Result<Arc<Task>, rpc::Failure> {
-        if let Some(task) = self.held_already(&key, source) {
-            return Ok(task);
-        }
-        if !self.sessions.any_configured() {
-            return self.fetch_alone(key, source).await;
-        }
-        let ask = rpc::Resolve {
-            id: 0,
-            request_key: key.0.to_vec(),
-            source: Some(source.clone()),
-            replicas: self.sessions.connected(),
-        };
-        let resolved = match self.sessions.resolve(ask).await {
-            Ok(resolved) => resolved,
-            Err(no_scheduler) => return self.without_scheduler(key, source, no_scheduler).await,
-        };
-        if let Some(failure) = resolved.failure {
-            return Err(failure);
-        }
-        let broken = |e: String| rpc::Failure::new(Code::Internal, format!("scheduler: {e}"));
-        let content = ContentKey::from_slice(&resolved.content)
-            .ok_or_else(|| broken("no content key".to_owned()))?;
-        let geometry = resolved
-            .geometry
-            .as_ref()
-            .ok_or_else(|| broken("no geometry".to_owned()))?;
-        let geometry = Geometry::try_from(geometry).map_err(|e| broken(e.to_string()))?;
-        let origin = resolved.origin.unwrap_or_default();
-        if !origin.validator.is_empty() || !source.digest.is_empty() {
-            let _ = self.store.remember_request(key, content, unix_now_ms());
-        }
-        if self.find(&content).is_some_and(|t| t.failure().is_some()) {
-            // An earlier attempt failed for all; this one begins anew.
-            self.forget_task(&content);
-        }
-        let mut task = self.open(content, geometry, meta(source, &origin))?;
-        if task.is_unproven() && !task.is_complete() {
-            if task.state().lease.is_some() {
-                // Begun while there was no scheduler, and still on its way.
-                return Ok(task);
-            }
-            if !self.proven_soon(&task).await {
-                // Policy keeps this node from that origin by now: nobody could be given it.
-                self.forget_task(&content);
-                self.store
-                    .delete(&content)
-                    .map_err(|e| crate::node::storage_failure(&e))?;
-                task = self.open(content, geometry, meta(source, &origin))?;
-            }
-        }
-        *lock(&task.source) = Some(source.clone());
-        if task.is_complete() || task.state().joined {
-            return Ok(task);
-        }
-        match resolved.joined {
-            Some(joined) => self.on_joined(&joined),
-            None => {
-                let join = rpc::Join {
-                    wants: true,
-                    resolver: resolved.resolver,
-                    ..self.join_message(&task, Some(source.clone()))
-                };
-                match self.sessions.join(join).await {
-                    Ok(joined) => match joined.failure {
-                        Some(failure) => return Err(failure),
-                        None => self.on_joined(&joined),
-                    },
-                    Err(e) => return self.without_scheduler(key, source, e).await,
-                }
-            }
-        }
-        Ok(task)
-    }
-
-    /// What is on disk and known to be current.
-    fn held_already(&self, key: &RequestKey, source: &rpc::Source) -> Option<Arc<Task>> {
-        let content = if source.digest.is_empty() {
-            let (content, at) = self.store.lookup_request(key)?;
-            let fresh = self.settings().freshness.as_millis() as u64;
-            (unix_now_ms().saturating_sub(at) < fresh).then_some(content)?
-        } else {
-            ContentKey::from_digest(&source.domain, &source.digest)
-        };
-        let complete = self.store.stat(&content)?.complete;
-        let task = self.find_or_revive(&content).filter(|_| complete)?;
-        let size = task.geometry().total_len().unwrap_or(0);
-        self.metrics.from_cache.inc_by(size);
-        Some(task)
-    }
-
-    async fn without_scheduler(
-        self: &Arc<Self>,
-        key: RequestKey,
-        source: &rpc::Source,
-        why: rpc::Failure,
-    ) -> Result<Arc<Task>, rpc::Failure> {
-        if why.code() != Code::NoSource {
-            return Err(why);
-        }
-        if !self.settings().back_to_source {
-            let text = format!(
-                "{}; policy does not let this node go to the origin",
-                why.message
-            );
-            return Err(rpc::Failure::new(Code::NoSource, text));
-        }
-        tracing::warn!(
-            reason = why.message,
-            "going to the origin without a scheduler"
-        );
-        self.fetch_alone(key, source).await
-    }
 }
 
 /// The bytes a wish means in a content of this length.
@@ -345,16 +172,6 @@ fn span(wish: Wish, total: Option<u64>) -> Result<(u64, Option<u64>), rpc::Failu
             "the content's length is not known, so its last bytes are not either",
         )),
     }
-}
-
-/// Whether a text is `sha256:` and 64 lower-case hexadecimal digits.
-pub(crate) fn is_sha256(digest: &str) -> bool {
-    digest.strip_prefix("sha256:").is_some_and(|hex| {
-        hex.len() == 64
-            && hex
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    })
 }
 
 impl Download {
@@ -566,7 +383,7 @@ async fn read_from(
             let mut buf = vec![0; (to - at) as usize];
             task.store
                 .read_at(at, &mut buf)
-                .map_err(|e| crate::node::storage_failure(&e))?;
+                .map_err(|e| crate::tasks::storage_failure(&e))?;
             return Ok(Some(buf.into()));
         }
         if let Some(failure) = task.failure() {

@@ -18,10 +18,11 @@ use tokio::sync::oneshot;
 use tonic::{Status, Streaming};
 
 use crate::api::{Shared, checked_source, invalid};
-use crate::download::is_sha256;
-use crate::node::{Node, Role, storage_failure, unix_now_ms};
+use crate::find::is_sha256;
+use crate::node::{Node, Role, unix_now_ms};
 use crate::origin::meta;
 use crate::task::{Meta, Task, lock};
+use crate::tasks::storage_failure;
 
 /// A client that sends nothing for this long has gone.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -10,15 +10,24 @@ use dragonfly_storage::Snapshot;
 
 use crate::api::{Shared, checked_source, invalid};
 use crate::node::{Node, unix_now_ms};
+use crate::origin::meta;
 use crate::task::{Meta, lock};
 
-/// Contents to delete when their last reader is done; forgotten when the node stops.
-#[derive(Default)]
+/// Contents to delete when their last reader is done; kept with them, for a node that stops before.
 pub(crate) struct Inventory {
     doomed: Mutex<HashSet<ContentKey>>,
 }
 
 impl Inventory {
+    /// With what was to be deleted when the node stopped. Reads a file for each content.
+    pub(crate) fn new(node: &Node) -> Self {
+        let doomed = node.store.list().into_iter().map(|held| held.key);
+        let doomed = doomed.filter(|key| kept_meta(node, key).is_some_and(|meta| meta.doomed));
+        Self {
+            doomed: Mutex::new(doomed.collect()),
+        }
+    }
+
     /// Deletes what was in use when a client asked, and is no more.
     pub(crate) fn delete_deferred(&self, node: &Node) {
         let free: Vec<_> = {
@@ -52,8 +61,13 @@ fn delete_now(node: &Node, key: &ContentKey) -> dragonfly_storage::Result<bool> 
 }
 
 impl Shared {
-    /// The content a client means: by its id, or by its source as last resolved.
-    fn meant(&self, task: &str, source: Option<rpc::Source>) -> Result<ContentKey, rpc::Failure> {
+    /// The content a client means: by its id, or by its source as last resolved, or else what came
+    /// from that URL.
+    async fn meant(
+        &self,
+        task: &str,
+        source: Option<rpc::Source>,
+    ) -> Result<ContentKey, rpc::Failure> {
         if !task.is_empty() {
             return task
                 .parse()
@@ -63,12 +77,26 @@ impl Shared {
         if !source.digest.is_empty() {
             return Ok(ContentKey::from_digest(&source.domain, &source.digest));
         }
-        let known = self.node.store.lookup_request(&request);
-        known.map(|(content, _)| content).ok_or_else(nothing)
+        if let Some((content, _)) = self.node.store.lookup_request(&request) {
+            return Ok(content);
+        }
+        // Got with a digest, which makes another request of it.
+        let url = meta(&source, &rpc::OriginInfo::default()).url;
+        let node = self.node.clone();
+        let came = tokio::task::spawn_blocking(move || came_from(&node, &url));
+        let came = came.await.unwrap_or_default();
+        match came.as_slice() {
+            [] => Err(nothing()),
+            [only] => Ok(*only),
+            several => Err(invalid(format!(
+                "{} contents came from there: say which by its id (`dragonfly ls`)",
+                several.len()
+            ))),
+        }
     }
 
     pub(crate) async fn stat(&self, ask: rpc::StatRequest) -> rpc::StatReply {
-        let found = self.meant(&ask.task, ask.source).and_then(|key| {
+        let found = self.meant(&ask.task, ask.source).await.and_then(|key| {
             let held = self.node.store.stat(&key).ok_or_else(nothing)?;
             Ok(describe(&self.node, &held))
         });
@@ -102,17 +130,20 @@ impl Shared {
         }
     }
 
-    pub(crate) fn delete(&self, ask: rpc::DeleteRequest) -> rpc::DeleteReply {
+    pub(crate) async fn delete(&self, ask: rpc::DeleteRequest) -> rpc::DeleteReply {
         let failed = |failure| rpc::DeleteReply {
             failure: Some(failure),
             deferred: false,
         };
-        let key = match self.meant(&ask.task, ask.source) {
+        let key = match self.meant(&ask.task, ask.source).await {
             Ok(key) => key,
             Err(failure) => return failed(failure),
         };
         if in_use(&self.node, &key) {
             lock(&self.inventory.doomed).insert(key);
+            if let Some(task) = self.node.find(&key) {
+                task.update_meta(|m| m.doomed = true);
+            }
             return rpc::DeleteReply {
                 failure: None,
                 deferred: true,
@@ -124,7 +155,7 @@ impl Shared {
                 deferred: false,
             },
             Ok(false) => failed(nothing()),
-            Err(e) => failed(crate::node::storage_failure(&e)),
+            Err(e) => failed(crate::tasks::storage_failure(&e)),
         }
     }
 
@@ -155,6 +186,13 @@ impl Shared {
             side_channel: self.side.display().to_string(),
         }
     }
+}
+
+/// The contents that came from a URL without its secrets.
+fn came_from(node: &Node, url: &str) -> Vec<ContentKey> {
+    let held = node.store.list().into_iter().map(|held| held.key);
+    held.filter(|key| kept_meta(node, key).is_some_and(|meta| meta.url == url))
+        .collect()
 }
 
 fn nothing() -> rpc::Failure {

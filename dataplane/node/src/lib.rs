@@ -8,9 +8,12 @@
 //!             schedulers
 //! ```
 //!
-//! * [`node`]: what a node is made of, its clockwork.
-//! * [`task`]: one content at this node. [`download`]: one client's interest in it.
-//! * `handler`, `links`, `turns`, `wire`: between connections and engines. `pex`: neighbours through neighbours.
+//! * [`node`]: what a node is made of. `tasks`: those in use. `others`: other nodes. `chores`: what time
+//!   brings.
+//! * [`task`]: one content at this node. `find`: from a source to it.
+//!   [`download`]: one client's interest in it.
+//! * `handler`, `links`, `turns`, `wire`: between connections and engines. `pex`: neighbours through
+//!   neighbours.
 //! * [`session`], `membership`: what schedulers say and are told.
 //! * `origin`, `lease`, `reading`: looking at origins; reading and signing under a lease. `alone`:
 //!   without one.
@@ -18,8 +21,10 @@
 
 mod alone;
 pub mod api;
+mod chores;
 mod delivery;
 pub mod download;
+mod find;
 mod handler;
 mod import;
 mod inventory;
@@ -30,6 +35,7 @@ mod membership;
 pub mod metrics;
 pub mod node;
 mod origin;
+mod others;
 mod pex;
 mod reading;
 pub mod session;
@@ -37,5 +43,6 @@ pub mod side;
 mod socket;
 mod strangers;
 pub mod task;
+mod tasks;
 mod turns;
 mod wire;

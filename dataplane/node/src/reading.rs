@@ -15,9 +15,10 @@ use dragonfly_swarm::bitmap::BlockSet;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use crate::node::{Node, storage_failure};
+use crate::node::Node;
 use crate::origin::source_failure;
 use crate::task::{Task, lock};
+use crate::tasks::storage_failure;
 
 /// A lease under which nothing was wanted for this long stops reading; it is taken up again when
 /// something is.

@@ -147,6 +147,9 @@ pub struct Meta {
     /// And its isolation domain.
     #[serde(default)]
     pub domain: String,
+    /// To be deleted when its last reader is done, or with the next start.
+    #[serde(default)]
+    pub doomed: bool,
 }
 
 impl Meta {

@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// Create the directories above the file
     #[arg(long)]
     make_directories: bool,
+    /// End only when the file would survive a power loss
+    #[arg(long)]
+    fsync: bool,
     /// What the whole content must hash to: sha256:<64 hex digits>
     #[arg(long, value_parser = parse_digest)]
     digest: Option<String>,
@@ -194,6 +197,7 @@ async fn fetch(
     } else {
         let options = FileOptions {
             make_directories: args.make_directories,
+            fsync: args.fsync,
             ..Default::default()
         };
         let got = client

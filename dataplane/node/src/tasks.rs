@@ -1,0 +1,257 @@
+//! The tasks in use: opening and putting away, carrying out what their engines want.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use dragonfly_proto::geometry::Geometry;
+use dragonfly_proto::id::ContentKey;
+use dragonfly_proto::rpc::{self, failure::Code, from_node};
+use dragonfly_proto::ticket::Ticket;
+use dragonfly_proto::trust::{EpochCert, SignedSize, Verifier};
+use dragonfly_storage::ErrorKind;
+use dragonfly_swarm::engine::Objective;
+
+use crate::links::ConnState;
+use crate::node::{Node, unix_now};
+use crate::task::{Effects, Meta, Task, from_hex, lock, most_blocks};
+
+impl Node {
+    /// Tasks in use.
+    #[must_use]
+    pub fn tasks(&self) -> Vec<Arc<Task>> {
+        lock(&self.tasks).values().cloned().collect()
+    }
+
+    /// A task in use.
+    #[must_use]
+    pub fn find(&self, content: &ContentKey) -> Option<Arc<Task>> {
+        lock(&self.tasks).get(content).cloned()
+    }
+
+    /// A task in use, or one on disk that is put in use: another node asks for it.
+    pub(crate) fn find_or_revive(&self, content: &ContentKey) -> Option<Arc<Task>> {
+        if let Some(task) = self.find(content) {
+            task.state().used = Instant::now();
+            return Some(task);
+        }
+        let stored = self.store.open_task(content).ok().flatten()?;
+        let g = stored.geometry();
+        let geometry = Geometry::new(g.block_size, g.total_len).ok()?;
+        self.open(*content, geometry, Meta::default()).ok()
+    }
+
+    /// The task for a content, on disk and in use. `meta` is taken where nothing is kept yet.
+    pub(crate) fn open(
+        &self,
+        content: ContentKey,
+        geometry: Geometry,
+        meta: Meta,
+    ) -> Result<Arc<Task>, rpc::Failure> {
+        let mut tasks = lock(&self.tasks);
+        if let Some(task) = tasks.get(&content) {
+            // Or it would be put away before its new user is entered.
+            task.state().used = Instant::now();
+            return Ok(task.clone());
+        }
+        let wanted = dragonfly_storage::Geometry {
+            block_size: geometry.block_size(),
+            total_len: geometry.total_len(),
+        };
+        let fresh = serde_json::to_vec(&meta).unwrap_or_default();
+        let stored = self
+            .store
+            .create_or_open(content, wanted, &fresh)
+            .map_err(|e| storage_failure(&e))?;
+        let kept = stored
+            .meta()
+            .ok()
+            .and_then(|b| serde_json::from_slice::<Meta>(&b).ok());
+        let meta = kept.unwrap_or(meta);
+        let g = stored.geometry();
+        let geometry = Geometry::new(g.block_size, g.total_len)
+            .map_err(|e| rpc::Failure::new(Code::Internal, e.to_string()))?;
+        let mut verifier = Verifier::new(content, self.authorities());
+        for cert in meta.epochs.iter().filter_map(|hex| epoch_from_hex(hex)) {
+            if let Err(error) = verifier.add_epoch(&cert) {
+                // A mesh with another authority: its blocks cannot be relayed in this one.
+                tracing::warn!(task = %content.short(), %error, "a kept certificate is not valid");
+            }
+        }
+        let mut config = dragonfly_swarm::engine::Config::default();
+        if !self.settings.borrow().slowest_first {
+            config.objective = Objective::Average;
+        }
+        config.max_blocks = most_blocks(&geometry);
+        let size = meta.size.as_ref().and_then(size_from_meta);
+        let task = Task::new(content, stored, geometry, config, verifier, meta);
+        task.state().size = size;
+        tasks.insert(content, task.clone());
+        drop(tasks);
+        self.active.notify_one();
+        Ok(task)
+    }
+
+    pub(crate) fn ticket(&self, content: &ContentKey) -> Option<Ticket> {
+        lock(&self.tickets)
+            .get(content)
+            .copied()
+            .filter(|t| t.expires > unix_now())
+    }
+
+    pub(crate) fn keep_ticket(&self, ticket: Ticket) {
+        lock(&self.tickets).put(ticket.content, ticket);
+    }
+
+    /// Carries out what an engine wants of the node.
+    pub(crate) fn apply(&self, task: &Arc<Task>, effects: Effects) {
+        if effects.is_empty() {
+            return;
+        }
+        for conn in &effects.parted {
+            self.close_stream(task, conn);
+        }
+        for (node, why) in effects.banned {
+            self.ban(node, &why);
+            self.lost(task, node, &why, true);
+        }
+        let content = task.key().0.to_vec();
+        if let Some(count) = effects.need_neighbours {
+            let known = {
+                let state = task.state();
+                state
+                    .links
+                    .values()
+                    .map(|l| l.conn.peer().0.to_vec())
+                    .collect()
+            };
+            let ask = rpc::NeedNeighbours {
+                content: content.clone(),
+                count: count as u32,
+                known,
+            };
+            let asked = self
+                .sessions
+                .tell(&task.key(), from_node::Message::NeedNeighbours(ask));
+            if !asked && let Some(node) = self.me() {
+                node.find_neighbours(task, count);
+            }
+        }
+        if effects.need_source {
+            let ask = rpc::NeedSource {
+                content,
+                ranges: vec![],
+            };
+            if self
+                .sessions
+                .tell(&task.key(), from_node::Message::NeedSource(ask))
+            {
+                task.unheard.store(0, Ordering::Relaxed);
+            } else if task.unheard.fetch_add(1, Ordering::Relaxed) > 0
+                && self.settings().back_to_source
+                && let Some(node) = self.me()
+            {
+                // Neither scheduler nor anybody who has the rest, twice in a row.
+                node.go_alone(task);
+            }
+        }
+    }
+
+    pub(crate) fn storage_failed(&self, task: &Arc<Task>, error: &dragonfly_storage::StorageError) {
+        task.fail(storage_failure(error));
+        // Nothing more is asked for; what is held is still served.
+        let ((), effects) = task.drive(|s, now| {
+            s.engine
+                .set_wanted(now, dragonfly_swarm::engine::Wanted::Nothing);
+        });
+        self.apply(task, effects);
+    }
+
+    /// Takes a task out of all connections; the other sides are told.
+    pub(crate) fn close_streams(&self, task: &Arc<Task>) {
+        let Some(mesh) = self.mesh() else { return };
+        for conn in mesh.all() {
+            self.close_stream(task, &conn);
+        }
+    }
+
+    /// Takes a task out of one connection; the other side is told.
+    pub(crate) fn close_stream(&self, task: &Task, conn: &Arc<dragonfly_transport::Conn>) {
+        let Some(links) = conn.state::<ConnState>() else {
+            return;
+        };
+        let (ours, stream) = links.close(&task.key());
+        if let Some(ours) = ours {
+            conn.send(ours, &dragonfly_proto::frame::Frame::Close);
+        }
+        if let Some(stream) = stream {
+            self.leave(&stream);
+        }
+    }
+
+    /// A content is no longer held.
+    pub(crate) fn forget(&self, content: &ContentKey) {
+        lock(&self.tickets).remove(content);
+        lock(&self.members).remove(content);
+        let leave = rpc::Leave {
+            content: content.0.to_vec(),
+        };
+        self.sessions
+            .tell(content, from_node::Message::Leave(leave));
+    }
+
+    /// Puts a task out of use. Its streams end: bound to what is forgotten they would keep what
+    /// follows it from its neighbours.
+    pub(crate) fn forget_task(&self, content: &ContentKey) -> Option<Arc<Task>> {
+        let task = lock(&self.tasks).remove(content)?;
+        self.close_streams(&task);
+        task.notify_emission();
+        Some(task)
+    }
+
+    /// Whether this is the task that is in use for its content.
+    pub(crate) fn is_current(&self, task: &Arc<Task>) -> bool {
+        lock(&self.tasks)
+            .get(&task.key())
+            .is_some_and(|t| Arc::ptr_eq(t, task))
+    }
+
+    /// Nobody here wants a task any more: the scheduler is told, so that neither it nor this node keeps
+    /// a client's credentials longer than the client.
+    pub(crate) fn nobody_wants(&self, task: &Arc<Task>) {
+        let told = {
+            let state = task.state();
+            if !state.wants.is_empty() || state.lease.is_some() {
+                return;
+            }
+            state.joined
+        };
+        lock(&task.source).take();
+        if told && !task.is_complete() && !task.is_unproven() {
+            self.tell_held(task);
+        }
+    }
+}
+
+pub(crate) fn storage_failure(e: &dragonfly_storage::StorageError) -> rpc::Failure {
+    let code = match e.kind() {
+        ErrorKind::DiskFull | ErrorKind::QuotaExceeded => Code::NoSpace,
+        ErrorKind::NotFound | ErrorKind::NotHeld => Code::NotFound,
+        ErrorKind::Conflict => Code::Changed,
+        _ => Code::Internal,
+    };
+    rpc::Failure::new(code, e.to_string())
+}
+
+fn epoch_from_hex(s: &str) -> Option<EpochCert> {
+    EpochCert::decode(&from_hex(s)?).ok()
+}
+
+fn size_from_meta((total_len, epoch, hex): &(u64, u32, String)) -> Option<SignedSize> {
+    let signature = from_hex(hex)?.try_into().ok()?;
+    Some(SignedSize {
+        total_len: *total_len,
+        epoch: *epoch,
+        signature,
+    })
+}
