@@ -35,16 +35,23 @@ demo: ## Distribute real files among real peers on this machine (URL=, SIZE=, PE
 .PHONY: test
 test: setup ## All tests that are quick; needs Rust and Go on a Debian, and root for a real Kubernetes
 	cargo build --locked -p dragonfly -p dragonfly-cluster
-	target/debug/cluster build >/dev/null
+	target/debug/cluster build api-server kubernetes containerd pause helm kwok >/dev/null
 	cargo test --locked --workspace
 	cargo test --locked -p dragonfly-client --test python -- --ignored
 
 .PHONY: test-full
-test-full: test ## make test, then what takes long: all simulated scenarios, throughput of the store
+test-full: test arm64 ## make test, then what takes long: simulated scenarios, throughput, a thousand nodes, arm64
 	cargo build --release -p dragonfly
 	cargo test --release -p dragonfly-swarm -- --ignored --nocapture
 	cargo test --release -p dragonfly-storage --test throughput -- --ignored --nocapture
 	target/release/dragonfly simulate --peers 5000 --scenario equal
+	cargo test --locked -p dragonfly-cluster -- --ignored --nocapture
+
+.PHONY: arm64
+arm64: ## The binary for 64-bit ARM, cross-compiled, to be tested
+	@scripts/setup.sh arm64
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+		cargo build --locked -p dragonfly --target aarch64-unknown-linux-gnu
 
 .PHONY: cluster
 cluster: ## A real Kubernetes that stays, with the data plane's image in its registry (NODES=, FAMILY=)

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -14,9 +13,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node as KubeNode, ServiceAccount};
 use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::OnceCell;
 
 use dragonfly_e2e::{Failed, Result};
 
@@ -25,14 +22,13 @@ use crate::node::Node;
 use crate::options::ClusterOptions;
 use crate::registry::{PAUSE, Registry};
 use crate::supervisor::{Info, Order, Request, Said};
+use crate::tied::Supervisor;
 use crate::tools::Tool;
 use crate::wait::{ready_node, wait_until};
 use crate::{diagnostics, preflight};
 
 /// How long nodes may take to be ready.
 const READY: Duration = Duration::from_secs(120);
-/// How long taking down may take.
-const DOWN: Duration = Duration::from_secs(40);
 
 /// A cluster that is ready to be used. It is taken down when this is dropped or its process ends,
 /// however that happens.
@@ -40,20 +36,6 @@ const DOWN: Duration = Duration::from_secs(40);
 pub struct Cluster {
     info: Info,
     supervisor: Option<Supervisor>,
-}
-
-/// The process that holds the cluster, and the two pipes.
-#[derive(Debug)]
-struct Supervisor {
-    child: Mutex<Child>,
-    pipes: Mutex<Pipes>,
-}
-
-#[derive(Debug)]
-struct Pipes {
-    // Dropped: the cluster goes.
-    orders: ChildStdin,
-    said: Lines<BufReader<ChildStdout>>,
 }
 
 impl Cluster {
@@ -75,11 +57,11 @@ impl Cluster {
             .await
             .map_err(|e| Failed::at("the build of the cluster's parts", e))??;
         let mut supervisor = Supervisor::start()?;
-        let pause = options
-            .nodes
-            .is_empty()
-            .then_some(())
-            .map_or_else(|| pause(&request), |()| Ok(None))?;
+        let pause = if options.nodes.is_empty() {
+            None
+        } else {
+            Some(pause(&request)?)
+        };
         let info = supervisor.up(&request).await?;
         let cluster = Self {
             info,
@@ -370,10 +352,8 @@ impl Cluster {
     /// The supervisor is gone already.
     pub async fn keep(mut self) -> Result<Info> {
         if let Some(supervisor) = self.supervisor.take() {
-            let Supervisor { pipes, child } = supervisor;
-            pipes.into_inner().tell(&Order::Keep).await?;
-            // It is not ours to wait for any more.
-            drop(child);
+            // Dropping it does not end it any more.
+            supervisor.pipes.lock().await.tell(&Order::Keep).await?;
         }
         Ok(self.info.clone())
     }
@@ -382,114 +362,10 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if let Some(supervisor) = self.supervisor.take() {
-            let child = supervisor.child.into_inner();
-            drop(supervisor.pipes);
             // Blocks its thread for about a second, so that whoever comes next finds nothing left.
-            if let Some(id) = child.id() {
-                let until = std::time::Instant::now() + DOWN;
-                while !gone(id) && std::time::Instant::now() < until {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-            }
+            supervisor.end_blocking();
         }
     }
-}
-
-/// Whether a child has ended, reaped or not.
-fn gone(id: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-    let state = stat
-        .rsplit_once(')')
-        .and_then(|(_, rest)| rest.trim_start().chars().next());
-    matches!(state, None | Some('Z'))
-}
-
-impl Supervisor {
-    fn start() -> Result<Self> {
-        let program = program()?;
-        let mut child = Command::new(&program)
-            .arg("supervise")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|e| Failed::at(program.display(), e))?;
-        let pipes = child.stdin.take().zip(child.stdout.take());
-        let (orders, said) =
-            pipes.ok_or_else(|| Failed("a supervisor without pipes".to_owned()))?;
-        let said = BufReader::new(said).lines();
-        Ok(Self {
-            child: Mutex::new(child),
-            pipes: Mutex::new(Pipes { orders, said }),
-        })
-    }
-
-    async fn up(&mut self, request: &Request) -> Result<Info> {
-        let pipes = self.pipes.get_mut();
-        pipes.tell(request).await?;
-        loop {
-            match pipes.next().await? {
-                Said::Up(info) => return Ok(*info),
-                Said::Failed(why) | Said::Ended(why) => return Err(Failed(why)),
-                Said::Done => {}
-            }
-        }
-    }
-
-    async fn end(self) -> Result<()> {
-        drop(self.pipes);
-        let mut child = self.child.into_inner();
-        let ended = tokio::time::timeout(DOWN, child.wait()).await;
-        let ended = ended.map_err(|_| Failed(format!("the cluster is not down after {DOWN:?}")))?;
-        match ended {
-            Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(Failed::at("the cluster's supervisor", status)),
-            Err(e) => Err(Failed::at("the cluster's supervisor", e)),
-        }
-    }
-}
-
-impl Pipes {
-    async fn tell(&mut self, what: &impl serde::Serialize) -> Result<()> {
-        let wrong = |e: &dyn std::fmt::Display| Failed::at("the cluster's supervisor", e);
-        let mut line = serde_json::to_string(what).map_err(|e| wrong(&e))?;
-        line.push('\n');
-        self.orders
-            .write_all(line.as_bytes())
-            .await
-            .map_err(|e| wrong(&e))?;
-        self.orders.flush().await.map_err(|e| wrong(&e))
-    }
-
-    async fn next(&mut self) -> Result<Said> {
-        let wrong = |e: &dyn std::fmt::Display| Failed::at("the cluster's supervisor", e);
-        let line = self.said.next_line().await.map_err(|e| wrong(&e))?;
-        let line = line.ok_or_else(|| wrong(&"ended"))?;
-        serde_json::from_str(&line).map_err(|e| wrong(&e))
-    }
-}
-
-/// The program with the supervisor: this one, or the one beside this test.
-fn program() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("DRAGONFLY_CLUSTER_BIN") {
-        return Ok(path.into());
-    }
-    let own = std::env::current_exe().map_err(|e| Failed::at("this program's own path", e))?;
-    if own.file_name().is_some_and(|name| name == "cluster") {
-        return Ok(own);
-    }
-    let mut beside = own
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|dir| dir.join("cluster"));
-    beside.find(|path| path.is_file()).ok_or_else(|| {
-        Failed(format!(
-            "there is no program `cluster` beside {}: run `cargo build -p dragonfly-cluster` first, \
-             or name it in DRAGONFLY_CLUSTER_BIN",
-            own.display()
-        ))
-    })
 }
 
 fn request(options: ClusterOptions) -> Result<Request> {
@@ -509,14 +385,12 @@ fn request(options: ClusterOptions) -> Result<Request> {
     })
 }
 
-fn pause(request: &Request) -> Result<Option<Image>> {
+fn pause(request: &Request) -> Result<Image> {
     let program = request.programs.get("pause");
     let program = program.ok_or_else(|| Failed("pause was not built".to_owned()))?;
     let mut tree = Tree::default();
     tree.copy("pause", 0o755, program)?;
-    Image::new(Architecture::HERE, &["/pause"])
-        .layer(tree)
-        .map(Some)
+    Image::new(Architecture::HERE, &["/pause"]).layer(tree)
 }
 
 async fn temp_namespace(client: &Client) -> Result<String> {

@@ -48,6 +48,7 @@ mod preflight;
 mod registry;
 pub mod standing;
 pub mod supervisor;
+mod tied;
 pub mod tools;
 pub mod wait;
 

@@ -24,6 +24,16 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Whatever pods mount from the node's disk is below one of these.
 const OWN: [&str; 4] = ["/run", "/var", "/tmp", "/etc/containerd"];
 
+/// What kubelet wants of the kernel, and would set.
+const SETTINGS: [(&str, &str); 6] = [
+    ("vm.overcommit_memory", "1"),
+    ("vm.panic_on_oom", "0"),
+    ("kernel.panic", "10"),
+    ("kernel.panic_on_oops", "1"),
+    ("kernel.keys.root_maxkeys", "1000000"),
+    ("kernel.keys.root_maxbytes", "25000000"),
+];
+
 /// Makes a node's mounts in a new mount namespace: `$1` is the node's directory, `$2` its name, `$3`
 /// what is written when all is done, and the rest what stays visible where it is.
 const NODE: &str = r#"set -eu
@@ -39,6 +49,11 @@ for own in OWN; do
     mount --rbind "$node/root$own" "$own"
 done
 mount --bind "$node/root/etc/hosts" /etc/hosts
+# What kubelet would set is the whole machine's: here it reads that it is set already.
+for setting in "$node"/settings/*; do
+    path=${setting##*/}
+    mount --bind "$setting" "/proc/sys/$(echo "$path" | tr . /)"
+done
 # Pods with mountPropagation need a shared tree; nothing of it reaches the host's.
 mount --make-rshared /
 ip link set lo up
@@ -301,6 +316,12 @@ fn tree(dir: &Path, hosts: &str) -> Result<()> {
     }
     let names = root.join("etc/hosts");
     fs::write(&names, hosts).map_err(|e| Failed::at(names.display(), e))?;
+    let settings = dir.join("settings");
+    fs::create_dir_all(&settings).map_err(|e| Failed::at(settings.display(), e))?;
+    for (name, value) in SETTINGS {
+        let path = settings.join(name);
+        fs::write(&path, format!("{value}\n")).map_err(|e| Failed::at(path.display(), e))?;
+    }
     let link = |to: &str, at: &str| std::os::unix::fs::symlink(to, root.join(at));
     link("/run", "var/run")
         .and_then(|()| link("/run/lock", "var/lock"))

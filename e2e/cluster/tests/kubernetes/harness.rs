@@ -122,6 +122,29 @@ async fn pods_run_on_nodes_with_either_containerd_and_are_reached_from_tests() {
 }
 
 #[tokio::test]
+async fn a_cluster_leaves_the_machines_kernel_as_it_is() {
+    let settings = [
+        "vm/overcommit_memory",
+        "kernel/panic",
+        "kernel/panic_on_oops",
+    ];
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/{name}")).unwrap();
+    let before = settings.map(read);
+    let cluster = shared().await;
+    for node in cluster.nodes() {
+        // A kubelet that runs has looked at them, and what it sees is what it wants.
+        let seen = node.run(&[
+            "cat",
+            "/proc/sys/kernel/panic",
+            "/proc/sys/vm/overcommit_memory",
+        ]);
+        assert_eq!(seen.await.unwrap(), "10\n1\n");
+    }
+    // True for certain only where they differ from what kubelet wants; on most machines they do.
+    assert_eq!(settings.map(read), before);
+}
+
+#[tokio::test]
 async fn a_dual_stack_cluster_gives_pods_both_addresses() {
     let options = ClusterOptions::nodes(2).family(IpFamily::Dual);
     let cluster = Cluster::start(&options).await.unwrap();

@@ -8,15 +8,33 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use dragonfly_cluster::supervisor::Info;
-use dragonfly_cluster::{Cluster, ClusterOptions, apply};
+use dragonfly_cluster::{Cluster, ClusterOptions, apply, standing};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::Api;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// A cluster and the process that holds it: another one may have its number a moment later.
+struct Seen {
+    info: Info,
+    supervisor: String,
+}
+
+impl Seen {
+    fn of(info: Info) -> Self {
+        let supervisor = std::fs::read_to_string(info.dir.join("supervisor")).unwrap();
+        Self { info, supervisor }
+    }
+}
+
 /// What there still is of a cluster: files, processes, cgroups, interfaces, mounts.
-fn left_of(info: &Info) -> BTreeSet<String> {
+fn left_of(seen: &Seen) -> BTreeSet<String> {
     let mut left = BTreeSet::new();
+    let info = &seen.info;
+    let holder = std::fs::read_to_string(info.dir.join("supervisor"));
+    if holder.is_ok_and(|holder| holder != seen.supervisor) {
+        return left;
+    }
     let dir = info.dir.display().to_string();
     if info.dir.exists() {
         left.insert(dir.clone());
@@ -53,10 +71,10 @@ fn left_of(info: &Info) -> BTreeSet<String> {
     left
 }
 
-fn nothing_is_left_of(info: &Info) {
+fn nothing_is_left_of(seen: &Seen) {
     let until = Instant::now() + LIMIT;
     loop {
-        let left = left_of(info);
+        let left = left_of(seen);
         if left.is_empty() {
             return;
         }
@@ -82,7 +100,7 @@ fn cluster(args: &[&str]) -> Command {
 }
 
 /// Starts a cluster in another process, and says when it is up.
-fn held_by_another() -> (Harness, Info) {
+fn held_by_another() -> (Harness, Seen) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cluster"));
     command.args(["up", "--nodes", "1", "--hold"]);
     command
@@ -97,27 +115,26 @@ fn held_by_another() -> (Harness, Info) {
         .expect("the cluster comes up");
     let dir = Path::new(&config).ancestors().nth(2).unwrap();
     let info = std::fs::read(dir.join("info.json")).unwrap();
-    (harness, serde_json::from_slice(&info).unwrap())
+    (harness, Seen::of(serde_json::from_slice(&info).unwrap()))
 }
 
 #[test]
 fn a_cluster_goes_without_a_trace_when_its_harness_is_killed() {
-    let (mut harness, info) = held_by_another();
-    assert!(left_of(&info).len() > 10, "it runs");
+    let (mut harness, seen) = held_by_another();
+    assert!(left_of(&seen).len() > 10, "it runs");
     harness.0.kill().unwrap();
-    nothing_is_left_of(&info);
+    nothing_is_left_of(&seen);
 }
 
 #[test]
 fn a_cluster_whose_supervisor_was_killed_too_is_swept_by_whoever_comes_next() {
-    let (mut harness, info) = held_by_another();
-    let supervisor = std::fs::read_to_string(info.dir.join("supervisor")).unwrap();
-    let id = rustix::process::Pid::from_raw(supervisor.parse().unwrap()).unwrap();
+    let (mut harness, seen) = held_by_another();
+    let id = rustix::process::Pid::from_raw(seen.supervisor.parse().unwrap()).unwrap();
     rustix::process::kill_process(id, rustix::process::Signal::KILL).unwrap();
     harness.0.kill().unwrap();
-    assert!(!left_of(&info).is_empty());
-    assert!(cluster(&["down"]).status().unwrap().success());
-    nothing_is_left_of(&info);
+    assert!(!left_of(&seen).is_empty());
+    standing::sweep().unwrap();
+    assert_eq!(left_of(&seen), BTreeSet::new());
 }
 
 #[tokio::test]
@@ -134,7 +151,7 @@ async fn two_clusters_run_side_by_side_and_do_not_see_each_other() {
         .unwrap();
     let others: Api<Namespace> = Api::all(two.client().await.unwrap());
     assert!(others.get_opt("only-in-one").await.unwrap().is_none());
-    let (first, second) = (one.info().clone(), two.info().clone());
+    let (first, second) = (Seen::of(one.info().clone()), Seen::of(two.info().clone()));
     one.stop().await.unwrap();
     nothing_is_left_of(&first);
     assert!(
@@ -166,6 +183,7 @@ fn a_cluster_that_stays_is_listed_and_taken_down_by_its_number() {
     let info: Info =
         serde_json::from_slice(&std::fs::read(dir.join("info.json")).unwrap()).unwrap();
     let number = info.number.to_string();
+    let seen = Seen::of(info);
     let status = String::from_utf8(cluster(&["status"]).output().unwrap().stdout).unwrap();
     let listed = status
         .lines()
@@ -176,7 +194,7 @@ fn a_cluster_that_stays_is_listed_and_taken_down_by_its_number() {
         "{listed}"
     );
     assert!(cluster(&["down", &number]).status().unwrap().success());
-    nothing_is_left_of(&info);
+    nothing_is_left_of(&seen);
     assert!(
         !cluster(&["down", &number]).status().unwrap().success(),
         "it is gone"
