@@ -1,9 +1,10 @@
 //! The scheduler's decisions: messages in, messages out, time passed in.
 //!
 //! Split by subject: `lookups` (what does a source hold, asked at the origin once), `swarms` (the
-//! members of a content, their neighbours, the lease). What is to be sent piles up in `Core::out`.
+//! members of a content, the lease), `telling` (what members hear of each other). What is to be sent
+//! piles up in `Core::out`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ const TASK_IDLE: Duration = Duration::from_secs(600);
 const MAX_TASKS: usize = 65_536;
 /// Questions of one node that may wait for an answer at once.
 const MAX_PENDING: usize = 4096;
+/// What can wait is gathered for this long, so that many joins cost a member one message.
+pub(crate) const GATHER: Duration = Duration::from_millis(50);
 /// Zones told apart; nodes of further ones count as of the first.
 const MAX_ZONES: usize = 4096;
 
@@ -97,6 +100,8 @@ pub struct Core {
     pub(crate) next_ask: u64,
     pub(crate) tasks: HashMap<ContentKey, TaskEntry>,
     pub(crate) out: Vec<(NodeId, to_node::Message)>,
+    /// Contents whose members are to be told something soon.
+    pub(crate) gathering: HashSet<ContentKey>,
     pub(crate) now: Duration,
     /// Seconds since 1970 at `now` 0.
     epoch: u64,
@@ -134,6 +139,7 @@ impl Core {
             next_ask: 1,
             tasks: HashMap::new(),
             out: Vec::new(),
+            gathering: HashSet::new(),
             now: Duration::ZERO,
             epoch: unix,
             last_sweep: Duration::ZERO,
@@ -359,6 +365,7 @@ impl Core {
             self.node_gone(node);
             self.nodes.remove(&node);
         }
+        self.flush(now);
         self.renew_lookups();
         self.renew_leases();
         if now.saturating_sub(self.last_sweep) > Duration::from_secs(30) {

@@ -12,3 +12,4 @@ mod leases;
 mod lookups;
 pub mod service;
 mod swarms;
+mod telling;

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc::scheduler_server::{Scheduler, SchedulerServer};
 use dragonfly_proto::rpc::{self, FromNode, ToNode, from_node};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::core::{Core, CoreSettings};
+use crate::core::{Core, CoreSettings, GATHER};
 
 /// Messages that may wait for a node; one that is so far behind is cut off and comes back anew.
 const QUEUE: usize = 4096;
@@ -29,6 +29,8 @@ struct Inner {
     core: Mutex<Core>,
     sessions: Mutex<HashMap<NodeId, Session>>,
     started: Instant,
+    /// The core gathers what is to be flushed.
+    gathers: Notify,
     /// Nodes must show a certificate of the mesh that names them.
     identified: bool,
 }
@@ -47,6 +49,7 @@ impl Service {
             core: Mutex::new(core),
             sessions: Mutex::default(),
             started: Instant::now(),
+            gathers: Notify::new(),
             identified,
         };
         Self {
@@ -66,6 +69,10 @@ impl Service {
         loop {
             tokio::select! {
                 _ = every.tick() => self.with(|core, now| core.tick(now)),
+                () = self.inner.gathers.notified() => {
+                    tokio::time::sleep(GATHER).await;
+                    self.with(|core, now| core.flush(now));
+                }
                 () = stop.cancelled() => return,
             }
         }
@@ -114,6 +121,9 @@ impl Service {
         let mut core = self.core();
         let result = f(&mut core, self.inner.started.elapsed());
         let out = core.take_out();
+        if core.is_gathering() {
+            self.inner.gathers.notify_one();
+        }
         let mut sessions = self.sessions();
         for (node, message) in out {
             let Some(session) = sessions.get(&node) else {

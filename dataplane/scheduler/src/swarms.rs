@@ -8,10 +8,7 @@ use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc::{self, failure::Code, to_node};
 use dragonfly_proto::ticket::Ticket;
 use dragonfly_proto::trust::{EpochCert, MAX_EPOCHS};
-use dragonfly_swarm::engine::Stripe;
-use dragonfly_swarm::membership::{
-    Command, Introduction, LeastConnected, MemberInfo, Refill, Refused, Swarm,
-};
+use dragonfly_swarm::membership::{Introduction, LeastConnected, MemberInfo, Refused, Swarm};
 
 use crate::core::Core;
 
@@ -247,26 +244,6 @@ impl Core {
             .to_vec()
     }
 
-    pub(crate) fn member(&self, i: &Introduction<NodeId>) -> Option<rpc::Member> {
-        let entry = self.nodes.get(&i.node)?;
-        Some(rpc::Member {
-            node: i.node.0.to_vec(),
-            addresses: entry.hello.addresses.clone(),
-            zone: entry.hello.zone.clone(),
-            emitter: i.emitter,
-            seed: entry.is_seed(),
-            share: i
-                .may_ask
-                .filter(|s| *s != Stripe::WHOLE)
-                .map(|s| rpc::Share {
-                    index: s.index,
-                    of: s.of,
-                    run: s.run,
-                }),
-            only_serve: i.may_ask.is_none(),
-        })
-    }
-
     pub(crate) fn on_join(&mut self, from: NodeId, m: rpc::Join) {
         let Some(content) = ContentKey::from_slice(&m.content) else {
             return;
@@ -435,103 +412,6 @@ impl Core {
             .collect();
         its.into_iter()
             .for_each(|content| self.leave(content, node));
-    }
-
-    pub(crate) fn on_need_neighbours(&mut self, from: NodeId, m: &rpc::NeedNeighbours) {
-        let Some(content) = ContentKey::from_slice(&m.content) else {
-            return;
-        };
-        let now = self.now;
-        let Some(task) = self.tasks.get_mut(&content) else {
-            return;
-        };
-        task.used = now;
-        let refill = task.swarm.refill(now, from);
-        self.drain(content);
-        let mut reply = rpc::Neighbours {
-            content: content.0.to_vec(),
-            ..Default::default()
-        };
-        match refill {
-            Refill::More(i) => reply.members.extend(self.member(&i)),
-            Refill::Exhausted => reply.exhausted = true,
-            Refill::TooSoon => return,
-        }
-        self.send(from, to_node::Message::Neighbours(reply));
-    }
-
-    pub(crate) fn on_lost(&mut self, from: NodeId, m: &rpc::LostNode) {
-        let Some(content) = ContentKey::from_slice(&m.content) else {
-            return;
-        };
-        let Some(whom) = NodeId::from_slice(&m.node) else {
-            return;
-        };
-        tracing::debug!(%from, %whom, reason = m.reason, banned = m.banned, "lost");
-        let dead = self.nodes.get(&whom).is_none_or(|e| e.gone.is_some());
-        if dead {
-            // Two say so: it has no session, and a neighbour lost it.
-            self.node_gone(whom);
-            return;
-        }
-        let Some(task) = self.tasks.get_mut(&content) else {
-            return;
-        };
-        if m.banned {
-            task.swarm.accuse(from, whom);
-        } else {
-            task.swarm.disconnected(from, whom);
-        }
-        self.drain(content);
-    }
-
-    fn say(&mut self, content: ContentKey, to: NodeId, said: rpc::Neighbours) {
-        let content = content.0.to_vec();
-        let said = rpc::Neighbours { content, ..said };
-        self.send(to, to_node::Message::Neighbours(said));
-    }
-
-    /// Carries out what a swarm decided.
-    pub(crate) fn drain(&mut self, content: ContentKey) {
-        loop {
-            let Some(command) = self.tasks.get_mut(&content).and_then(|t| t.swarm.poll()) else {
-                return;
-            };
-            match command {
-                Command::Connect { node, to } => {
-                    let members = self.member(&to).into_iter().collect();
-                    let said = rpc::Neighbours {
-                        members,
-                        ..rpc::Neighbours::default()
-                    };
-                    self.say(content, node, said);
-                }
-                Command::Expect { node, peer } => {
-                    let expected = self.member(&peer).into_iter().collect();
-                    let said = rpc::Neighbours {
-                        expected,
-                        ..rpc::Neighbours::default()
-                    };
-                    self.say(content, node, said);
-                }
-                Command::Part { node, from } => {
-                    let said = rpc::Neighbours {
-                        part: vec![from.0.to_vec()],
-                        ..rpc::Neighbours::default()
-                    };
-                    self.say(content, node, said);
-                }
-                Command::Disconnect { a, b } => {
-                    let said = rpc::Neighbours {
-                        banned: vec![b.0.to_vec()],
-                        ..rpc::Neighbours::default()
-                    };
-                    self.say(content, a, said);
-                }
-                Command::Grant(lease) => self.grant(content, &lease),
-                Command::Revoke(_) | Command::NoSource => {}
-            }
-        }
     }
 }
 

@@ -5,7 +5,7 @@
 use core::time::Duration;
 use dragonfly_swarm::engine::Stripe;
 use dragonfly_swarm::membership::{
-    Command, Lease, LeastConnected, MemberInfo, Refill, Refused, Settings, Swarm, ZoneId,
+    Command, Lease, LeastConnected, MemberInfo, News, Refill, Refused, Settings, Swarm, ZoneId,
 };
 use std::collections::BTreeSet;
 
@@ -43,6 +43,15 @@ fn grants(swarm: &mut Swarm<u32>) -> Vec<Lease<u32>> {
         _ => None,
     };
     commands(swarm).into_iter().filter_map(grant).collect()
+}
+
+/// Who is told what now.
+fn told(swarm: &mut Swarm<u32>) -> Vec<(u32, News<u32>)> {
+    let told = |command| match command {
+        Command::Tell { node, news } => Some((node, news)),
+        _ => None,
+    };
+    commands(swarm).into_iter().filter_map(told).collect()
 }
 
 fn far(zone: u32, held: u32) -> MemberInfo {
@@ -122,20 +131,52 @@ fn members_that_came_together_do_not_stay_together() {
 #[test]
 fn whoever_joins_a_regular_graph_changes_nobodys_degree() {
     let mut swarm = with(Settings::default(), 1, 200);
+    swarm.flush();
     commands(&mut swarm);
     let before: Vec<usize> = (100..300).map(|n| swarm.neighbours(n).len()).collect();
     let given = swarm.join(300, MemberInfo::default()).unwrap();
     assert_eq!(given.len(), 12);
-    let parts = commands(&mut swarm);
-    assert_eq!(parts.len(), 6, "{parts:?}");
-    for part in parts {
-        let Command::Part { node, from } = part else {
-            panic!("{part:?}");
-        };
-        assert!(!swarm.neighbours(node).contains(&from));
+    assert!(commands(&mut swarm).is_empty(), "who parts can wait");
+    swarm.flush();
+    let told = told(&mut swarm);
+    let parts = told.iter().map(|(_, news)| news.part.len());
+    assert_eq!(parts.sum::<usize>(), 6, "{told:?}");
+    for (node, news) in told {
+        let near = swarm.neighbours(node);
+        assert!(news.part.iter().all(|from| !near.contains(from)));
     }
     let after: Vec<usize> = (100..300).map(|n| swarm.neighbours(n).len()).collect();
     assert_eq!(before, after);
+}
+
+#[test]
+fn what_is_no_longer_true_when_it_is_told_is_not_told() {
+    let mut swarm = with(Settings::default(), 1, 200);
+    swarm.flush();
+    told(&mut swarm);
+    for joiner in 300..310 {
+        swarm.join(joiner, MemberInfo::default()).unwrap();
+    }
+    for joiner in 300..310 {
+        swarm.leave(joiner);
+    }
+    swarm.flush();
+    for (node, news) in told(&mut swarm) {
+        let near = swarm.neighbours(node);
+        assert!(news.connect.iter().all(|to| near.contains(&to.node)));
+        assert!(news.part.iter().all(|from| !near.contains(from)));
+        assert!(news.part.iter().all(|from| swarm.contains(*from)));
+    }
+    assert!(!swarm.has_news());
+}
+
+#[test]
+fn many_joins_at_once_are_told_to_each_member_once() {
+    let mut swarm = with(Settings::default(), 1, 200);
+    swarm.flush();
+    let told: Vec<u32> = told(&mut swarm).iter().map(|(node, _)| *node).collect();
+    let members: BTreeSet<u32> = told.iter().copied().collect();
+    assert_eq!(told.len(), members.len());
 }
 
 #[test]
@@ -246,14 +287,13 @@ fn a_remote_zone_has_one_gateway_and_elects_the_next_when_it_dies() {
     }
     commands(&mut swarm);
     swarm.leave(200);
-    let told: Vec<u32> = commands(&mut swarm)
-        .iter()
-        .filter_map(|command| match command {
-            Command::Connect { node, to } if to.node < 200 => Some(*node),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(told, [209; 5], "the most complete member");
+    let told = told(&mut swarm);
+    let (elected, news) = told.iter().find(|(node, _)| *node >= 200).unwrap();
+    assert_eq!(*elected, 209, "the most complete member");
+    assert!(news.connect.iter().all(|to| to.node < 200));
+    assert_eq!(news.connect.len(), 5, "in one message");
+    let expecting = told.iter().filter(|(_, news)| news.expect.len() == 1);
+    assert_eq!(expecting.count(), 5);
 }
 
 #[test]

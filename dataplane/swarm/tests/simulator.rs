@@ -61,7 +61,7 @@ fn table() {
             let o = simulate(&scenario);
             println!(
                 "{size:>5} {name:<10} {:.3}/{:.3}/{:.3} s{:.2} o{:.3} z{:.2} first {:.2}s dup {:.4} \
-                 sched {:.2} ctl {:.0} viol {} done {}/{} wall {:.1}s",
+                 sched {:.2} {:?} ctl {:.0} viol {} done {}/{} wall {:.1}s",
                 o.slowest,
                 o.p50,
                 o.p99,
@@ -71,6 +71,7 @@ fn table() {
                 o.first.as_secs_f64(),
                 o.duplicates,
                 o.scheduler,
+                o.messages,
                 o.control,
                 o.violations,
                 o.finished,
@@ -90,6 +91,10 @@ fn hold(peers: u32, regime: Regime, slowest: f64, origin: f64) -> Outcome {
     assert!(outcome.slowest <= slowest, "{name}");
     assert!(outcome.origin <= origin, "{name}");
     assert!(outcome.duplicates < 0.02, "{name}");
+    // None a block: two to join, what neighbours come and go, one when it is done.
+    if !matches!(regime, Regime::Fast | Regime::Zones) {
+        assert!(outcome.scheduler < 1.0, "{name}");
+    }
     outcome
 }
 
@@ -99,8 +104,6 @@ fn equal_peers_finish_near_the_limit() {
     hold(20, Regime::Equal, 1.06, 1.0);
     let o = hold(100, Regime::Equal, 1.15, 1.0);
     assert!(o.seed < 1.12, "{o}");
-    // Two to join, four to part those between whom it came, one when it is done; none a block.
-    assert!(o.scheduler < 1.5, "{o}");
 }
 
 #[test]

@@ -260,7 +260,9 @@ impl Engine {
         let due = |last: Option<Duration>, every| last.is_none_or(|last| now >= last + every);
         let (have, want) = (self.neighbours.len(), self.config.degree);
         let refill = self.config.refill_interval;
-        if have < want && !self.timers.exhausted && due(self.timers.last_refill, refill) {
+        // Not at once: the first neighbours were named a moment ago and are being connected to.
+        let asked = self.timers.last_refill.or(self.timers.started);
+        if have < want && !self.timers.exhausted && due(asked, refill) {
             self.timers.last_refill = Some(now);
             let action = Action::NeedNeighbours { have, want };
             self.actions.push_back(action);

@@ -8,7 +8,7 @@
 //!
 //! Edges to lease-holders and to other zones come on top and are not counted.
 
-use super::{Candidate, Command, Introduction, NodeKey, Refill, Swarm};
+use super::{Candidate, NodeKey, Refill, Swarm};
 use core::time::Duration;
 
 impl<K: NodeKey> Swarm<K> {
@@ -30,14 +30,12 @@ impl<K: NodeKey> Swarm<K> {
             return Refill::Exhausted;
         }
         let given = self.more_for(node, true);
-        let mut given = given.into_iter().map(|other| self.introduce(node, other));
-        let Some(first) = given.next() else {
+        let Some((&first, rest)) = given.split_first() else {
             return Refill::Exhausted;
         };
-        let rest: Vec<Introduction<K>> = given.collect();
-        let rest = rest.into_iter().map(|to| Command::Connect { node, to });
-        self.commands.extend(rest);
-        Refill::More(first)
+        rest.into_iter()
+            .for_each(|other| self.connect_soon(node, *other));
+        Refill::More(self.introduce(node, first))
     }
 
     /// A joiner's neighbours: the emitters that have room, and as many members as the degree says.
@@ -107,7 +105,7 @@ impl<K: NodeKey> Swarm<K> {
             return vec![a];
         }
         self.unlink(a, b);
-        self.commands.push_back(Command::Part { node: a, from: b });
+        self.part_soon(a, b);
         self.link(node, a);
         if over {
             return vec![a];
@@ -125,8 +123,7 @@ impl<K: NodeKey> Swarm<K> {
             if let Some(at) = other {
                 let other = left.swap_remove(at);
                 self.link(node, other);
-                let to = self.introduce(node, other);
-                self.commands.push_back(Command::Connect { node, to });
+                self.connect_soon(node, other);
             }
         }
     }

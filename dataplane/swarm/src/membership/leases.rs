@@ -173,8 +173,7 @@ impl<K: NodeKey> Swarm<K> {
             .collect();
         for node in new {
             self.link(node, emitter);
-            let to = self.introduce(node, emitter);
-            self.commands.push_back(Command::Connect { node, to });
+            self.connect_now(node, emitter);
         }
     }
 
@@ -186,8 +185,7 @@ impl<K: NodeKey> Swarm<K> {
             for &emitter in &emitters {
                 if node != emitter && !self.neighbours(node).contains(&emitter) {
                     self.bridge(node, emitter);
-                    let to = self.introduce(node, emitter);
-                    self.commands.push_back(Command::Connect { node, to });
+                    self.connect_now(node, emitter);
                 }
             }
         }

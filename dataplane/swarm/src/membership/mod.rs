@@ -1,7 +1,7 @@
 //! The scheduler's side of one task: who is in, who is whose neighbour, who goes to the origin.
 //!
 //! Files: `graph` (who is whose neighbour inside a zone), `zones` (gateways between them), `leases`
-//! (who goes to the origin).
+//! (who goes to the origin), `news` (what is gathered before members are told of it).
 //!
 //! Invariants:
 //! - edges are symmetric, between members, and never to oneself;
@@ -9,14 +9,17 @@
 //! - a lease's holder is a member; epochs only grow;
 //! - a member costs its degree and a few words; bans, accusers and degrees are bounded.
 //!
-//! Commands pile up until taken: call [`Swarm::poll`] until `None` after every call.
+//! Commands pile up until taken: call [`Swarm::poll`] until `None` after every call, and
+//! [`Swarm::flush`] soon when there are [news](Swarm::has_news).
 
 mod graph;
 mod leases;
+mod news;
 mod rendezvous;
 mod types;
 mod zones;
 
+pub use news::News;
 pub use rendezvous::rendezvous;
 pub use types::{
     Candidate, Command, Introduction, Lease, LeastConnected, MemberInfo, NodeKey, Refill, Refused,
@@ -73,6 +76,9 @@ pub struct Swarm<K> {
     banned: BTreeSet<K>,
     ban_order: VecDeque<K>,
     commands: VecDeque<Command<K>>,
+    /// What members are to be told, and those of them that are to hear it now.
+    news: BTreeMap<K, News<K>>,
+    urgent: BTreeSet<K>,
 }
 
 impl<K: NodeKey> Swarm<K> {
@@ -91,12 +97,14 @@ impl<K: NodeKey> Swarm<K> {
             banned: BTreeSet::new(),
             ban_order: VecDeque::new(),
             commands: VecDeque::new(),
+            news: BTreeMap::new(),
+            urgent: BTreeSet::new(),
         }
     }
 
     /// The next thing to tell members.
     pub fn poll(&mut self) -> Option<Command<K>> {
-        self.commands.pop_front()
+        self.commands.pop_front().or_else(|| self.next_told())
     }
 
     /// Number of members.
@@ -195,6 +203,7 @@ impl<K: NodeKey> Swarm<K> {
         self.close(node);
         self.unlist(node);
         self.members.remove(&node);
+        self.news.remove(&node);
         if !self.holds_lease(node) {
             self.pair_up(edges);
         }

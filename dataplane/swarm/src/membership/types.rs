@@ -1,5 +1,6 @@
 //! The vocabulary of membership.
 
+use super::news::News;
 use crate::engine::Stripe;
 use core::fmt::Debug;
 use core::hash::Hash;
@@ -138,29 +139,14 @@ pub struct Introduction<K> {
 }
 
 /// What the scheduler tells its members.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command<K> {
-    /// Tell `node` to connect to a neighbour.
-    Connect {
+    /// Tell `node` what changes among its neighbours.
+    Tell {
         /// Whom to tell.
         node: K,
-        /// Whom it gets.
-        to: Introduction<K>,
-    },
-    /// Tell `node` how a neighbour of another zone that connects to it relates to it.
-    Expect {
-        /// Whom to tell.
-        node: K,
-        /// Who comes.
-        peer: Introduction<K>,
-    },
-    /// Tell `node` to let go of a neighbour when what it asked of it has come: another node takes
-    /// its place. The neighbour learns it from `node`.
-    Part {
-        /// Whom to tell.
-        node: K,
-        /// The neighbour.
-        from: K,
+        /// What changes.
+        news: News<K>,
     },
     /// Tell `a` and `b` to part at once.
     Disconnect {

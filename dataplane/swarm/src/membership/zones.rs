@@ -4,7 +4,7 @@
 //! joined to the emitters and to some members of the source zone, and they alone ask across the
 //! link, each for its share of the blocks. When a gateway leaves, the most complete member follows.
 
-use super::{Command, Introduction, NodeKey, Swarm, ZoneId};
+use super::{Introduction, NodeKey, Swarm, ZoneId};
 use crate::engine::Stripe;
 
 impl<K: NodeKey> Swarm<K> {
@@ -76,8 +76,7 @@ impl<K: NodeKey> Swarm<K> {
                 return;
             };
             for other in self.make_gateway(zone, next) {
-                let to = self.introduce(next, other);
-                self.commands.push_back(Command::Connect { node: next, to });
+                self.connect_now(next, other);
             }
         }
     }
@@ -129,9 +128,7 @@ impl<K: NodeKey> Swarm<K> {
     /// Joins a gateway to a member of another zone, which is told whom it will serve.
     pub(super) fn bridge(&mut self, gateway: K, member: K) {
         self.link(gateway, member);
-        let peer = self.introduce(member, gateway);
-        self.commands
-            .push_back(Command::Expect { node: member, peer });
+        self.expect_now(member, gateway);
     }
 
     /// The source zone is another: the gateways of the new one are ordinary members, and both ends
@@ -160,9 +157,7 @@ impl<K: NodeKey> Swarm<K> {
             let emitters: Vec<K> = self.leases.iter().map(|lease| lease.node).collect();
             for emitter in emitters {
                 if self.neighbours(gateway).contains(&emitter) {
-                    let to = self.introduce(gateway, emitter);
-                    self.commands
-                        .push_back(Command::Connect { node: gateway, to });
+                    self.connect_now(gateway, emitter);
                 }
             }
         }
@@ -170,8 +165,7 @@ impl<K: NodeKey> Swarm<K> {
 
     fn tell_both(&mut self, a: K, b: K) {
         for (node, other) in [(a, b), (b, a)] {
-            let peer = self.introduce(node, other);
-            self.commands.push_back(Command::Expect { node, peer });
+            self.expect_now(node, other);
         }
     }
 

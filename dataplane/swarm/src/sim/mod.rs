@@ -21,5 +21,5 @@
 mod scenario;
 mod world;
 
-pub use scenario::{Outcome, Regime, Scenario, UnknownRegime};
+pub use scenario::{Outcome, Regime, Scenario, SchedulerMessages, UnknownRegime};
 pub use world::simulate;

@@ -158,6 +158,31 @@ impl Scenario {
     }
 }
 
+/// Messages that the scheduler got and sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SchedulerMessages {
+    /// Joins and their answers.
+    pub joins: u64,
+    /// What members were told of their neighbours.
+    pub told: u64,
+    /// Requests for one more neighbour, and their answers.
+    pub refills: u64,
+    /// Periodic reports.
+    pub reports: u64,
+    /// Peers that have all.
+    pub done: u64,
+    /// Losses and calls for a source.
+    pub other: u64,
+}
+
+impl SchedulerMessages {
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.joins + self.told + self.refills + self.reports + self.done + self.other
+    }
+}
+
 /// What came of a simulation. Times are over the limit, volumes in F.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outcome {
@@ -185,6 +210,8 @@ pub struct Outcome {
     pub first: Duration,
     /// Messages at the scheduler per peer and second.
     pub scheduler: f64,
+    /// Of what kind they were.
+    pub messages: SchedulerMessages,
     /// Control messages between nodes, per peer and second.
     pub control: f64,
     /// Violations seen; honest nodes commit none.
@@ -195,6 +222,7 @@ pub struct Outcome {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let m = &self.messages;
         writeln!(
             f,
             "finished   {} of {} peers, {} blocks moved",
@@ -209,7 +237,12 @@ impl fmt::Display for Outcome {
         writeln!(f, "origin     {:.3} F", self.origin)?;
         writeln!(f, "cross-zone {:.3} F", self.cross)?;
         writeln!(f, "duplicates {:.4} F a peer", self.duplicates)?;
-        writeln!(f, "scheduler  {:.2} messages/s a peer", self.scheduler)?;
+        writeln!(
+            f,
+            "scheduler  {:.2} messages/s a peer: {} to join, {} told, {} to refill, {} reports, \
+             {} done, {} others",
+            self.scheduler, m.joins, m.told, m.refills, m.reports, m.done, m.other
+        )?;
         write!(f, "control    {:.0} messages/s a peer", self.control)
     }
 }

@@ -64,7 +64,7 @@ impl<'a> World<'a> {
             seed_blocks: 0,
             origin_blocks: 0,
             cross_blocks: 0,
-            scheduler_messages: 0,
+            flushing: false,
             control_messages: 0,
             rng,
             nodes,
@@ -164,7 +164,7 @@ impl<'a> World<'a> {
         self.out.origin = self.origin_blocks as f64 / blocks;
         self.out.cross = self.cross_blocks as f64 / blocks;
         self.out.duplicates /= blocks * count;
-        self.out.scheduler = self.scheduler_messages as f64 / count / seconds;
+        self.out.scheduler = self.out.messages.total() as f64 / count / seconds;
         self.out.control = self.control_messages as f64 / count / seconds;
         self.out
     }

@@ -1,8 +1,11 @@
 //! What the scheduler says, and the connections that come of it.
 
-use super::{Event, World};
+use super::{Event, Nanos, World};
 use crate::engine::{NeighbourId, NeighbourInfo, Stripe, Wanted};
-use crate::membership::{Command, Introduction, MemberInfo};
+use crate::membership::{Command, Introduction, MemberInfo, News};
+
+/// The scheduler gathers news for this long, in production too.
+const GATHER: Nanos = 50_000_000;
 
 impl World<'_> {
     pub(super) fn join(&mut self, node: u32) {
@@ -14,7 +17,7 @@ impl World<'_> {
             zone: peer.zone,
             ..MemberInfo::default()
         };
-        self.scheduler_messages += 2;
+        self.out.messages.joins += 2;
         for introduction in self.swarm.join(node, info).unwrap_or_default() {
             self.introduce(node, introduction);
         }
@@ -72,27 +75,7 @@ impl World<'_> {
     pub(super) fn drain_commands(&mut self) {
         while let Some(command) = self.swarm.poll() {
             match command {
-                Command::Connect { node, to } => {
-                    self.scheduler_messages += 1;
-                    self.introduce(node, to);
-                }
-                Command::Expect { node, peer } => {
-                    self.scheduler_messages += 1;
-                    self.nodes[node as usize].told.insert(peer.node, peer);
-                    let at = self.now + self.latency;
-                    self.schedule(
-                        at,
-                        Event::Expect {
-                            node,
-                            peer: peer.node,
-                        },
-                    );
-                }
-                Command::Part { node, from } => {
-                    self.scheduler_messages += 1;
-                    let at = self.now + 4 * self.latency;
-                    self.schedule(at, Event::Part { node, from });
-                }
+                Command::Tell { node, news } => self.tell(node, news),
                 Command::Disconnect { a, b } => self.disconnect(a, b),
                 Command::Grant(lease) => {
                     let holder = &mut self.nodes[lease.node as usize];
@@ -110,6 +93,34 @@ impl World<'_> {
                 }
                 Command::Revoke(_) | Command::NoSource => {}
             }
+        }
+        if self.swarm.has_news() && !self.flushing {
+            self.flushing = true;
+            self.schedule(self.now + GATHER, Event::Flush);
+        }
+    }
+
+    pub(super) fn flush(&mut self) {
+        self.flushing = false;
+        self.swarm.flush();
+        self.drain_commands();
+    }
+
+    /// One message of the scheduler.
+    fn tell(&mut self, node: u32, news: News<u32>) {
+        self.out.messages.told += 1;
+        for to in news.connect {
+            self.introduce(node, to);
+        }
+        for introduction in news.expect {
+            let peer = introduction.node;
+            self.nodes[node as usize].told.insert(peer, introduction);
+            self.schedule(self.now + self.latency, Event::Expect { node, peer });
+        }
+        for from in news.part {
+            // Not before the connection is up, of which the node may have been told just now.
+            let at = self.now + 4 * self.latency;
+            self.schedule(at, Event::Part { node, from });
         }
     }
 

@@ -29,6 +29,7 @@ enum Event {
     Part { node: u32, from: u32 },
     Close { node: u32, from: u32 },
     Grant { node: u32 },
+    Flush,
     Timer(u32),
     Die(u32),
     Seen(u32),
@@ -93,7 +94,8 @@ struct World<'a> {
     seed_blocks: u64,
     origin_blocks: u64,
     cross_blocks: u64,
-    scheduler_messages: u64,
+    /// A flush of the scheduler's news is scheduled.
+    flushing: bool,
     control_messages: u64,
 }
 
@@ -174,6 +176,7 @@ impl World<'_> {
                     self.fetch(node);
                 }
             }
+            Event::Flush => self.flush(),
             Event::Timer(node) => {
                 let timed = &mut self.nodes[node as usize];
                 if timed.alive && timed.timer == self.now {
@@ -198,14 +201,14 @@ impl World<'_> {
                         .leave(now, NeighbourId(node));
                     self.drain(other);
                 }
-                self.scheduler_messages += 1;
+                self.out.messages.other += 1;
                 self.swarm.leave(node);
                 self.drain_commands();
             }
             Event::Report(node) => {
                 let reporter = &self.nodes[node as usize];
                 if reporter.alive && reporter.done.is_none() {
-                    self.scheduler_messages += 1;
+                    self.out.messages.reports += 1;
                     let held = reporter.engine.held().count();
                     self.swarm.report(node, held, 0.5);
                     self.schedule(self.now + 10_000_000_000, Event::Report(node));
@@ -252,7 +255,7 @@ impl World<'_> {
                     self.disconnect(node, other.0);
                 }
                 Action::NeedNeighbours { .. } => {
-                    self.scheduler_messages += 1;
+                    self.out.messages.refills += 2;
                     match self.swarm.refill(self.time(), node) {
                         Refill::More(introduction) => self.introduce(node, introduction),
                         Refill::Exhausted => {
@@ -262,7 +265,7 @@ impl World<'_> {
                     }
                 }
                 Action::NeedSource => {
-                    self.scheduler_messages += 1;
+                    self.out.messages.other += 1;
                     self.swarm.request_lease(node);
                     self.drain_commands();
                 }
@@ -285,7 +288,7 @@ impl World<'_> {
         if finished.alive && !finished.seed && finished.done.is_none() {
             finished.done = Some(self.now);
             self.waiting -= 1;
-            self.scheduler_messages += 1;
+            self.out.messages.done += 1;
         }
     }
 
