@@ -187,7 +187,7 @@ fn hostile() -> impl Strategy<Value = Hostile> {
         prop::collection::vec(0u32..200, 0..50).prop_map(|v| v.into_iter().collect::<BlockSet>());
     let control = prop_oneof![
         set.clone().prop_map(Control::Bitmap),
-        ranges().prop_map(Control::Have),
+        ranges().prop_map(|runs| Control::Have(runs.into_iter().collect())),
         (0u32..150).prop_map(|end| Control::Have(core::iter::once(0..end).collect())),
         Just(Control::Want(Wanted::Whole)),
         set.prop_map(|set| Control::Want(Wanted::Some(set))),
