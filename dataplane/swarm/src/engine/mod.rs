@@ -452,6 +452,19 @@ impl Engine {
         read
     }
 
+    /// Like [`Engine::touch`] for what storing and announcing a block needs; `None`: the block that
+    /// is to be announced next.
+    pub(crate) fn touch_all(&self, block: Option<u32>) -> u64 {
+        let Some(block) = block.or_else(|| self.news.first().copied()) else {
+            return 0;
+        };
+        let words = self
+            .neighbours
+            .iter()
+            .map(|n| n.has.word(block as usize / 64));
+        words.fold(0, |read, word| read ^ word)
+    }
+
     /// The first index that cannot be a block.
     fn limit(&self) -> u32 {
         self.total.unwrap_or(self.config.max_blocks)

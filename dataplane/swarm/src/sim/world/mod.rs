@@ -118,6 +118,7 @@ impl World<'_> {
         while self.waiting > 0 {
             let mail = self.mail.front().map_or(Nanos::MAX, |mail| mail.at);
             let event = self.events.next().unwrap_or(Nanos::MAX);
+            self.read_events();
             if mail.min(event) > horizon {
                 return;
             }
@@ -342,6 +343,26 @@ impl World<'_> {
         }
         core::hint::black_box(read);
         self.read_ahead -= 1;
+    }
+
+    /// The same for the events of a span that begins.
+    fn read_events(&mut self) {
+        let mut read = 0;
+        for event in self.events.begun() {
+            let engine = |node: &u32| &self.nodes[*node as usize].engine;
+            read ^= match event {
+                Event::UplinkFree { node, to, block } => {
+                    engine(node).touch(NeighbourId(*to), *block)
+                }
+                Event::Arrive { node, from, block } => {
+                    let engine = engine(node);
+                    engine.touch(NeighbourId(*from), *block) ^ engine.touch_all(Some(*block))
+                }
+                Event::Timer(node) => engine(node).touch_all(None),
+                _ => 0,
+            };
+        }
+        core::hint::black_box(read);
     }
 
     fn deliver(&mut self, mail: Mail) {
