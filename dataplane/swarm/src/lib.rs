@@ -1,6 +1,7 @@
 //! The swarm as pure code: who asks whom for which block, and who is whose neighbour.
 //!
 //! - [`bitmap`]: sets of block indices.
+//! - [`runs`]: short lists of runs of them.
 //! - [`engine`]: one task at one node, peer and seed alike: what to request, to push, to announce.
 //! - [`membership`]: the scheduler's side of one task: neighbours, zones, leases of the origin.
 //! - [`sim`]: both of them on virtual time, thousands of nodes in one thread.
@@ -13,4 +14,5 @@
 pub mod bitmap;
 pub mod engine;
 pub mod membership;
+pub mod runs;
 pub mod sim;

@@ -215,7 +215,8 @@ fn what_nobody_asked_for_is_a_violation() {
     );
     let missing = Err(Violation::NotAnnounced { index: 3 });
     assert_eq!(engine.handle(ZERO, A, Control::Request(3)), missing);
-    let backwards = Control::Have(vec![core::ops::Range { start: 5, end: 4 }]);
+    let backwards =
+        Control::Have(core::iter::once(core::ops::Range { start: 5, end: 4 }).collect());
     let empty = Err(Violation::EmptyRange { start: 5, end: 4 });
     assert_eq!(engine.handle(ZERO, A, backwards), empty);
 }

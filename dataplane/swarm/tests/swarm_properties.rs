@@ -79,7 +79,7 @@ proptest! {
                     disturbed = true;
                     net.reset(a, b);
                 }
-                Fault::Kill(node) if node < count && net.emitter != Some(node) => {
+                Fault::Kill(node) if node < count && !net.emitters.contains_key(&node) => {
                     disturbed = true;
                     net.kill(node);
                 }
@@ -90,7 +90,7 @@ proptest! {
                     if node < count && net.nodes[node as usize].is_some() =>
                 {
                     disturbed = true;
-                    let old = net.emitter;
+                    let old = net.emitters.keys().next().copied();
                     net.emit(node, Duration::from_millis(500));
                     if let Some(old) = old.filter(|old| *old != node && *old != 0) {
                         net.kill(old);
@@ -135,6 +135,61 @@ proptest! {
         prop_assert!(net.run(60), "unfinished: {:?}", net.unfinished());
         let sent: u32 = net.origin.iter().sum();
         prop_assert!(sent <= total + lost, "{sent} sent, {total} blocks, {lost} lost");
+    }
+
+    #[test]
+    fn with_two_emitters_no_block_leaves_the_origin_twice_for_one_of_them_whoever_dies(
+        peers in 1u32..6,
+        total in 1u32..150,
+        seed: u64,
+        faults in faults(),
+        // Whether one of the seeds dies, which, and after how many of the faults.
+        death in prop::option::of((0u32..2, 0usize..40)),
+    ) {
+        let mut net = Net::new(total, seed);
+        for _ in 0..2 {
+            net.add(Config::default(), Wanted::Nothing);
+        }
+        net.connect(0, 1);
+        net.emit_all(&[0, 1], Duration::ZERO);
+        for _ in 0..peers {
+            join(&mut net);
+        }
+        let mut disturbed = false;
+        for (at, fault) in faults.into_iter().enumerate() {
+            let count = net.nodes.len() as u32;
+            if let Some((victim, _)) = death.filter(|(_, after)| *after == at) {
+                disturbed = true;
+                net.kill(victim);
+                net.emit_all(&[1 - victim], Duration::from_millis(500));
+            }
+            match fault {
+                Fault::Reset(a, b) if a < count && b < count => {
+                    disturbed = true;
+                    net.reset(a, b);
+                }
+                Fault::Kill(node) if (2..count).contains(&node) => {
+                    disturbed = true;
+                    net.kill(node);
+                }
+                Fault::Join if count < 9 => {
+                    join(&mut net);
+                }
+                Fault::Time(ms) => net.pass_time(Duration::from_millis(ms)),
+                Fault::Steps(steps) => (0..steps).for_each(|_| net.step()),
+                _ => {}
+            }
+        }
+        heal(&mut net);
+        prop_assert!(net.run(120), "unfinished: {:?}", net.unfinished());
+        for ((node, block), times) in &net.origin_to {
+            prop_assert!(*times == 1, "{block} went to {node} {times} times");
+            let stranger = !disturbed && block % 2 != *node;
+            prop_assert!(!stranger, "{node} fetched {block} of the other's share");
+        }
+        if !disturbed {
+            prop_assert!(net.origin.iter().all(|sent| *sent <= 1), "{:?}", net.origin);
+        }
     }
 
     #[test]
@@ -187,7 +242,7 @@ fn hostile() -> impl Strategy<Value = Hostile> {
         prop::collection::vec(0u32..200, 0..50).prop_map(|v| v.into_iter().collect::<BlockSet>());
     let control = prop_oneof![
         set.clone().prop_map(Control::Bitmap),
-        ranges().prop_map(Control::Have),
+        ranges().prop_map(|runs| Control::Have(runs.into_iter().collect())),
         (0u32..150).prop_map(|end| Control::Have(core::iter::once(0..end).collect())),
         Just(Control::Want(Wanted::Whole)),
         set.prop_map(|set| Control::Want(Wanted::Some(set))),

@@ -16,6 +16,7 @@
 use super::neighbour::Neighbour;
 use super::{Action, Control, Engine, NeighbourId, Stripe, Wanted};
 use crate::bitmap::BlockSet;
+use crate::runs::Runs;
 use core::ops::Range;
 use core::time::Duration;
 
@@ -454,7 +455,7 @@ impl Engine {
             return;
         }
         self.hidden.clear();
-        let ranges: Vec<Range<u32>> = self.held.ranges().collect();
+        let ranges: Runs = self.held.ranges().collect();
         for at in 0..self.neighbours.len() {
             let id = self.neighbours[at].id;
             self.say(now, id, Control::Have(ranges.clone()));

@@ -29,9 +29,9 @@ impl Engine {
             }
             Control::Have(ranges) => {
                 self.check_ranges(&ranges)?;
-                for range in ranges {
+                for range in ranges.iter() {
                     self.learn_of(range.end);
-                    self.note_held_by(at, range);
+                    self.note_held_by(at, range.clone());
                 }
                 self.fill(now, at);
             }
@@ -191,6 +191,9 @@ impl Engine {
                 self.holders[index as usize] += 1;
             }
             self.emission_acknowledged(at, index);
+            if index + 1 == range.end {
+                break;
+            }
             index = self.neighbours[at].has.next_missing(index + 1);
         }
         self.timers.heard_of_blocks = true;

@@ -429,7 +429,40 @@ impl Engine {
     // ---- shared helpers --------------------------------------------------------------------
 
     fn slot(&self, id: NeighbourId) -> Option<usize> {
-        self.ids.iter().position(|known| *known == id)
+        // Without a branch: lists are short, and where it ends nothing can foretell.
+        let places = self.ids.iter().enumerate();
+        let found = places.fold(
+            usize::MAX,
+            |found, (at, known)| {
+                if *known == id { at } else { found }
+            },
+        );
+        (found != usize::MAX).then_some(found)
+    }
+
+    /// Reads what a message about `block` from this neighbour will need. The simulator does so for
+    /// some messages ahead, so that it waits for memory once and not for each of them in turn.
+    pub(crate) fn touch(&self, id: NeighbourId, block: u32) -> u64 {
+        let word = block as usize / 64;
+        let mut read = self.need.word(word) ^ self.held.word(word);
+        read ^= u64::from(self.holders.get(block as usize).copied().unwrap_or(0));
+        if let Some(neighbour) = self.slot(id).and_then(|at| self.neighbours.get(at)) {
+            read ^= neighbour.has.word(word) ^ u64::from(neighbour.useful);
+        }
+        read
+    }
+
+    /// Like [`Engine::touch`] for what storing and announcing a block needs; `None`: the block that
+    /// is to be announced next.
+    pub(crate) fn touch_all(&self, block: Option<u32>) -> u64 {
+        let Some(block) = block.or_else(|| self.news.first().copied()) else {
+            return 0;
+        };
+        let words = self
+            .neighbours
+            .iter()
+            .map(|n| n.has.word(block as usize / 64));
+        words.fold(0, |read, word| read ^ word)
     }
 
     /// The first index that cannot be a block.

@@ -1,7 +1,7 @@
 //! What we send: DATA, one block bound at a time, and the announcements of what we hold.
 
 use super::{Action, Control, Engine, MAX_QUEUE, NeighbourId, Violation};
-use core::ops::Range;
+use crate::runs::Runs;
 use core::time::Duration;
 
 impl Engine {
@@ -107,16 +107,15 @@ impl Engine {
         }
         news.sort_unstable();
         for neighbour in &mut self.neighbours {
-            let mut ranges: Vec<Range<u32>> = Vec::new();
-            for &index in news.iter().filter(|index| !neighbour.has.contains(**index)) {
-                match ranges.last_mut() {
-                    Some(last) if last.end == index => last.end += 1,
-                    _ => ranges.push(index..index + 1),
+            let mut runs = Runs::new();
+            for &index in &news {
+                if !neighbour.has.contains(index) {
+                    runs.push_block(index);
                 }
             }
-            if !ranges.is_empty() {
+            if !runs.is_empty() {
                 neighbour.last_said = now;
-                let have = Control::Have(ranges);
+                let have = Control::Have(runs);
                 self.actions.push_back(Action::Send(neighbour.id, have));
             }
         }

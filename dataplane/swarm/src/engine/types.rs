@@ -1,6 +1,7 @@
 //! The vocabulary of the engine: what goes in, what comes out, what can be wrong.
 
 use crate::bitmap::BlockSet;
+use crate::runs::Runs;
 use core::ops::Range;
 use core::time::Duration;
 
@@ -64,7 +65,7 @@ pub enum Control {
     /// when empty.
     Bitmap(BlockSet),
     /// The sender holds and serves these blocks too.
-    Have(Vec<Range<u32>>),
+    Have(Runs),
     /// All the blocks that the sender wants, instead of what it said before. Only emitters need it.
     Want(Wanted),
     /// Blocks the sender's readers wait for and nobody announces: next in the emission, please.

@@ -26,11 +26,12 @@ pub struct Net {
     /// One queue for each direction of each connection.
     pub wires: BTreeMap<(u32, u32), VecDeque<Packet>>,
     awake: BTreeSet<(u32, u32)>,
-    pub emitter: Option<u32>,
+    /// Who holds leases, and which blocks are on their way from the origin to it.
+    pub emitters: BTreeMap<u32, BTreeSet<u32>>,
     /// How often the origin sent each block.
     pub origin: Vec<u32>,
-    /// Blocks on their way from the origin to the emitter.
-    pub fetching: BTreeSet<u32>,
+    /// The same for each node that it was sent to.
+    pub origin_to: BTreeMap<(u32, u32), u32>,
     pub total: u32,
     pub complete: BTreeSet<u32>,
     /// Nodes that may break the protocol.
@@ -46,9 +47,9 @@ impl Net {
             rng: fastrand::Rng::with_seed(seed),
             wires: BTreeMap::new(),
             awake: BTreeSet::new(),
-            emitter: None,
+            emitters: BTreeMap::new(),
+            origin_to: BTreeMap::new(),
             origin: vec![0; total as usize],
-            fetching: BTreeSet::new(),
             total,
             complete: BTreeSet::new(),
             hostile: BTreeSet::new(),
@@ -76,7 +77,7 @@ impl Net {
         self.wires.insert((b, a), VecDeque::new());
         for (one, other) in [(a, b), (b, a)] {
             let info = NeighbourInfo {
-                emitter: self.emitter == Some(other),
+                emitter: self.emitters.contains_key(&other),
                 ..NeighbourInfo::default()
             };
             if let Some(engine) = &mut self.nodes[one as usize] {
@@ -103,32 +104,47 @@ impl Net {
     pub fn kill(&mut self, node: u32) {
         self.nodes[node as usize] = None;
         self.complete.remove(&node);
-        if self.emitter == Some(node) {
-            self.emitter = None;
-            self.fetching.clear();
-        }
+        self.emitters.remove(&node);
         for other in 0..self.nodes.len() as u32 {
             self.reset(node, other);
         }
     }
 
+    /// This node holds the only lease.
     pub fn emit(&mut self, node: u32, collect: Duration) {
-        if let Some(old) = self.emitter
-            && let Some(engine) = &mut self.nodes[old as usize]
-        {
-            engine.stop_emitting(self.now);
-            self.settle(old);
+        self.emit_all(&[node], collect);
+    }
+
+    /// These nodes hold leases, each for its stripe. Who held one already keeps on emitting.
+    pub fn emit_all(&mut self, nodes: &[u32], collect: Duration) {
+        let old = core::mem::take(&mut self.emitters);
+        for node in old.keys().filter(|node| !nodes.contains(node)) {
+            if let Some(engine) = &mut self.nodes[*node as usize] {
+                engine.stop_emitting(self.now);
+            }
+            self.settle(*node);
         }
-        self.emitter = Some(node);
-        self.fetching.clear();
-        if let Some(engine) = &mut self.nodes[node as usize] {
-            engine.start_emitting(self.now, Stripe::WHOLE, collect);
+        for (index, &node) in nodes.iter().enumerate() {
+            let stripe = Stripe {
+                index: index as u32,
+                of: nodes.len() as u32,
+                run: 1,
+            };
+            let fetching = old.get(&node).cloned();
+            if let Some(engine) = &mut self.nodes[node as usize] {
+                match fetching {
+                    Some(_) => engine.set_stripe(self.now, stripe),
+                    None => engine.start_emitting(self.now, stripe, collect),
+                }
+            }
+            self.emitters.insert(node, fetching.unwrap_or_default());
+            self.settle(node);
         }
-        self.settle(node);
         for other in 0..self.nodes.len() as u32 {
             for known in 0..self.nodes.len() as u32 {
                 if let Some(engine) = &mut self.nodes[other as usize] {
-                    engine.set_emitter(self.now, NeighbourId(known), known == node);
+                    let emits = self.emitters.contains_key(&known);
+                    engine.set_emitter(self.now, NeighbourId(known), emits);
                 }
             }
             self.settle(other);
@@ -191,8 +207,16 @@ impl Net {
         }
     }
 
+    /// The origin goes on for one of the emitters.
     pub fn origin_step(&mut self) {
-        let Some(node) = self.emitter else { return };
+        let Some(at) = self.emitters.len().checked_sub(1) else {
+            return;
+        };
+        // The same steps as ever where there is one.
+        let at = if at > 0 { self.rng.usize(..=at) } else { 0 };
+        let Some((&node, fetching)) = self.emitters.iter_mut().nth(at) else {
+            return;
+        };
         let Some(engine) = &mut self.nodes[node as usize] else {
             return;
         };
@@ -201,12 +225,13 @@ impl Net {
         }
         // Four blocks in flight at most.
         for block in engine.origin_wanted(8).into_iter().flatten() {
-            if self.fetching.len() < 4 && self.fetching.insert(block) {
+            if fetching.len() < 4 && fetching.insert(block) {
                 self.origin[block as usize] += 1;
+                *self.origin_to.entry((node, block)).or_default() += 1;
             }
         }
-        if self.fetching.len() > 3 || self.rng.bool() {
-            if let Some(block) = self.fetching.pop_first() {
+        if fetching.len() > 3 || self.rng.bool() {
+            if let Some(block) = fetching.pop_first() {
                 engine.origin_block_ready(self.now, block);
             }
             self.settle(node);

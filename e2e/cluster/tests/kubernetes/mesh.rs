@@ -49,7 +49,7 @@ async fn every_node_gets_a_file_and_the_origin_sends_it_once() {
                 "get",
                 &url,
                 "-O",
-                "/work/out",
+                "/downloads/out",
                 "--digest",
                 &digest,
                 "-q",

@@ -54,6 +54,7 @@ impl<'a> World<'a> {
             swarm,
             events: Queue::new(),
             mail: VecDeque::new(),
+            read_ahead: 0,
             held_mail: Vec::new(),
             free_mail: Vec::new(),
             zone_free: 0,

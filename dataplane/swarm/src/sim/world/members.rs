@@ -18,7 +18,11 @@ impl World<'_> {
             ..MemberInfo::default()
         };
         self.out.messages.joins += 2;
-        for introduction in self.swarm.join(node, info).unwrap_or_default() {
+        let given = self.swarm.join(node, info).unwrap_or_default();
+        if self.swarm.len() <= given.len() + 1 {
+            self.nodes[node as usize].engine.neighbours_exhausted();
+        }
+        for introduction in given {
             self.introduce(node, introduction);
         }
         self.drain_commands();

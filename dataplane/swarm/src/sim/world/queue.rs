@@ -24,6 +24,8 @@ pub(super) struct Queue<E> {
     /// Events later than the wheel reaches.
     far: BinaryHeap<Reverse<Entry<E>>>,
     made: u64,
+    /// A span began since this was last asked.
+    begun: bool,
 }
 
 impl<E: Ord> Queue<E> {
@@ -35,6 +37,7 @@ impl<E: Ord> Queue<E> {
             on_wheel: 0,
             far: BinaryHeap::new(),
             made: 0,
+            begun: false,
         }
     }
 
@@ -63,6 +66,7 @@ impl<E: Ord> Queue<E> {
             };
             let span = &mut self.wheel[(self.present % SPANS) as usize];
             self.on_wheel -= span.len();
+            self.begun |= !span.is_empty();
             self.near.extend(span.drain(..).map(Reverse));
             while self
                 .far
@@ -73,6 +77,12 @@ impl<E: Ord> Queue<E> {
             }
         }
         self.near.peek().map(|Reverse(entry)| entry.0)
+    }
+
+    /// When a span began since the last call: its events, in no order.
+    pub(super) fn begun(&mut self) -> impl Iterator<Item = &E> {
+        let near = core::mem::take(&mut self.begun).then_some(&self.near);
+        near.into_iter().flatten().map(|Reverse(entry)| &entry.2)
     }
 
     pub(super) fn pop(&mut self) -> Option<(Nanos, E)> {
