@@ -18,6 +18,7 @@ pub mod mesh;
 pub mod origin;
 pub mod process;
 pub mod sample;
+mod tls;
 pub mod watchdog;
 
 /// Why the harness cannot go on, for people.

@@ -20,9 +20,11 @@ use hyper::header::{
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
-use crate::{Failed, Result};
+use crate::{Failed, Result, tls};
 
 /// How much is read and sent at once.
 const BLOCK: u64 = 256 << 10;
@@ -32,6 +34,7 @@ const BLOCK: u64 = 256 << 10;
 pub struct Origin {
     /// Where it listens.
     pub addr: SocketAddr,
+    scheme: &'static str,
     shared: Arc<Shared>,
     accepting: tokio::task::JoinHandle<()>,
 }
@@ -70,6 +73,19 @@ impl Origin {
 
     /// Listens where it is told to: `address:port`.
     pub async fn start_on(address: &str, rate: u64) -> Result<Self> {
+        Self::listen(address, rate, None).await
+    }
+
+    /// One for `https`, and the certificate (PEM) of the authority of its own that vouches for it.
+    pub async fn start_tls() -> Result<(Self, String)> {
+        let (acceptor, authority) = tls::acceptor("127.0.0.1")?;
+        Ok((
+            Self::listen("127.0.0.1:0", 0, Some(acceptor)).await?,
+            authority,
+        ))
+    }
+
+    async fn listen(address: &str, rate: u64, tls: Option<TlsAcceptor>) -> Result<Self> {
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|e| Failed::at("origin", e))?;
         let addr = listener.local_addr().map_err(|e| Failed::at("origin", e))?;
@@ -78,28 +94,31 @@ impl Origin {
             ..Shared::default()
         });
         let served = shared.clone();
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let accepting = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             loop {
                 let Ok((stream, _)) = listener.accept().await else {
                     continue;
                 };
-                let shared = served.clone();
+                let (shared, tls) = (served.clone(), tls.clone());
                 connections.spawn(async move {
-                    let service = service_fn(move |request| {
-                        let shared = shared.clone();
-                        async move { answer(&request, &shared) }
-                    });
-                    // A client that goes away is its own affair.
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
+                    match tls {
+                        None => serve(stream, shared).await,
+                        Some(tls) => {
+                            // Who does not believe the certificate goes away.
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(stream, shared).await;
+                            }
+                        }
+                    }
                 });
                 while connections.try_join_next().is_some() {}
             }
         });
         Ok(Self {
             addr,
+            scheme,
             shared,
             accepting,
         })
@@ -138,7 +157,7 @@ impl Origin {
 
     /// What a name would be served as.
     pub fn url(&self, name: &str) -> String {
-        format!("http://{}/{name}", self.addr)
+        format!("{}://{}/{name}", self.scheme, self.addr)
     }
 
     /// Bytes of bodies that went out, blocks that a closing connection lost included.
@@ -189,6 +208,17 @@ impl Drop for Origin {
     fn drop(&mut self) {
         self.accepting.abort();
     }
+}
+
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, shared: Arc<Shared>) {
+    let service = service_fn(move |request| {
+        let shared = shared.clone();
+        async move { answer(&request, &shared) }
+    });
+    // A client that goes away is its own affair.
+    let _ = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
 
 fn answer(request: &Request<Incoming>, shared: &Arc<Shared>) -> Result<Response<Body>> {

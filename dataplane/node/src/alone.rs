@@ -101,7 +101,7 @@ impl Node {
     /// Tells the content's scheduler what this node has of it; the answer brings neighbours.
     pub(crate) fn tell_held(&self, task: &Arc<Task>) {
         let join = rpc::Join {
-            emitter: false,
+            emitter: vec![],
             ..self.join_message(task, None)
         };
         self.sessions

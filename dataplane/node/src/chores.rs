@@ -113,7 +113,7 @@ impl Node {
                 );
                 if task.store.held_count() > 0 && !task.is_unproven() {
                     let join = rpc::Join {
-                        emitter: false,
+                        emitter: vec![],
                         ..self.join_message(&task, None)
                     };
                     self.sessions

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use dragonfly_proto::frame::{DataHeader, Frame, Hello};
 use dragonfly_proto::id::ContentKey;
-use dragonfly_proto::trust::{Leaf, Proof, TrustError};
+use dragonfly_proto::trust::{EmitterClaim, Leaf, Proof, TrustError};
 use dragonfly_swarm::engine::{Disposition, NeighbourInfo, Stripe};
 use dragonfly_transport::{
     Block, CloseReason, Conn, Handler, Next, Outgoing, Payload, Violation, Welcome,
@@ -271,6 +271,18 @@ impl Handler for Node {
     }
 }
 
+/// Whether a neighbour emits: only who shows the certified key of a lease on this content is
+/// believed, for it may push what nobody asked for.
+fn emits(task: &Task, conn: &Conn, claim: Option<&EmitterClaim>) -> Result<bool, Violation> {
+    let Some(claim) = claim else {
+        return Ok(false);
+    };
+    task.add_epoch(&claim.cert)
+        .and_then(|_| claim.check(&conn.peer()))
+        .map(|()| true)
+        .map_err(|e| Violation(e.to_string()))
+}
+
 fn outgoing(
     s: &Stream,
     index: u32,
@@ -319,10 +331,10 @@ impl Node {
                 return Err(Violation("a second task on one stream".to_owned()));
             }
             // It took over the lease, or gave it up.
+            let emits = emits(&s.task, conn, hello.emitter.as_deref())?;
             let ((), effects) = s.task.drive(|st, now| {
                 let told = st.told.get(&conn.peer()).is_none_or(|told| told.emitter);
-                st.engine
-                    .set_emitter(now, s.neighbour, hello.emitter && told);
+                st.engine.set_emitter(now, s.neighbour, emits && told);
             });
             self.apply(&s.task, effects);
             return Ok(());
@@ -355,6 +367,7 @@ impl Node {
         if hello.block_size != geometry.block_size() || !same_len {
             return refuse("another geometry is known for this task".to_owned());
         }
+        let emits = emits(&task, conn, hello.emitter.as_deref())?;
         if let Some(old) = links.bound(&content) {
             // The other side forgot the stream and opened it anew.
             self.unlink(links, old);
@@ -377,7 +390,7 @@ impl Node {
         }
         let seed = {
             let mut st = task.state();
-            let seed = hello.emitter || st.seeds.contains(&conn.peer());
+            let seed = emits || st.seeds.contains(&conn.peer());
             st.links.insert(
                 neighbour,
                 Link {
@@ -408,7 +421,7 @@ impl Node {
         let ((), effects) = task.drive(|st, now| {
             let told = st.told.get(&conn.peer()).copied();
             let info = NeighbourInfo {
-                emitter: hello.emitter && told.is_none_or(|told| told.emitter),
+                emitter: emits && told.is_none_or(|told| told.emitter),
                 may_ask: told.map_or(Some(Stripe::WHOLE), |told| told.may_ask),
                 ..NeighbourInfo::default()
             };
@@ -431,11 +444,12 @@ impl Node {
         if task.is_unproven() {
             return None;
         }
-        let (ticket, geometry, emitter) = {
+        let (ticket, geometry, lease) = {
             let state = task.state();
             let ticket = state.ticket.or_else(|| self.ticket(&task.key()))?;
-            (ticket, state.geometry, state.lease.is_some())
+            (ticket, state.geometry, state.lease.clone())
         };
+        let emitter = lease.and_then(|signer| self.claim(task, &signer));
         let ours = links.begin_hello(task.key())?;
         let hello = Hello {
             content: task.key(),

@@ -274,17 +274,13 @@ impl Drop for Staged {
 impl Staged {
     fn new(node: &Arc<Node>, coming: &Coming) -> Result<Self, rpc::Failure> {
         let key = ContentKey(std::array::from_fn(|_| fastrand::u8(..)));
-        let geometry = dragonfly_storage::Geometry {
-            block_size: coming.geometry.block_size(),
-            total_len: coming.geometry.total_len(),
-        };
         // Should this process die, the rest is nobody's and never offered, until it is evicted.
         let meta = Meta {
             unproven: true,
             ..Meta::default()
         };
         let meta = serde_json::to_vec(&meta).unwrap_or_default();
-        let task = node.store.create_or_open(key, geometry, &meta);
+        let task = node.store.create_or_open(key, coming.geometry, &meta);
         Ok(Self {
             node: node.clone(),
             key,

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
-use dragonfly_proto::geometry::Geometry;
 use dragonfly_proto::id::ContentKey;
 use dragonfly_proto::rpc::{self, failure::Code};
 use dragonfly_storage::Snapshot;
@@ -206,9 +205,9 @@ fn describe(node: &Arc<Node>, held: &Snapshot) -> rpc::TaskStat {
         Some(task) => task.meta(),
         None => kept_meta(node, &held.key).unwrap_or_default(),
     };
-    let g = Geometry::new(held.geometry.block_size, held.geometry.total_len).ok();
-    let blocks = u64::from(held.held_blocks) * u64::from(held.geometry.block_size);
-    let held_bytes = match (&active, held.geometry.total_len) {
+    let g = held.geometry;
+    let blocks = u64::from(held.held_blocks) * u64::from(g.block_size());
+    let held_bytes = match (&active, g.total_len()) {
         (Some(task), _) => task.held_bytes(),
         // Exact but for a task of which only the short last block counts.
         (None, Some(total)) => blocks.min(total),
@@ -216,7 +215,7 @@ fn describe(node: &Arc<Node>, held: &Snapshot) -> rpc::TaskStat {
     };
     rpc::TaskStat {
         task: held.key.to_string(),
-        geometry: g.as_ref().map(Into::into),
+        geometry: Some((&g).into()),
         held_bytes,
         complete: held.complete,
         url: meta.url,

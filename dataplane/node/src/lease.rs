@@ -8,7 +8,7 @@ use dragonfly_proto::geometry::Geometry;
 use dragonfly_proto::id::ContentKey;
 use dragonfly_proto::rpc::{self, failure::Code, from_node};
 use dragonfly_proto::ticket::Ticket;
-use dragonfly_proto::trust::{EpochCert, MAX_RUN, RunSigner};
+use dragonfly_proto::trust::{EmitterClaim, EpochCert, MAX_RUN, RunSigner};
 use dragonfly_source::Begun;
 use dragonfly_swarm::engine::Stripe;
 
@@ -89,6 +89,13 @@ impl Node {
         }
     }
 
+    /// What shows a neighbour that this node holds the lease that `signer` signs under.
+    pub(crate) fn claim(&self, task: &Task, signer: &RunSigner) -> Option<Box<EmitterClaim>> {
+        let verifier = task.verifier();
+        let cert = verifier.epochs().find(|c| c.epoch == signer.epoch())?;
+        signer.claim(cert, &self.identity.node).map(Box::new)
+    }
+
     pub(crate) fn give_up_lease(&self, task: &Arc<Task>) {
         let ((), effects) = task.drive(|s, now| {
             s.lease = None;
@@ -152,6 +159,7 @@ impl Node {
         } else {
             COLLECT
         };
+        let emitter = self.claim(&task, &signer);
         let ((), effects) = task.drive(|s, now| {
             s.lease = Some(signer.clone());
             s.used = Instant::now();
@@ -164,10 +172,11 @@ impl Node {
                 },
                 block_size: s.geometry.block_size(),
                 total_len: s.geometry.total_len(),
-                emitter: true,
+                emitter,
             };
+            let again = Frame::Hello(again);
             for link in s.links.values() {
-                link.conn.send(link.ours, &Frame::Hello(again));
+                link.conn.send(link.ours, &again);
             }
         });
         self.apply(&task, effects);

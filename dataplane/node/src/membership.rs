@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use dragonfly_proto::geometry::Geometry;
 use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc::{self, FromNode, from_node, to_node};
 use dragonfly_proto::ticket::Ticket;
@@ -224,6 +223,8 @@ impl Node {
             .epochs()
             .map(|e| e.encode().to_vec())
             .collect();
+        let lease = task.state().lease.clone();
+        let claim = lease.and_then(|signer| self.claim(task, &signer));
         let state = task.state();
         rpc::Join {
             id: 0,
@@ -236,7 +237,7 @@ impl Node {
             complete: task.store.is_complete(),
             wants: !state.wants.is_empty(),
             epochs,
-            emitter: state.lease.is_some(),
+            emitter: claim.map_or_else(Vec::new, |c| c.encode().to_vec()),
             neighbours: state
                 .links
                 .values()
@@ -285,7 +286,7 @@ impl Node {
     fn offer(&self, held: &dragonfly_storage::Snapshot) -> Option<rpc::Join> {
         let kept = self.store.peek_meta(&held.key).ok().flatten()?;
         let meta: Meta = serde_json::from_slice(&kept).ok()?;
-        let g = Geometry::new(held.geometry.block_size, held.geometry.total_len).ok()?;
+        let g = held.geometry;
         if meta.unproven {
             self.ask_to_sign(&held.key, &meta, &g);
             return None;

@@ -167,6 +167,63 @@ impl Node {
         {
             return Ok(answer);
         }
+        let (content, geometry, metadata) = match self.still_current(source, key).await {
+            Some(held) => held,
+            None => self.begin_to_look(source, key).await?,
+        };
+        let fresh = self.settings().freshness;
+        let answer = rpc::ResolveResult {
+            id: 0,
+            failure: None,
+            content: content.0.to_vec(),
+            geometry: Some((&geometry).into()),
+            origin: Some(origin_info(&metadata, fresh)),
+        };
+        // Without a validator two answers cannot be told apart: each fetch is a content of its own.
+        if metadata.validator != Validator::None || !source.digest.is_empty() {
+            let mut answers = lock(&self.origins.answers);
+            answers.retain(|_, (until, _)| *until > Instant::now());
+            answers.insert(key, (Instant::now() + fresh, answer.clone()));
+            if let Err(error) = self.store.remember_request(key, content, unix_now_ms()) {
+                tracing::debug!(%error, "cannot remember a request");
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Where this node holds the whole of what a request gave last: whether the origin still has
+    /// that, by a question that brings no body. `None`: it has to be asked for the content itself.
+    async fn still_current(
+        &self,
+        source: &rpc::Source,
+        key: RequestKey,
+    ) -> Option<(ContentKey, Geometry, Metadata)> {
+        let held = if source.digest.is_empty() {
+            self.store.lookup_request(&key)?.0
+        } else {
+            ContentKey::from_digest(&source.domain, &source.digest)
+        };
+        let on_disk = self.store.stat(&held).filter(|s| s.complete)?;
+        // Whatever is wrong with this answer, the next question tells in full.
+        let mut metadata = self.fetcher().stat(&request(source).ok()?).await.ok()?;
+        let len = on_disk.geometry.total_len();
+        if metadata.total_len.is_none() {
+            // An answer without a body may leave its length out, and a weak version holds it.
+            metadata.total_len = len;
+        }
+        if metadata.total_len != len || content_key(source, &key, &metadata) != held {
+            return None;
+        }
+        lock(&self.origins.metadata).insert(held, metadata.clone());
+        Some((held, on_disk.geometry, metadata))
+    }
+
+    /// Asks the origin for the content; the answer's body waits for the lease.
+    async fn begin_to_look(
+        &self,
+        source: &rpc::Source,
+        key: RequestKey,
+    ) -> Result<(ContentKey, Geometry, Metadata), rpc::Failure> {
         let begun = self
             .fetcher()
             .begin(request(source)?, None)
@@ -191,24 +248,7 @@ impl Node {
                 });
             }
         }
-        let fresh = self.settings().freshness;
-        let answer = rpc::ResolveResult {
-            id: 0,
-            failure: None,
-            content: content.0.to_vec(),
-            geometry: Some((&geometry).into()),
-            origin: Some(origin_info(&metadata, fresh)),
-        };
-        // Without a validator two answers cannot be told apart: each fetch is a content of its own.
-        if metadata.validator != Validator::None || !source.digest.is_empty() {
-            let mut answers = lock(&self.origins.answers);
-            answers.retain(|_, (until, _)| *until > Instant::now());
-            answers.insert(key, (Instant::now() + fresh, answer.clone()));
-            if let Err(error) = self.store.remember_request(key, content, unix_now_ms()) {
-                tracing::debug!(%error, "cannot remember a request");
-            }
-        }
-        Ok(answer)
+        Ok((content, geometry, metadata))
     }
 }
 

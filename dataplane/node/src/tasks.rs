@@ -36,9 +36,7 @@ impl Node {
             return Some(task);
         }
         let stored = self.store.open_task(content).ok().flatten()?;
-        let g = stored.geometry();
-        let geometry = Geometry::new(g.block_size, g.total_len).ok()?;
-        self.open(*content, geometry, Meta::default()).ok()
+        self.open(*content, stored.geometry(), Meta::default()).ok()
     }
 
     /// The task for a content, on disk and in use. `meta` is taken where nothing is kept yet.
@@ -54,23 +52,17 @@ impl Node {
             task.state().used = Instant::now();
             return Ok(task.clone());
         }
-        let wanted = dragonfly_storage::Geometry {
-            block_size: geometry.block_size(),
-            total_len: geometry.total_len(),
-        };
         let fresh = serde_json::to_vec(&meta).unwrap_or_default();
         let stored = self
             .store
-            .create_or_open(content, wanted, &fresh)
+            .create_or_open(content, geometry, &fresh)
             .map_err(|e| storage_failure(&e))?;
         let kept = stored
             .meta()
             .ok()
             .and_then(|b| serde_json::from_slice::<Meta>(&b).ok());
         let meta = kept.unwrap_or(meta);
-        let g = stored.geometry();
-        let geometry = Geometry::new(g.block_size, g.total_len)
-            .map_err(|e| rpc::Failure::new(Code::Internal, e.to_string()))?;
+        let geometry = stored.geometry();
         let mut verifier = Verifier::new(content, self.authorities());
         for cert in meta.epochs.iter().filter_map(|hex| epoch_from_hex(hex)) {
             if let Err(error) = verifier.add_epoch(&cert) {

@@ -13,7 +13,7 @@ use dragonfly_proto::frame::{DataHeader, Frame, FrameHeader, Greeting, Hello, Wa
 use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::sign::SigningKey;
 use dragonfly_proto::ticket::Ticket;
-use dragonfly_proto::trust::{EpochCert, Leaf, RunSigner, SignedSize};
+use dragonfly_proto::trust::{EmitterClaim, EpochCert, Leaf, RunSigner, SignedSize};
 use dragonfly_scheduler::core::CoreSettings;
 use kit::scripted::{Script, Scripted};
 use kit::{SchedulerProcess, TestMesh, TestNode, authority, bytes, log, read_all, source};
@@ -25,7 +25,7 @@ const EVIL: NodeId = NodeId([66; 16]);
 /// A seed, two honest peers, a download that lasts a second or two, and its content's key.
 struct World {
     _scheduler: SchedulerProcess,
-    _seed: TestNode,
+    seed: TestNode,
     a: TestNode,
     b: TestNode,
     authority: Arc<SigningKey>,
@@ -53,7 +53,7 @@ impl World {
         let origin = Scripted::start(script).await;
         Self {
             _scheduler: scheduler,
-            _seed: seed,
+            seed,
             a,
             b,
             authority,
@@ -159,7 +159,35 @@ impl Evil {
             ticket: self.ticket,
             block_size: 65536,
             total_len: Some(4 << 20),
-            emitter: false,
+            emitter: None,
+        }
+    }
+
+    /// Says that it emits.
+    async fn claims(&mut self, claim: EmitterClaim) -> bool {
+        let emitter = Some(Box::new(claim));
+        let hello = Hello {
+            emitter,
+            ..self.hello()
+        };
+        self.say(1, &Frame::Hello(hello)).await
+    }
+
+    /// What the other side, which emits, shows for it.
+    async fn claim_of_other(&mut self) -> EmitterClaim {
+        loop {
+            let hello = Frame::Hello(self.hello());
+            assert!(self.say(1, &hello).await);
+            loop {
+                let (head, body) = self.next().await.unwrap();
+                match Frame::decode(head.kind, &body) {
+                    Ok(Some(Frame::Hello(hello))) => return *hello.emitter.unwrap(),
+                    // It does not know the task yet.
+                    Ok(Some(Frame::Refuse { .. })) => break,
+                    _ => {}
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
@@ -359,20 +387,72 @@ async fn who_claims_to_have_all_and_sends_nothing_costs_a_second_or_two() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_says_it_emits_and_does_not_keeps_nobody_waiting() {
+async fn who_holds_a_lease_and_does_not_emit_keeps_nobody_waiting() {
     let w = World::new(2 << 20).await;
+    let (key, _) = SigningKey::generate().unwrap();
     w.attack("emitter", |mut evil| async move {
-        let hello = Hello {
-            emitter: true,
-            ..evil.hello()
-        };
-        evil.say(1, &Frame::Hello(hello)).await;
+        let cert = EpochCert::issue(&evil.authority, evil.content, 7, *key.public());
+        let signer = RunSigner::new(key.into(), evil.content, 7);
+        evil.claims(signer.claim(&cert, &EVIL).unwrap()).await;
         for _ in 0..10 {
             tokio::time::sleep(Duration::from_millis(200)).await;
-            evil.say(1, &Frame::Rate(1 << 40)).await;
+            assert!(evil.say(1, &Frame::Rate(1 << 40)).await);
         }
     })
     .await;
+    assert_eq!(w.a.node.metrics.bans.get(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_says_it_emits_without_the_key_of_the_lease_is_banned() {
+    for how in [
+        "copied",
+        "signed_by_itself",
+        "certified_by_itself",
+        "of_another_content",
+    ] {
+        let w = World::new(2 << 20).await;
+        let seed = w.seed.node.identity().addresses[0];
+        let (key, pkcs8) = SigningKey::generate().unwrap();
+        w.attack(how, |mut evil| async move {
+            let (content, authority) = (evil.content, evil.authority.clone());
+            let honest = NodeId([67; 16]);
+            let mut asking = Evil::greeted(seed, authority.clone(), content, honest).await;
+            let real = asking.claim_of_other().await;
+            let mine = |cert: EpochCert| {
+                let own = EpochCert {
+                    key: *key.public(),
+                    ..cert
+                };
+                let key = Arc::new(SigningKey::from_pkcs8(&pkcs8).unwrap());
+                let signer = RunSigner::new(key, cert.content, cert.epoch);
+                signer.claim(&own, &EVIL).unwrap()
+            };
+            let claim = match how {
+                "copied" => real,
+                // The certificate is the lease-holder's.
+                "signed_by_itself" => EmitterClaim {
+                    cert: real.cert,
+                    ..mine(real.cert)
+                },
+                "certified_by_itself" => mine(EpochCert {
+                    epoch: 9,
+                    ..real.cert
+                }),
+                _ => mine(EpochCert::issue(
+                    &authority,
+                    ContentKey([9; 32]),
+                    9,
+                    *key.public(),
+                )),
+            };
+            evil.claims(claim).await;
+            assert!(evil.hung_up(SOON).await, "{how}: still connected");
+            assert!(!evil.let_in_again().await, "{how}: not banned");
+        })
+        .await;
+        assert!(BANNED.contains(&w.a.node.metrics.bans.get()), "{how}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -554,12 +634,12 @@ async fn thousands_of_streams_are_answered_or_refused_and_the_node_works_on() {
         let mut bytes = vec![];
         let ticket = tickets[n as usize % tickets.len()];
         let hello = if n % 2 == 0 {
-            hello
+            hello.clone()
         } else {
             Hello {
                 content: ticket.content,
                 ticket,
-                ..hello
+                ..hello.clone()
             }
         };
         Frame::Hello(hello).encode(n, &mut bytes);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use dragonfly_node::node::{Role, Settings};
 use dragonfly_scheduler::core::CoreSettings;
+use kit::scripted::{Script, Scripted};
 use kit::{Origin, SchedulerProcess, TestMesh, authority, bytes, log, read_all};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -317,4 +318,37 @@ async fn two_scheduler_replicas_share_the_tasks_and_one_may_die() {
         .await
         .expect("no end");
     assert!(x.unwrap() == *origin.body && y.unwrap() == *origin.body);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whether_what_is_held_is_current_is_asked_without_a_body_and_a_new_version_is_fetched() {
+    log();
+    let authority = authority();
+    let addr = "127.0.0.1:0".parse().unwrap();
+    let scheduler = SchedulerProcess::start(addr, authority.clone(), CoreSettings::default()).await;
+    let mesh = TestMesh::new(vec![scheduler.addr], authority);
+    let settings = || Settings {
+        freshness: Duration::ZERO,
+        ..Settings::default()
+    };
+    let dir = || tempfile::tempdir().unwrap();
+    let _seed = mesh.node_with(100, Role::Seed, settings(), dir()).await;
+    let peer = mesh.node_with(1, Role::Peer, settings(), dir()).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let (first, second) = (bytes(3 << 20, 1), bytes(3 << 20, 2));
+    let origin = Scripted::start(Script::of(first.clone())).await;
+    let url = origin.url("file");
+    let len = first.len() as u64;
+    for asked in 0..3 {
+        let before = origin.requests.load(Ordering::Relaxed);
+        assert!(read_all(&peer, &url).await.unwrap() == first);
+        assert_eq!(origin.sent(), len, "asked {asked} times before");
+        assert!(
+            origin.requests.load(Ordering::Relaxed) > before,
+            "nobody asked the origin"
+        );
+    }
+    origin.change(|s| (s.etag, s.body) = ("\"v2\"".into(), second.clone().into()));
+    assert!(read_all(&peer, &url).await.unwrap() == second);
+    assert_eq!(origin.sent(), 2 * len);
 }

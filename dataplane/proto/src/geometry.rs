@@ -6,8 +6,10 @@ pub const MIN_BLOCK: u32 = 64 << 10;
 pub const MAX_BLOCK: u32 = 1 << 20;
 /// Block size while the length of the content is unknown, bytes.
 pub const UNKNOWN_LENGTH_BLOCK: u32 = 256 << 10;
-/// Largest content, bytes: 16 TiB, so that a block map never exceeds 2 MiB.
+/// Largest content, bytes: 16 TiB.
 pub const MAX_CONTENT: u64 = 16 << 40;
+/// Most blocks of one content: a block map never exceeds 2 MiB.
+pub const MAX_BLOCKS: u32 = 1 << 24;
 
 /// A geometry that cannot be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,10 +20,15 @@ pub enum GeometryError {
     /// More than [`MAX_CONTENT`].
     #[error("content of {0} bytes is longer than the largest supported, {MAX_CONTENT}")]
     TooLong(u64),
+    /// More than [`MAX_BLOCKS`].
+    #[error(
+        "content of {0} bytes has more than {MAX_BLOCKS} blocks of {1} bytes: cut it into larger ones"
+    )]
+    TooMany(u64, u32),
 }
 
 /// Block size and, once known, length of one content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Geometry {
     block_size: u32,
     total_len: Option<u64>,
@@ -35,6 +42,9 @@ impl Geometry {
         }
         match total_len {
             Some(n) if n > MAX_CONTENT => Err(GeometryError::TooLong(n)),
+            Some(n) if blocks_for(n, block_size) > MAX_BLOCKS => {
+                Err(GeometryError::TooMany(n, block_size))
+            }
             _ => Ok(Self {
                 block_size,
                 total_len,
@@ -77,7 +87,7 @@ impl Geometry {
     /// Most blocks that content of this geometry may have.
     #[must_use]
     pub fn max_blocks(&self) -> u32 {
-        blocks_for(self.total_len.unwrap_or(MAX_CONTENT), self.block_size)
+        blocks_for(self.total_len.unwrap_or(MAX_CONTENT), self.block_size).min(MAX_BLOCKS)
     }
 
     /// Where a block starts, bytes.
@@ -92,7 +102,7 @@ impl Geometry {
     pub fn block_len(&self, index: u32) -> Option<u32> {
         let start = self.offset(index);
         match self.total_len {
-            None => (start < MAX_CONTENT).then_some(self.block_size),
+            None => (index < self.max_blocks()).then_some(self.block_size),
             Some(n) => n
                 .checked_sub(start)
                 .filter(|rest| *rest > 0)
@@ -161,5 +171,27 @@ mod tests {
         );
         assert_eq!(g.blocks_of(65535, 65537), 0..2);
         assert_eq!(g.blocks_of(9 << 20, 10 << 20), 0..0);
+        let open = Geometry::new(65536, None).unwrap();
+        assert_eq!(open.block_len(MAX_BLOCKS - 1), Some(65536));
+        assert_eq!(open.block_len(MAX_BLOCKS), None);
+    }
+
+    #[test]
+    fn bounds_are_checked() {
+        for (block_size, total_len, ok) in [
+            (MIN_BLOCK, None, true),
+            (MAX_BLOCK, Some(100 << 30), true),
+            (MAX_BLOCK, Some(MAX_CONTENT), true),
+            (MAX_BLOCK, Some(MAX_CONTENT + 1), false),
+            (MIN_BLOCK, Some(1 << 40), true),
+            (MIN_BLOCK, Some((1 << 40) + 1), false),
+            (MIN_BLOCK / 2, None, false),
+            (MAX_BLOCK * 2, None, false),
+            (MIN_BLOCK + 1, None, false),
+            (MIN_BLOCK, Some(u64::MAX), false),
+        ] {
+            let made = Geometry::new(block_size, total_len);
+            assert_eq!(made.is_ok(), ok, "{block_size} {total_len:?}");
+        }
     }
 }

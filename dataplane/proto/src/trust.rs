@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::id::ContentKey;
+use crate::id::{ContentKey, NodeId};
 use crate::sign::{PublicKey, Signature, SigningKey, verify};
 
 /// Most blocks under one signature.
@@ -26,6 +26,7 @@ pub const MAX_EPOCHS: usize = 64;
 const RUN: &str = "dragonfly 2026-11 signed run v1";
 const EPOCH: &str = "dragonfly 2026-11 epoch certificate v1";
 const SIZE: &str = "dragonfly 2026-11 signed size v1";
+const CLAIM: &str = "dragonfly 2026-11 emitter claim v1";
 const LEAF: u8 = 0;
 const NODE: u8 = 1;
 
@@ -44,6 +45,9 @@ pub enum TrustError {
     /// The bytes do not hash to what the lease-holder signed.
     #[error("block {0} is not what the lease-holder of its epoch signed")]
     BadBlock(u32),
+    /// Whoever says that it holds the lease does not hold the key of the epoch it names.
+    #[error("the node says that it holds the lease of epoch {0} and does not hold its key")]
+    BadClaim(u32),
     /// A size that the lease-holder did not sign.
     #[error("the stated size is not signed by a lease-holder")]
     BadSize,
@@ -109,6 +113,57 @@ impl EpochCert {
             epoch: u32::from_le_bytes(array(&b[32..36])?),
             key: array(&b[36..68])?,
             signature: array(&b[68..])?,
+        })
+    }
+}
+
+/// A node's word that it holds a lease: who has not the certified key cannot give it, and who copies
+/// another's is another node than the one that signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EmitterClaim {
+    /// Of the epoch it emits under.
+    pub cert: EpochCert,
+    /// By the certified key, over content, epoch and the node that claims.
+    pub signature: Signature,
+}
+
+impl EmitterClaim {
+    /// Encoded length, bytes.
+    pub const LEN: usize = EpochCert::LEN + 64;
+
+    /// Whether `node`, which the transport knows, holds the certified key. That the certificate is
+    /// this mesh's, and for this content, is for [`Verifier::add_epoch`] to say.
+    ///
+    /// # Errors
+    /// [`TrustError::BadClaim`].
+    pub fn check(&self, node: &NodeId) -> Result<(), TrustError> {
+        let EpochCert { content, epoch, .. } = &self.cert;
+        let parts: [&[u8]; 3] = [&content.0, &epoch.to_le_bytes(), &node.0];
+        verify(&self.cert.key, CLAIM, &parts, &self.signature)
+            .then_some(())
+            .ok_or(TrustError::BadClaim(*epoch))
+    }
+
+    /// The bytes on the wire.
+    #[must_use]
+    pub fn encode(&self) -> [u8; Self::LEN] {
+        let mut out = [0; Self::LEN];
+        out[..EpochCert::LEN].copy_from_slice(&self.cert.encode());
+        out[EpochCert::LEN..].copy_from_slice(&self.signature);
+        out
+    }
+
+    /// Reads [`Self::encode`]'s bytes.
+    ///
+    /// # Errors
+    /// [`TrustError::Malformed`] when they are too few or too many.
+    pub fn decode(bytes: &[u8]) -> Result<Self, TrustError> {
+        let (cert, signature) = bytes
+            .split_at_checked(EpochCert::LEN)
+            .ok_or(TrustError::Malformed)?;
+        Ok(Self {
+            cert: EpochCert::decode(cert)?,
+            signature: array(signature)?,
         })
     }
 }
@@ -248,6 +303,18 @@ impl RunSigner {
             signature,
         };
         paths.into_iter().enumerate().map(proof).collect()
+    }
+
+    /// Says for `node` that it holds this lease, which `cert` certifies; `None` when that is another's.
+    #[must_use]
+    pub fn claim(&self, cert: &EpochCert, node: &NodeId) -> Option<EmitterClaim> {
+        let mine = cert.key == *self.key.public()
+            && (cert.content, cert.epoch) == (self.content, self.epoch);
+        let parts: [&[u8]; 3] = [&self.content.0, &self.epoch.to_le_bytes(), &node.0];
+        mine.then(|| EmitterClaim {
+            cert: *cert,
+            signature: self.key.sign(CLAIM, &parts),
+        })
     }
 
     /// States the length of content whose origin did not say it.
@@ -455,6 +522,35 @@ mod tests {
             }),
             Err(TrustError::BadSize)
         );
+    }
+
+    #[test]
+    fn a_lease_is_claimed_only_by_the_node_and_the_key_that_hold_it() {
+        let (authority, signer, _) = lease();
+        let (me, other) = (NodeId([1; 16]), NodeId([2; 16]));
+        let content = ContentKey([7; 32]);
+        let cert = EpochCert::issue(&authority, content, 3, *signer.key.public());
+        let claim = signer.claim(&cert, &me).unwrap();
+        assert_eq!(EmitterClaim::decode(&claim.encode()), Ok(claim));
+        assert_eq!(claim.check(&me), Ok(()));
+        assert_eq!(claim.check(&other), Err(TrustError::BadClaim(3)));
+        let (stranger, _) = SigningKey::generate().unwrap();
+        let forged = RunSigner::new(Arc::new(stranger), content, 3);
+        assert_eq!(forged.claim(&cert, &me), None);
+        for changed in [
+            EpochCert { epoch: 4, ..cert },
+            EpochCert {
+                content: ContentKey([8; 32]),
+                ..cert
+            },
+        ] {
+            assert_eq!(signer.claim(&changed, &me), None);
+            let changed = EmitterClaim {
+                cert: changed,
+                ..claim
+            };
+            assert!(changed.check(&me).is_err());
+        }
     }
 
     proptest! {

@@ -7,7 +7,7 @@ use dragonfly_proto::geometry::Geometry;
 use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc::{self, failure::Code, to_node};
 use dragonfly_proto::ticket::Ticket;
-use dragonfly_proto::trust::{EpochCert, MAX_EPOCHS};
+use dragonfly_proto::trust::{EmitterClaim, EpochCert, MAX_EPOCHS};
 use dragonfly_swarm::membership::{Introduction, LeastConnected, MemberInfo, Refused, Swarm};
 
 use crate::core::Core;
@@ -262,6 +262,11 @@ impl Core {
             return self.send(from, to_node::Message::Joined(joined));
         }
         let authority = [*self.authority.public()];
+        // Who is believed gets the lease if nobody has it: only with the key that once had it.
+        let emits = EmitterClaim::decode(&m.emitter).is_ok_and(|claim| {
+            let EmitterClaim { cert, .. } = claim;
+            cert.content == content && cert.is_from(&authority) && claim.check(&from).is_ok()
+        });
         let certs: Vec<_> = certs
             .filter(|c| c.content == content && c.is_from(&authority))
             .collect();
@@ -299,7 +304,7 @@ impl Core {
         } else {
             task.wanting.remove(&from);
         }
-        if m.emitter {
+        if emits {
             // This scheduler restarted, or lost the word that the holder began: the lease is held.
             task.unfit.remove(&from);
             if task.swarm.leases().is_empty() {

@@ -41,8 +41,10 @@ fn join() -> impl Strategy<Value = Message> {
         prop::collection::vec(prop::collection::vec(any::<u8>(), 0..140), 0..100),
         prop::collection::vec(node_id(), 0..50),
     );
-    (key(), geometry(), any::<u32>(), any::<[bool; 4]>(), lists).prop_map(
-        |(content, geometry, held, [complete, wants, emitter, sourced], (epochs, neighbours))| {
+    let emitter = prop::collection::vec(any::<u8>(), 0..250);
+    let flags = (any::<[bool; 3]>(), emitter);
+    (key(), geometry(), any::<u32>(), flags, lists).prop_map(
+        |(content, geometry, held, ([complete, wants, sourced], emitter), (epochs, neighbours))| {
             Message::Join(rpc::Join {
                 id: 1,
                 content,

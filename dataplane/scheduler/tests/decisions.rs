@@ -4,7 +4,8 @@
 mod kit;
 
 use dragonfly_proto::rpc::{self, Role, failure::Code, from_node, to_node};
-use dragonfly_proto::trust::EpochCert;
+use dragonfly_proto::sign::SigningKey;
+use dragonfly_proto::trust::{EpochCert, RunSigner};
 use kit::{World, content, geometry, hello, node, source};
 use std::time::Duration;
 
@@ -251,23 +252,33 @@ fn restarted(before: &World) -> World {
 #[test]
 fn after_a_restart_who_holds_the_lease_keeps_it_whoever_joins_first() {
     let mut old = World::running(false);
-    old.seed(101);
+    let key = SigningKey::generate().unwrap().0;
+    let seed = rpc::NodeHello {
+        signing_key: key.public().to_vec(),
+        ..hello(101, Role::Seed, "seed-101", 101)
+    };
+    old.connect(seed.clone());
     old.peer(1);
     old.resolve(1, 1);
     let ask = old.asks()[0].1;
     old.found(node(101), ask, 1);
     let cert = old.leases()[0].1;
+    let claim = RunSigner::new(key.into(), content(1), cert.epoch).claim(&cert, &node(101));
+    let claim = claim.unwrap().encode().to_vec();
     let mut w = restarted(&old);
     // Another seed holds a part of it, has the lower number and comes back first.
     w.seed(100);
-    w.seed(101);
+    w.connect(seed);
     w.peer(1);
-    w.join(100, 1, |j| j.held = 50);
+    // Another that says the same is not believed: neither without the claim nor with its copy.
+    for lie in [vec![], vec![1; claim.len()], claim.clone()] {
+        w.join(100, 1, |j| (j.emitter, j.held) = (lie, 50));
+    }
     w.join(1, 1, |j| (j.wants, j.source) = (true, Some(source())));
     assert!(w.leases().is_empty(), "a second lease while one is held");
     w.pass(1.0);
     w.join(101, 1, |j| {
-        (j.emitter, j.held, j.epochs) = (true, 20, vec![cert.encode().to_vec()])
+        (j.emitter, j.held, j.epochs) = (claim, 20, vec![cert.encode().to_vec()])
     });
     w.pass(10.0);
     let leases = w.leases();

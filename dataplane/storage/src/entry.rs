@@ -14,16 +14,15 @@ use dragonfly_proto::id::ContentKey;
 use crate::bitmap::Bitmap;
 use crate::error::{ErrorKind, Result, StorageError};
 use crate::format::{Header, RECORD};
-use crate::geometry::Geometry;
 use crate::lock;
 use crate::media::{Media, MediaFile};
 use crate::names::Part;
+use dragonfly_proto::geometry::Geometry;
 
 /// Two writers of one block meet on one of these; two of different blocks rarely do.
 const STRIPES: usize = 64;
 /// How exactly the last use is recorded, milliseconds.
 const AGE_PRECISION_MS: u64 = 60_000;
-const UNKNOWN: u64 = u64::MAX;
 
 #[derive(Debug)]
 pub(crate) struct Files {
@@ -51,8 +50,9 @@ impl Files {
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) key: ContentKey,
-    pub(crate) block_size: u32,
-    total: AtomicU64,
+    /// As the task was opened, and with its length once that is learnt.
+    opened: Geometry,
+    learnt: OnceLock<Geometry>,
     pub(crate) held: Bitmap,
     /// Bytes accounted to the store's usage.
     pub(crate) bytes: AtomicU64,
@@ -73,8 +73,8 @@ impl Entry {
     pub(crate) fn new(header: Header, held: Bitmap, bytes: u64) -> Self {
         Self {
             key: header.key,
-            block_size: header.geometry.block_size,
-            total: AtomicU64::new(header.geometry.total_len.unwrap_or(UNKNOWN)),
+            opened: header.geometry,
+            learnt: OnceLock::new(),
             held,
             bytes: AtomicU64::new(bytes),
             last_used: AtomicU64::new(header.last_used),
@@ -90,15 +90,11 @@ impl Entry {
     }
 
     pub(crate) fn geometry(&self) -> Geometry {
-        let total = self.total.load(Ordering::Acquire);
-        Geometry {
-            block_size: self.block_size,
-            total_len: (total != UNKNOWN).then_some(total),
-        }
+        *self.learnt.get().unwrap_or(&self.opened)
     }
 
     pub(crate) fn is_complete(&self) -> bool {
-        self.geometry().blocks() == Some(self.held.count())
+        self.geometry().total_blocks() == Some(self.held.count())
     }
 
     /// What a block of `len` bytes costs.
@@ -163,10 +159,10 @@ impl Entry {
             .index
             .write_all_at(&next.encode(), next.slot_offset())
             .map_err(|e| StorageError::task_io(&self.key, "write its header", e))?;
-        self.total.store(
-            next.geometry.total_len.unwrap_or(UNKNOWN),
-            Ordering::Release,
-        );
+        if next.geometry != self.opened {
+            // Only a length changes, from unknown to known, once.
+            self.learnt.get_or_init(|| next.geometry);
+        }
         *current = next;
         Ok(())
     }

@@ -25,7 +25,7 @@
 
 use dragonfly_proto::id::{ContentKey, RequestKey};
 
-use crate::geometry::Geometry;
+use dragonfly_proto::geometry::Geometry;
 
 /// Version that is written.
 pub const VERSION: u16 = 1;
@@ -170,13 +170,13 @@ impl Header {
         put(&mut out, 0, TASK_MAGIC);
         put(&mut out, 8, &VERSION.to_le_bytes());
         put(&mut out, 10, &flags.to_le_bytes());
-        put(&mut out, 12, &self.geometry.block_size.to_le_bytes());
+        put(&mut out, 12, &self.geometry.block_size().to_le_bytes());
         put(&mut out, 16, &self.sequence.to_le_bytes());
         put(&mut out, 24, &self.key.0);
         put(
             &mut out,
             56,
-            &self.geometry.total_len.unwrap_or(u64::MAX).to_le_bytes(),
+            &self.geometry.total_len().unwrap_or(u64::MAX).to_le_bytes(),
         );
         put(&mut out, 64, &self.durable_epoch.to_le_bytes());
         let digest = self
@@ -226,17 +226,14 @@ impl Header {
             return None;
         }
         let total = u64_at(slot, 56)?;
-        let geometry = Geometry {
-            block_size: u32_at(slot, 12)?,
-            total_len: (total != u64::MAX).then_some(total),
-        };
+        let geometry = Geometry::new(u32_at(slot, 12)?, (total != u64::MAX).then_some(total));
         let digest_len = usize::from(u16_at(slot, 68)?);
         let digest = slot.get(96..96 + MAX_DIGEST)?.get(..digest_len)?;
         let flags = u16_at(slot, 10)?;
         Some(Self {
             sequence: u64_at(slot, 16)?,
             key: ContentKey(array(slot, 24)?),
-            geometry: geometry.validate().ok()?,
+            geometry: geometry.ok()?,
             durable_epoch: u32_at(slot, 64)?,
             boot: array(slot, 80)?,
             complete: flags & FLAG_COMPLETE != 0,

@@ -23,7 +23,7 @@ impl Task {
         entry.check_alive()?;
         // Shuts out every writer: they would be overwritten.
         let _no_writer = entry.epoch.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(total) = self.geometry().total_len else {
+        let Some(total) = self.geometry().total_len() else {
             return Err(self.fail(
                 ErrorKind::Conflict,
                 "has no length yet, so nothing can be copied in",

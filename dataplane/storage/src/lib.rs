@@ -30,7 +30,6 @@ mod error;
 #[doc(hidden)]
 pub mod format;
 mod gc;
-mod geometry;
 mod ingest;
 mod media;
 mod names;
@@ -42,9 +41,9 @@ mod store;
 mod task;
 
 pub use bitmap::Held;
+pub use dragonfly_proto::geometry::{Geometry, MAX_BLOCKS};
 pub use error::{ErrorKind, Result, StorageError};
 pub use format::{MAX_DIGEST, MAX_META, MAX_PROOF};
-pub use geometry::{Geometry, MAX_BLOCK_SIZE, MAX_BLOCKS, MIN_BLOCK_SIZE};
 pub use media::{DiskMedia, Ingested, LockGuard, Media, MediaFile, MemoryMedia, Space};
 pub use options::{EvictReason, Evicted, Options, Snapshot, Usage};
 pub use store::Store;

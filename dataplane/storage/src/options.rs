@@ -5,7 +5,7 @@ use std::time::Duration;
 use dragonfly_proto::id::ContentKey;
 
 use crate::error::{ErrorKind, Result, StorageError};
-use crate::geometry::Geometry;
+use dragonfly_proto::geometry::Geometry;
 
 /// Limits of a store; may be changed while it is open ([`crate::Store::set_options`]).
 #[derive(Debug, Clone, PartialEq, Eq)]

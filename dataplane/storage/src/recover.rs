@@ -183,8 +183,8 @@ fn load(
     );
     let data_len = files.data.len()?;
     if header.complete
-        && header.geometry.total_len == Some(data_len)
-        && let Some(blocks) = header.geometry.blocks()
+        && header.geometry.total_len() == Some(data_len)
+        && let Some(blocks) = header.geometry.total_blocks()
     {
         let bytes = data_len + u64::from(blocks) * RECORD as u64;
         let entry = Entry::new(header, Bitmap::full(blocks), bytes);
@@ -284,10 +284,7 @@ fn for_each_record(
     mut each: impl FnMut(Record) -> io::Result<()>,
 ) -> io::Result<()> {
     let index_len = files.index.len()?;
-    let limit = header
-        .geometry
-        .blocks()
-        .unwrap_or(crate::geometry::MAX_BLOCKS);
+    let limit = header.geometry.max_blocks();
     let in_file = index_len.saturating_sub(RECORDS_AT) / RECORD as u64;
     let count = u32::try_from(in_file).unwrap_or(u32::MAX).min(limit);
     let mut chunk = vec![0; SCAN * RECORD];

@@ -15,7 +15,6 @@ use crate::entry::{Entry, Files};
 use crate::error::{ErrorKind, Result, StorageError};
 use crate::format::Header;
 use crate::gc::{Account, Clock};
-use crate::geometry::Geometry;
 use crate::lock;
 use crate::media::{LockGuard, Media};
 use crate::names::{self, Part};
@@ -23,6 +22,7 @@ use crate::options::{Evicted, Options, Snapshot, Usage};
 use crate::recover;
 use crate::requests::Requests;
 use crate::task::{Task, encode_meta};
+use dragonfly_proto::geometry::Geometry;
 
 const SHARDS: usize = 16;
 /// What a new task is assumed to need when the volume is full.
@@ -109,7 +109,6 @@ impl Store {
     /// [`ErrorKind::Conflict`] when it exists with another geometry; [`ErrorKind::Invalid`];
     /// [`ErrorKind::DiskFull`] when eviction made no room; [`ErrorKind::Io`].
     pub fn create_or_open(&self, key: ContentKey, geometry: Geometry, meta: &[u8]) -> Result<Task> {
-        let geometry = geometry.validate()?;
         let encoded = encode_meta(&key, meta)?;
         let attempt = || -> Result<(Task, bool)> {
             let mut shard = self.shared.shard(&key);
@@ -133,18 +132,18 @@ impl Store {
             return Ok(task);
         }
         task.used();
-        if task.geometry().block_size != geometry.block_size {
+        if task.geometry().block_size() != geometry.block_size() {
             return Err(StorageError::task(
                 ErrorKind::Conflict,
                 &key,
                 format!(
                     "has blocks of {} bytes, not {}",
-                    task.geometry().block_size,
-                    geometry.block_size
+                    task.geometry().block_size(),
+                    geometry.block_size()
                 ),
             ));
         }
-        if let Some(total) = geometry.total_len {
+        if let Some(total) = geometry.total_len() {
             task.set_total_len(total)?;
         }
         if !meta.is_empty() && task.meta().is_ok_and(|have| have.is_empty()) {

@@ -10,10 +10,10 @@ use crate::bitmap::Held;
 use crate::entry::{Entry, Files};
 use crate::error::{ErrorKind, Result, StorageError};
 use crate::format::{self, MAX_DIGEST, MAX_META, MAX_PROOF, RECORD, Record};
-use crate::geometry::Geometry;
 use crate::lock;
 use crate::names::Part;
 use crate::store::Shared;
+use dragonfly_proto::geometry::Geometry;
 
 /// What became of a written block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -254,13 +254,13 @@ impl Task {
         }
         let geometry = self.geometry();
         let end = offset.saturating_add(buf.len() as u64);
-        if geometry.total_len.is_some_and(|total| end > total) {
+        if geometry.total_len().is_some_and(|total| end > total) {
             return Err(self.fail(
                 ErrorKind::Invalid,
                 format!("bytes {offset}..{end} are beyond its end"),
             ));
         }
-        let block = u64::from(geometry.block_size);
+        let block = u64::from(geometry.block_size());
         for index in offset / block..end.div_ceil(block) {
             self.check_held(u32::try_from(index).unwrap_or(u32::MAX))?;
         }
@@ -311,14 +311,13 @@ impl Task {
     pub fn set_total_len(&self, len: u64) -> Result<()> {
         let entry = &*self.entry;
         entry.check_alive()?;
-        let wanted = Geometry {
-            total_len: Some(len),
-            ..self.geometry()
-        }
-        .validate()?;
+        let wanted = self
+            .geometry()
+            .with_total(len)
+            .map_err(|e| self.fail(ErrorKind::Invalid, e.to_string()))?;
         // Writers take the length and mark their block under the read side of the epoch.
         let _no_writer = entry.epoch.write().unwrap_or_else(PoisonError::into_inner);
-        match self.geometry().total_len {
+        match self.geometry().total_len() {
             Some(have) if have == len => return Ok(()),
             Some(have) => {
                 return Err(self.fail(ErrorKind::Conflict, format!("has {have} bytes, not {len}")));
@@ -326,7 +325,7 @@ impl Task {
             None => {}
         }
         if let Some(last) = self.held().iter().last()
-            && wanted.block_len(last) != Some(wanted.block_size)
+            && wanted.block_len(last) != Some(wanted.block_size())
         {
             return Err(self.fail(
                 ErrorKind::Conflict,

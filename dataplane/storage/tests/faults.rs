@@ -1,4 +1,4 @@
-//! Crashes at every operation, power loss, full disks, failing devices and foreign files.
+//! Crashes at every operation, power loss, and foreign files.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 // A list of ranges of which there is one.
 #![allow(clippy::single_range_in_vec_init)]
@@ -11,24 +11,13 @@ use common::*;
 use dragonfly_proto::id::RequestKey;
 use dragonfly_storage::*;
 
-fn faulty() -> Faulty<MemoryMedia> {
-    Faulty::new(MemoryMedia::new())
-}
-
-fn open(media: &Faulty<MemoryMedia>) -> Store {
-    Store::open(media.clone(), options(), NOW).unwrap()
-}
-
 const BLOCKS: u32 = 6;
 const LEN: usize = (BLOCKS as usize - 1) * KIB64 as usize + 77;
 
 /// Everything that a node does to a store, each step acknowledged through `done`.
 fn script(store: &Store, done: &mut Done) -> Result<()> {
     let data = content(1, LEN);
-    let unknown = Geometry {
-        block_size: KIB64,
-        total_len: None,
-    };
+    let unknown = Geometry::new(KIB64, None).unwrap();
     let task = store.create_or_open(key(1), unknown, b"meta 1")?;
     done.created = true;
     let mut write = |index| -> Result<()> {
@@ -118,14 +107,14 @@ fn a_kill_at_any_operation_loses_nothing_acknowledged() {
         for tear in [false, true] {
             let media = faulty();
             let mut done = Done::default();
-            let store = open(&media);
+            let store = reopen(&media);
             media.faults.tear.store(tear, SeqCst);
             media.faults.crash_in.store(operations, SeqCst);
             finished = script(&store, &mut done).is_ok() && !media.faults.crashed();
             drop(store);
             media.faults.crash_in.store(-1, SeqCst);
             media.faults.data_reads.store(0, SeqCst);
-            let store = open(&media);
+            let store = reopen(&media);
             assert_eq!(
                 media.faults.data_reads.load(SeqCst),
                 0,
@@ -150,7 +139,7 @@ fn a_kill_while_recovering_loses_nothing_either() {
     for operations in 1..30 {
         let media = faulty();
         let mut done = Done::default();
-        let store = open(&media);
+        let store = reopen(&media);
         media.faults.crash_in.store(25, SeqCst);
         assert!(script(&store, &mut done).is_err());
         drop(store);
@@ -159,7 +148,7 @@ fn a_kill_while_recovering_loses_nothing_either() {
         drop(Store::open(media.clone(), options(), NOW));
         media.faults.crash_in.store(-1, SeqCst);
         check_after(
-            &open(&media),
+            &reopen(&media),
             &done,
             &format!("recovery operation {operations}"),
         );
@@ -172,7 +161,7 @@ fn a_power_loss_costs_at_most_what_came_after_the_checkpoint() {
         let mut rng = fastrand::Rng::with_seed(seed);
         let media = faulty();
         media.faults.journal.store(true, SeqCst);
-        let store = open(&media);
+        let store = reopen(&media);
         let data = content(1, LEN);
         let task = store
             .create_or_open(key(1), geometry(LEN as u64), b"m")
@@ -199,7 +188,7 @@ fn a_power_loss_costs_at_most_what_came_after_the_checkpoint() {
         media.faults.lose_power(&mut rng);
         for restart in 0..2 {
             media.faults.data_reads.store(0, SeqCst);
-            let store = open(&media);
+            let store = reopen(&media);
             if restart > 0 {
                 assert_eq!(
                     media.faults.data_reads.load(SeqCst),
@@ -233,7 +222,7 @@ fn a_power_loss_costs_at_most_what_came_after_the_checkpoint() {
 fn after_a_power_loss_only_what_is_not_durable_is_hashed() {
     let media = faulty();
     let data = content(1, LEN);
-    let store = open(&media);
+    let store = reopen(&media);
     let task = store
         .create_or_open(key(1), geometry(LEN as u64), b"")
         .unwrap();
@@ -251,14 +240,14 @@ fn after_a_power_loss_only_what_is_not_durable_is_hashed() {
     file.write_all_at(&[0; 512], 4 * u64::from(KIB64)).unwrap();
     file.write_all_at(&[0; 512], 0).unwrap();
     media.faults.boot.store(2, SeqCst);
-    let store = open(&media);
+    let store = reopen(&media);
     assert_eq!(media.faults.data_reads.load(SeqCst), 2);
     let task = store.open_task(&key(1)).unwrap().unwrap();
     assert_eq!(task.held().ranges(), vec![0..4]);
     assert!(!task.verify_block(0).unwrap() && task.verify_block(3).unwrap());
     drop((task, store));
     media.faults.data_reads.store(0, SeqCst);
-    let store = open(&media);
+    let store = reopen(&media);
     assert_eq!(
         media.faults.data_reads.load(SeqCst),
         0,
@@ -270,7 +259,7 @@ fn after_a_power_loss_only_what_is_not_durable_is_hashed() {
 #[test]
 fn a_restart_reads_neither_data_nor_the_records_of_complete_tasks() {
     let media = faulty();
-    let store = open(&media);
+    let store = reopen(&media);
     for n in 0..20 {
         let task = store
             .create_or_open(key(n), geometry(LEN as u64), b"")
@@ -289,7 +278,7 @@ fn a_restart_reads_neither_data_nor_the_records_of_complete_tasks() {
     for boot in [1, 2] {
         media.faults.boot.store(boot, SeqCst);
         media.faults.index_bytes_read.store(0, SeqCst);
-        let store = open(&media);
+        let store = reopen(&media);
         assert!(store.list().iter().all(|t| t.complete));
         assert_eq!(media.faults.data_reads.load(SeqCst), 0);
         assert!(media.faults.index_bytes_read.load(SeqCst) <= 20 * 1024 + 80);
@@ -297,78 +286,10 @@ fn a_restart_reads_neither_data_nor_the_records_of_complete_tasks() {
 }
 
 #[test]
-fn a_full_disk_is_a_clear_error_and_space_comes_back() {
-    let media = faulty();
-    let store = open(&media);
-    let data = content(1, LEN);
-    let other = store
-        .create_or_open(key(2), geometry(LEN as u64), b"")
-        .unwrap();
-    put_all(&other, &data);
-    let task = store
-        .create_or_open(key(1), geometry(LEN as u64), b"")
-        .unwrap();
-    put(&task, &data, 0).unwrap();
-    let used = store.usage().bytes;
-    media.faults.space.store(1000, SeqCst);
-    for _ in 0..3 {
-        let e = put(&task, &data, 1).unwrap_err();
-        assert_eq!(e.kind(), ErrorKind::DiskFull, "{e}");
-        assert!(e.to_string().contains("free space"), "{e}");
-    }
-    let e = store
-        .create_or_open(key(3), geometry(10), b"meta")
-        .unwrap_err();
-    assert_eq!(e.kind(), ErrorKind::DiskFull);
-    assert!(store.stat(&key(3)).is_none());
-    assert_eq!(task.set_meta(b"x").unwrap_err().kind(), ErrorKind::DiskFull);
-    assert_eq!(store.usage().bytes, used, "what failed is not accounted");
-    check_held(&task, &data);
-    check_held(&other, &data);
-    drop(other);
-    // The next write evicts the other task, and all is well.
-    put_all(&task, &data);
-    assert!(task.is_complete());
-    assert_eq!(store.take_evicted()[0].key, key(2));
-}
-
-#[test]
-fn a_failing_device_fails_the_call_and_nothing_else() {
-    let media = faulty();
-    let store = open(&media);
-    let data = content(1, LEN);
-    let task = store
-        .create_or_open(key(1), geometry(LEN as u64), b"")
-        .unwrap();
-    for (failing, index) in [(1, 0), (1, 1), (1, 5)] {
-        media.faults.writes_fail.store(failing, SeqCst);
-        assert_eq!(put(&task, &data, index).unwrap_err().kind(), ErrorKind::Io);
-        assert!(!task.is_held(index));
-        assert_eq!(put(&task, &data, index).unwrap(), Written::New);
-    }
-    check_held(&task, &data);
-    media.faults.reads_fail.store(true, SeqCst);
-    assert_eq!(
-        task.read_block(0, &mut vec![0; KIB64 as usize])
-            .unwrap_err()
-            .kind(),
-        ErrorKind::Io
-    );
-    assert_eq!(task.proof(0).unwrap_err().kind(), ErrorKind::Io);
-    drop((task, store));
-    // A start that cannot read a task leaves its files alone and goes on without it.
-    let store = open(&media);
-    assert!(store.list().is_empty());
-    drop(store);
-    media.faults.reads_fail.store(false, SeqCst);
-    check_held(&open(&media).open_task(&key(1)).unwrap().unwrap(), &data);
-}
-
-#[test]
 fn another_version_is_set_aside_and_taken_back_when_it_is_known() {
     let media = faulty();
     let data = content(1, LEN);
-    let store = open(&media);
+    let store = reopen(&media);
     put_all(
         &store
             .create_or_open(key(1), geometry(LEN as u64), b"mine")
@@ -388,7 +309,7 @@ fn another_version_is_set_aside_and_taken_back_when_it_is_known() {
         .write_all_at(&[9], 8)
         .unwrap();
 
-    let store = open(&media);
+    let store = reopen(&media);
     assert!(store.list().is_empty());
     assert_eq!(store.usage().set_aside, 4);
     assert_eq!(store.lookup_request(&RequestKey([1; 32])), None);
@@ -402,7 +323,7 @@ fn another_version_is_set_aside_and_taken_back_when_it_is_known() {
     );
 
     index.write_all_at(&[1], 8).unwrap();
-    let store = open(&media);
+    let store = reopen(&media);
     let task = store.open_task(&key(1)).unwrap().unwrap();
     check_held(&task, &data);
     assert_eq!(
@@ -427,7 +348,7 @@ fn leftovers_of_a_crash_are_removed() {
         media.inner.create(&format!("{}.{part}", key(3))).unwrap();
     }
     media.inner.create("README").unwrap();
-    let store = open(&media);
+    let store = reopen(&media);
     assert!(store.list().is_empty());
     let mut names = media.inner.list().unwrap();
     names.sort();
@@ -440,7 +361,7 @@ fn damaged_indexes_never_lead_to_wrong_blocks() {
     for seed in 0..400 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let media = faulty();
-        let store = open(&media);
+        let store = reopen(&media);
         let task = store
             .create_or_open(key(1), geometry(LEN as u64), b"meta")
             .unwrap();
@@ -460,7 +381,7 @@ fn damaged_indexes_never_lead_to_wrong_blocks() {
         if rng.u8(..4) == 0 {
             file.set_len(rng.u64(..=file.len().unwrap())).unwrap();
         }
-        let store = open(&media);
+        let store = reopen(&media);
         let Some(task) = store.open_task(&key(1)).unwrap() else {
             continue;
         };
@@ -479,73 +400,4 @@ fn damaged_indexes_never_lead_to_wrong_blocks() {
         }
         put_all(&task, &data);
     }
-}
-
-#[test]
-fn a_small_file_system_fills_up_and_recovers() {
-    let dir = dir();
-    let mounted = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"])
-        .arg(dir.path())
-        .status()
-        .is_ok_and(|s| s.success());
-    if !mounted {
-        eprintln!(
-            "SKIPPED: mounting a tmpfs needs root; the injected faults cover the same ground"
-        );
-        return;
-    }
-    struct Unmount<'a>(&'a std::path::Path);
-    impl Drop for Unmount<'_> {
-        fn drop(&mut self) {
-            let _ = std::process::Command::new("umount").arg(self.0).status();
-        }
-    }
-    let _unmount = Unmount(dir.path());
-    let media = || DiskMedia::new(dir.path().join("store")).unwrap();
-    // Without a limit of its own the store learns from the volume that it is full.
-    let store = Store::open(
-        media(),
-        Options {
-            high_watermark_percent: 100,
-            ..options()
-        },
-        NOW,
-    )
-    .unwrap();
-    let data = content(1, 64 * KIB64 as usize);
-    let task = store
-        .create_or_open(key(1), geometry(data.len() as u64), b"")
-        .unwrap();
-    let mut failed = None;
-    for index in 0..64 {
-        if let Err(e) = put(&task, &data, index) {
-            failed = Some(e.kind());
-            break;
-        }
-    }
-    assert!(
-        matches!(failed, Some(ErrorKind::DiskFull | ErrorKind::QuotaExceeded)),
-        "{failed:?}"
-    );
-    let full = task.held_count();
-    assert!((20..32).contains(&full), "{full} blocks of 64 KiB in 2 MiB");
-    check_held(&task, &data);
-    let small = content(2, 3 * KIB64 as usize);
-    assert!(
-        store
-            .create_or_open(key(2), geometry(small.len() as u64), b"")
-            .and_then(|t| put(&t, &small, 0))
-            .is_err()
-    );
-    drop((task, store));
-    let store = Store::open(media(), options(), NOW).unwrap();
-    assert_eq!(store.stat(&key(1)).unwrap().held_blocks, full);
-    // Now that nobody uses the large one, it makes way.
-    let task = store
-        .create_or_open(key(2), geometry(small.len() as u64), b"")
-        .unwrap();
-    put_all(&task, &small);
-    check_held(&task, &small);
-    assert!(store.stat(&key(1)).is_none());
 }

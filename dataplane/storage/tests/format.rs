@@ -12,10 +12,7 @@ fn header() -> Header {
     Header {
         sequence: 3,
         key: KEY,
-        geometry: Geometry {
-            block_size: 65536,
-            total_len: Some(200_000),
-        },
+        geometry: Geometry::new(65536, Some(200_000)).unwrap(),
         durable_epoch: 9,
         boot: [7; 16],
         complete: true,
@@ -123,10 +120,7 @@ fn a_record_of_another_block_or_task_is_refused() {
     assert!(
         Record::decode(
             &KEY,
-            Geometry {
-                total_len: None,
-                ..g
-            },
+            Geometry::new(g.block_size(), None).unwrap(),
             3,
             &record
         )
@@ -166,14 +160,15 @@ proptest! {
         proof in prop::collection::vec(any::<u8>(), 0..=MAX_PROOF),
         meta in prop::collection::vec(any::<u8>(), 0..500),
     ) {
-        let geometry = Geometry { block_size: 1 << shift, total_len: total };
-        prop_assume!(geometry.validate().is_ok());
+        let geometry = Geometry::new(1 << shift, total);
+        prop_assume!(geometry.is_ok());
+        let geometry = geometry.unwrap();
         let h = Header {
             sequence, geometry, durable_epoch: epoch, complete: flags.0, pinned: flags.1,
             verified: digest, ..header()
         };
         prop_assert_eq!(Header::decode(&h.encode()), Ok(h));
-        let open = Geometry { total_len: None, ..geometry };
+        let open = Geometry::new(1 << shift, None).unwrap();
         let r = Record { index, len: 1 << shift, epoch, hash, proof };
         let bytes = Record::encode(&KEY, index, r.len, epoch, &hash, &r.proof);
         prop_assert_eq!(Record::decode(&KEY, open, index, &bytes), Some(r));

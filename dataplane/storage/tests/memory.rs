@@ -32,11 +32,8 @@ fn resident() -> u64 {
 /// A task of holes whose records all claim a maximal proof.
 fn forge(media: &DiskMedia, n: u64) {
     let key = key(n);
-    let geometry = Geometry {
-        block_size: BLOCK,
-        total_len: Some(TOTAL),
-    };
-    let blocks = geometry.blocks().unwrap();
+    let geometry = Geometry::new(BLOCK, Some(TOTAL)).unwrap();
+    let blocks = geometry.total_blocks().unwrap();
     let mut index = vec![0; RECORDS_AT as usize];
     let header = Header {
         sequence: 0,

@@ -90,10 +90,7 @@ impl World {
         let store = self.store().clone();
         match *op {
             Op::Open(n, known) => {
-                let geometry = Geometry {
-                    block_size: KIB64,
-                    total_len: known.then_some(LEN as u64),
-                };
+                let geometry = Geometry::new(KIB64, known.then_some(LEN as u64)).unwrap();
                 let task = store.create_or_open(key(n), geometry, b"first").unwrap();
                 let model = self.model.entry(n).or_insert_with(|| Expected {
                     meta: b"first".to_vec(),
@@ -223,7 +220,7 @@ impl World {
             assert_eq!(found.complete, model.complete());
             assert_eq!(found.pinned, model.pinned);
             assert_eq!(found.verified.is_some(), model.verified);
-            assert_eq!(found.geometry.total_len.is_some(), model.total);
+            assert_eq!(found.geometry.total_len().is_some(), model.total);
             if let Some(task) = self.handles.get(n) {
                 assert_eq!(task.held().iter().collect::<BTreeSet<_>>(), model.held);
                 assert_eq!(task.meta().unwrap(), model.meta);

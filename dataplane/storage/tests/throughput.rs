@@ -15,15 +15,12 @@ fn blocks_per_second() {
     let total: u64 = 1 << 30;
     let dir = dir();
     let store = Store::open(DiskMedia::new(dir.path()).unwrap(), options(), NOW).unwrap();
-    for block_size in [KIB64, 256 * 1024, MAX_BLOCK_SIZE] {
+    for block_size in [KIB64, 256 * 1024, dragonfly_proto::geometry::MAX_BLOCK] {
         for round in 0..4 {
-            let geometry = Geometry {
-                block_size,
-                total_len: Some(total),
-            };
+            let geometry = Geometry::new(block_size, Some(total)).unwrap();
             let task = store.create_or_open(key(0), geometry, b"").unwrap();
             let data = content(0, block_size as usize);
-            let (digest, blocks) = (hash(&data), geometry.blocks().unwrap());
+            let (digest, blocks) = (hash(&data), geometry.total_blocks().unwrap());
             let start = Instant::now();
             for index in 0..blocks {
                 task.write_block(index, &data, digest, &[1; 200]).unwrap();

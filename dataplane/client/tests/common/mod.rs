@@ -140,6 +140,9 @@ async fn serve(
             end - start
         );
         stream.write_all(head.as_bytes()).await.ok()?;
+        if text.starts_with("head ") {
+            continue;
+        }
         for part in body[start..end].chunks(16 << 10) {
             stream.write_all(part).await.ok()?;
             sent.fetch_add(part.len() as u64, Ordering::Relaxed);

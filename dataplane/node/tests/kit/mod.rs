@@ -143,6 +143,9 @@ async fn serve(
             answer += &format!("content-range: bytes {from}-{}/{total}\r\n", to - 1);
         }
         w.write_all((answer + "\r\n").as_bytes()).await?;
+        if head.starts_with("head ") {
+            continue;
+        }
         for part in body[from..to].chunks(64 << 10) {
             if !ranges {
                 w.write_all(format!("{:x}\r\n", part.len()).as_bytes())

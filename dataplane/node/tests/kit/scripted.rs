@@ -159,6 +159,12 @@ async fn serve(
             "connection: close\r\n\r\n".to_owned()
         };
         w.write_all(answer.as_bytes()).await?;
+        if head.first().is_some_and(|line| line.starts_with("head ")) {
+            if s.says_length {
+                continue;
+            }
+            return w.shutdown().await;
+        }
         let mut done = 0;
         for part in s.body[from..to].chunks(16 << 10) {
             if s.cut_after.is_some_and(|n| done >= n) {

@@ -140,6 +140,15 @@ impl Fetcher {
         }
     }
 
+    /// What the origin says, without the bytes: for who has them, and asks whether they are current.
+    /// One attempt.
+    ///
+    /// # Errors
+    /// The source's.
+    pub async fn stat(&self, request: &Request) -> Result<Metadata> {
+        self.source.stat(request).await
+    }
+
     /// Goes on with a content that is known already: no request is made until the plan wants bytes.
     /// An origin that has another version by now ends the fetch with [`Kind::ContentChanged`].
     pub fn resume(&self, request: Request, metadata: Metadata) -> Begun {

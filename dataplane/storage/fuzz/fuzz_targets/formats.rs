@@ -15,7 +15,7 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(encode_meta(&key, &meta).len(), meta.len() + META_HEAD);
     }
     let _ = decode_requests(bytes);
-    let geometry = Geometry { block_size: 65536, total_len: None };
+    let geometry = Geometry::new(65536, None).unwrap();
     for (index, record) in bytes.chunks(RECORD).enumerate() {
         if let Some(r) = Record::decode(&key, geometry, index as u32, record) {
             let again = Record::encode(&key, r.index, r.len, r.epoch, &r.hash, &r.proof);

@@ -11,7 +11,7 @@ fuzz_target!(|edits: Vec<(u8, u16, u8)>| {
     let key = ContentKey([1; 32]);
     let block = vec![5; 65536];
     let Ok(store) = Store::open(media.clone(), Options::default(), 1) else { return };
-    let geometry = Geometry { block_size: 65536, total_len: Some(2 * 65536) };
+    let geometry = Geometry::new(65536, Some(2 * 65536)).unwrap();
     let Ok(task) = store.create_or_open(key, geometry, b"meta") else { return };
     // The hash is only compared after a power loss, which does not happen here.
     let _ = task.write_block(0, &block, [0; 32], b"proof");

@@ -1,5 +1,5 @@
 //! Builders and a medium that counts, fails and forgets, shared by the tests.
-#![allow(dead_code, unreachable_pub, missing_docs)]
+#![allow(dead_code, unreachable_pub, unused_macros, missing_docs)]
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use dragonfly_proto::id::ContentKey;
 use dragonfly_storage::*;
 
-pub const KIB64: u32 = MIN_BLOCK_SIZE;
+pub const KIB64: u32 = dragonfly_proto::geometry::MIN_BLOCK;
 pub const NOW: u64 = 1_790_000_000_000;
 
 pub fn key(n: u64) -> ContentKey {
@@ -18,10 +18,7 @@ pub fn key(n: u64) -> ContentKey {
 }
 
 pub fn geometry(total: u64) -> Geometry {
-    Geometry {
-        block_size: KIB64,
-        total_len: Some(total),
-    }
+    Geometry::new(KIB64, Some(total)).unwrap()
 }
 
 /// Any content, different for each task.
@@ -53,7 +50,7 @@ pub fn put(task: &Task, content: &[u8], index: u32) -> Result<Written> {
 }
 
 pub fn put_all(task: &Task, content: &[u8]) {
-    for index in 0..task.geometry().blocks().unwrap() {
+    for index in 0..task.geometry().total_blocks().unwrap() {
         put(task, content, index).unwrap();
     }
 }
@@ -68,6 +65,31 @@ pub fn check_held(task: &Task, content: &[u8]) {
         assert_eq!(proof.hash, hash(block(content, index)));
         assert_eq!(proof.proof, proof_of(index));
     }
+}
+
+/// Opens the medium under test again and again: what one store wrote the next one finds.
+pub type Open<'a> = &'a dyn Fn(Options) -> Result<Store>;
+
+/// Runs functions of [`Open`] as tests on every medium; for `#[macro_use]`.
+macro_rules! suite {
+    ($($name:ident),* $(,)?) => {
+        mod on_disk {
+            $(#[test]
+            fn $name() {
+                let dir = super::dir();
+                super::$name(&|options| {
+                    super::Store::open(super::DiskMedia::new(dir.path())?, options, super::NOW)
+                });
+            })*
+        }
+        mod in_memory {
+            $(#[test]
+            fn $name() {
+                let media = super::MemoryMedia::new();
+                super::$name(&|options| super::Store::open(media.clone(), options, super::NOW));
+            })*
+        }
+    };
 }
 
 /// No reserve, so that tests do not depend on how full this machine is.
@@ -361,4 +383,13 @@ impl MediaFile for FaultyFile {
 /// A directory that goes with the test.
 pub fn dir() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
+}
+
+/// A medium in memory that can be made to fail.
+pub fn faulty() -> Faulty<MemoryMedia> {
+    Faulty::new(MemoryMedia::new())
+}
+
+pub fn reopen(media: &Faulty<MemoryMedia>) -> Store {
+    Store::open(media.clone(), options(), NOW).unwrap()
 }
