@@ -233,7 +233,8 @@ impl Node {
         task: &Arc<Task>,
         lease: &rpc::Lease,
     ) -> Result<Begun, rpc::Failure> {
-        let source = lease.source.as_ref();
+        // A reminder of the lease may have brought what the lease did not.
+        let source = lock(&task.source).clone().or_else(|| lease.source.clone());
         let lost = || rpc::Failure::new(Code::NoSource, "the lease came without a source");
         let request = request(source.ok_or_else(lost)?)?;
         let known = lock(&self.origins.metadata).get(&task.key()).cloned();

@@ -142,11 +142,15 @@ impl Core {
         let now = self.now;
         let task = self.entry(content);
         task.used = now;
-        task.remember_source(source);
+        let news = task.remember_source(source);
         if !origin.validator.is_empty() {
             task.origin = origin;
         }
         task.wanting.insert(node);
+        if news {
+            // Who holds the lease since nobody wanted the content does not know where it comes from.
+            self.remind(content);
+        }
         self.ensure_lease(content, false);
         let Some(task) = self.tasks.get_mut(&content) else {
             return;
@@ -284,9 +288,7 @@ impl Core {
                 task.epochs.sort_by_key(|e| e.epoch);
             }
         }
-        if let Some(source) = &m.source {
-            task.remember_source(source);
-        }
+        let news = m.source.as_ref().is_some_and(|s| task.remember_source(s));
         let mut joined = self.join_member(content, from, m.held);
         joined.id = m.id;
         let refused = joined.failure.is_some();
@@ -316,6 +318,9 @@ impl Core {
             self.remind(content);
         }
         if m.wants {
+            if news {
+                self.remind(content);
+            }
             self.prefer_resolver(content, &m.resolver);
             self.ensure_lease(content, false);
         }
@@ -332,6 +337,11 @@ impl Core {
     }
 
     pub(crate) fn leave(&mut self, content: ContentKey, node: NodeId) {
+        if let Some(task) = self.tasks.get_mut(&content) {
+            // First of all: nobody gets the lease for the sake of who goes.
+            task.wanting.remove(&node);
+            task.waiting.retain(|(n, _)| *n != node);
+        }
         let Some(task) = self.tasks.get(&content) else {
             return;
         };
@@ -360,8 +370,6 @@ impl Core {
         }
         task.complete.remove(&node);
         task.importer.take_if(|importer| *importer == node);
-        task.wanting.remove(&node);
-        task.waiting.retain(|(n, _)| *n != node);
         task.settle();
         self.drain(content);
         self.forget_if_void(content);
@@ -421,9 +429,10 @@ impl Core {
 }
 
 impl TaskEntry {
-    pub(crate) fn remember_source(&mut self, source: &rpc::Source) {
+    /// Keeps the source, as a client gave it, while somebody wants the content; whether none was kept.
+    pub(crate) fn remember_source(&mut self, source: &rpc::Source) -> bool {
         if source.url.is_empty() {
-            return;
+            return false;
         }
         let public = source.url.split(['?', '#']).next().unwrap_or_default();
         let public = match public.split_once("://") {
@@ -435,6 +444,6 @@ impl TaskEntry {
             None => public.to_owned(),
         };
         self.url = public;
-        self.source = Some(source.clone());
+        self.source.replace(source.clone()).is_none()
     }
 }

@@ -150,6 +150,31 @@ fn a_lease_holder_that_dies_is_followed_by_another_seed_under_a_higher_epoch() {
 }
 
 #[test]
+fn what_all_let_go_of_is_fetched_anew_and_whoever_holds_the_lease_hears_from_where() {
+    for peers_may_fetch in [false, true] {
+        let mut w = World::running(peers_may_fetch);
+        w.seed(100);
+        w.peer(1);
+        let seed = w.begun(1);
+        w.join(100, 1, |j| j.complete = true);
+        w.join(1, 1, |j| j.complete = true);
+        w.said.clear();
+        for n in [100, 1] {
+            let content = content(1).0.to_vec();
+            w.say(n, from_node::Message::Leave(rpc::Leave { content }));
+        }
+        w.resolve(1, 1);
+        let leases = w.take(|to, m| match m {
+            to_node::Message::Lease(lease) => Some((to, lease)),
+            _ => None,
+        });
+        let (to, last) = leases.last().unwrap();
+        assert_eq!(*to, seed, "peers may fetch: {peers_may_fetch}");
+        assert_eq!(last.source, Some(source()));
+    }
+}
+
+#[test]
 fn who_waits_for_a_lease_holder_that_dies_with_no_other_is_answered_and_may_ask_for_a_source() {
     let mut w = World::running(false);
     w.seed(100);
@@ -436,7 +461,7 @@ fn messages_of_nodes_without_a_session_change_nothing() {
 #[test]
 fn certificates_of_another_authority_are_not_handed_on() {
     let mut w = World::running(false);
-    let (stranger, _) = dragonfly_proto::sign::SigningKey::generate().unwrap();
+    let (stranger, _) = SigningKey::generate().unwrap();
     let forged = EpochCert::issue(&stranger, content(1), 7, [1; 32]);
     w.peer(1);
     w.peer(2);

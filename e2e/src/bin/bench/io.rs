@@ -195,6 +195,8 @@ fn many_tasks(bed: &Bed<'_>, mesh: &Mesh) -> Result<()> {
             c.arg("-O").arg(bed.dir.join(format!("out-{n}")));
             let path = small(SIZES[0].0, n);
             c.arg(format!("http://{}:8080/{path}", bed.net.ip(0)));
+            // Quiet but for the reason of a failure.
+            c.stderr(std::process::Stdio::inherit());
             clients.push(std::cell::RefCell::new(Process::spawn("get", &mut c)?));
         }
         wait_for("a batch of small files", || {

@@ -194,6 +194,8 @@ pub(crate) fn clients(
             let url = format!("http://{}:8080/run-{}-{run}", bed.net.ip(0), system.name());
             Box::new(move |n, out| {
                 let mut c = bed.net.command(n, &bed.bin);
+                // Quiet but for the reason of a failure.
+                c.stderr(std::process::Stdio::inherit());
                 c.args(["get", "--quiet", "--socket"]).arg(&mesh.sockets[n]);
                 let out = if bed.case.stream { Path::new("-") } else { out };
                 c.arg("-O").arg(out).arg(&url);
