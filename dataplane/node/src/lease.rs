@@ -236,7 +236,7 @@ impl Node {
         // A reminder of the lease may have brought what the lease did not.
         let source = lock(&task.source).clone().or_else(|| lease.source.clone());
         let lost = || rpc::Failure::new(Code::NoSource, "the lease came without a source");
-        let request = request(source.ok_or_else(lost)?)?;
+        let request = request(&source.ok_or_else(lost)?)?;
         let known = lock(&self.origins.metadata).get(&task.key()).cloned();
         if let Some(metadata) = known {
             return Ok(self.fetcher().resume(request, metadata));
