@@ -48,6 +48,7 @@ fn run(root: &Path, args: &[&str]) -> String {
         .args(["/emulator", "/usr/bin/dragonfly"])
         .args(args)
         .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/bin")
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&out.stderr);
