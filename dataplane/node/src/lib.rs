@@ -38,4 +38,6 @@ mod socket;
 mod strangers;
 pub mod task;
 mod turns;
+mod users;
+mod vouched;
 mod wire;
