@@ -45,4 +45,6 @@ mod strangers;
 pub mod task;
 mod tasks;
 mod turns;
+mod users;
+mod vouched;
 mod wire;

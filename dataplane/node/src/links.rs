@@ -169,7 +169,7 @@ impl ConnState {
         // No lock is held while engines are asked: they hold theirs while they say who is ready.
         let emits = |ours: &u32| {
             let stream = self.ours(*ours);
-            stream.is_some_and(|s| s.task.state().engine.emits_to(s.neighbour))
+            stream.is_some_and(|s| s.task.emits_to(s.neighbour))
         };
         let first: Vec<u32> = several.into_iter().filter(emits).collect();
         loop {

@@ -7,24 +7,22 @@
 //! them.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use dragonfly_proto::frame::Frame;
 use dragonfly_proto::geometry::Geometry;
 use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc;
 use dragonfly_proto::ticket::Ticket;
-use dragonfly_proto::trust::{EpochCert, RunSigner, SignedSize, TrustError, Verifier};
-use dragonfly_swarm::engine::{Action, Engine, NeighbourId, Stripe, Violation, Wanted};
+use dragonfly_proto::trust::{RunSigner, SignedSize, Verifier};
+use dragonfly_swarm::engine::{Action, Engine, NeighbourId, Stripe};
 use dragonfly_transport::{CloseReason, Conn};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::links::ConnState;
 use crate::pex::Heard;
-use crate::turns::LOWEST;
 use crate::wire;
 
 /// Most blocks of content whose length is unknown: a neighbour's word that it holds the last block
@@ -194,7 +192,9 @@ pub struct Task {
     pub traffic: Traffic,
     /// How often in a row a source was called for and there was no scheduler to hear it.
     pub(crate) unheard: AtomicU32,
-    next_user: AtomicU64,
+    pub(crate) next_user: AtomicU64,
+    /// The engine has blocks to emit; as of when it was last driven.
+    first_copies: AtomicBool,
     started: Instant,
 }
 
@@ -258,6 +258,7 @@ impl Task {
             traffic: Traffic::default(),
             unheard: AtomicU32::new(0),
             next_user: AtomicU64::new(1),
+            first_copies: AtomicBool::new(false),
             started: Instant::now(),
         };
         let held = task.held_bytes();
@@ -381,9 +382,22 @@ impl Task {
             let mut state = self.state();
             let result = f(&mut state, now);
             carry_out(&mut state, &mut effects);
+            self.note_first_copies(&state);
             result
         };
         (result, effects)
+    }
+
+    /// Takes note, under the engine's lock, of whether it has blocks that nobody else got yet.
+    pub(crate) fn note_first_copies(&self, state: &State) {
+        let any = state.engine.has_first_copies();
+        self.first_copies.store(any, Ordering::Relaxed);
+    }
+
+    /// Whether there is a block for this neighbour that nobody else got. Asked for every block that
+    /// is sent, of many tasks: only of those that emit is the engine locked.
+    pub(crate) fn emits_to(&self, neighbour: NeighbourId) -> bool {
+        self.first_copies.load(Ordering::Relaxed) && self.state().engine.emits_to(neighbour)
     }
 
     /// Tells everybody who waits for the task that it went on.
@@ -408,157 +422,6 @@ impl Task {
     pub fn failure(&self) -> Option<rpc::Failure> {
         self.state().failure.clone()
     }
-
-    /// Somebody wants bytes `start..end`; the engine asks for what any user wants.
-    pub(crate) fn add_user(&self, start: u64, end: u64) -> (u64, Effects) {
-        let user = self.next_user.fetch_add(1, Ordering::Relaxed);
-        let ((), effects) = self.drive(|s, now| {
-            s.wants.insert(user, (start, end));
-            s.used = Instant::now();
-            let wanted = wanted(s);
-            s.engine.set_wanted(now, wanted);
-        });
-        (user, effects)
-    }
-
-    /// A user wants other bytes than before.
-    pub(crate) fn change_user(&self, user: u64, start: u64, end: u64) -> Effects {
-        let ((), effects) = self.drive(|s, now| {
-            s.wants.insert(user, (start, end));
-            s.used = Instant::now();
-            let wanted = wanted(s);
-            if wanted != *s.engine.wanted() {
-                s.engine.set_wanted(now, wanted);
-            }
-        });
-        effects
-    }
-
-    /// How important a user says the task is; the most important of them counts. Neighbours learn
-    /// it: they serve streams of lower numbers first.
-    pub(crate) fn prioritise(&self, user: u64, priority: u8) {
-        let mut s = self.state();
-        let before = priority_of(&s);
-        s.priorities.insert(user, priority.min(LOWEST));
-        tell_priority(&s, before);
-    }
-
-    /// The task's priority here, 0 to 7; 0 is the highest.
-    pub(crate) fn priority(&self) -> u8 {
-        priority_of(&self.state())
-    }
-
-    pub(crate) fn remove_user(&self, user: u64) -> Effects {
-        let ((), effects) = self.drive(|s, now| {
-            s.wants.remove(&user);
-            let before = priority_of(s);
-            s.priorities.remove(&user);
-            tell_priority(s, before);
-            s.used = Instant::now();
-            let wanted = wanted(s);
-            if wanted != *s.engine.wanted() {
-                s.engine.set_wanted(now, wanted);
-            }
-        });
-        effects
-    }
-
-    /// A lease's certificate; true when it is new. Neighbours hear of it before anything slow is
-    /// done: blocks of the epoch may come in elsewhere and be relayed meanwhile, and who gets a
-    /// block of an epoch that it was not told of takes its neighbour for a liar.
-    pub(crate) fn add_epoch(&self, cert: &EpochCert) -> Result<bool, TrustError> {
-        let new = self.verifier().add_epoch(cert)?;
-        if new {
-            for link in self.state().links.values() {
-                link.conn.send(link.ours, &Frame::Epoch(*cert));
-            }
-            let text = to_hex(&cert.encode());
-            self.update_meta(|m| m.epochs.push(text));
-        }
-        Ok(new)
-    }
-
-    /// The length of a content whose origin gave none, signed by a lease-holder.
-    pub(crate) fn set_size(&self, size: &SignedSize) -> Result<Effects, String> {
-        self.verifier()
-            .check_size(size)
-            .map_err(|e| e.to_string())?;
-        self.take_size(size)
-    }
-
-    /// The length of a content, by this node's own word or checked.
-    pub(crate) fn take_size(&self, size: &SignedSize) -> Result<Effects, String> {
-        let known = self.geometry().total_len();
-        if known == Some(size.total_len) {
-            return Ok(Effects::default());
-        }
-        if known.is_some() {
-            return Err(TrustError::SizeConflict.to_string());
-        }
-        self.store
-            .set_total_len(size.total_len)
-            .map_err(|e| e.to_string())?;
-        let (done, effects) = self.drive(|s, now| -> Result<(), String> {
-            s.geometry = s
-                .geometry
-                .with_total(size.total_len)
-                .map_err(|e| e.to_string())?;
-            s.size = Some(*size);
-            let blocks = s.geometry.total_blocks().unwrap_or(0);
-            s.engine
-                .set_total(now, blocks)
-                .map_err(|e: Violation| e.to_string())?;
-            let wanted = wanted(s);
-            s.engine.set_wanted(now, wanted);
-            for link in s.links.values() {
-                link.conn.send(link.ours, &Frame::Size(*size));
-            }
-            Ok(())
-        });
-        done?;
-        self.keep_size(size);
-        self.notify();
-        Ok(effects)
-    }
-
-    /// Keeps who vouches for the length.
-    pub(crate) fn keep_size(&self, size: &SignedSize) {
-        self.state().size = Some(*size);
-        let hex = to_hex(&size.signature);
-        self.update_meta(|m| m.size = Some((size.total_len, size.epoch, hex)));
-    }
-}
-
-/// The most important of what users said; who says nothing is as important as can be.
-fn priority_of(s: &State) -> u8 {
-    let of = |user| s.priorities.get(user).copied().unwrap_or(0);
-    s.wants.keys().map(of).min().unwrap_or(0)
-}
-
-fn tell_priority(s: &State, before: u8) {
-    let now = priority_of(s);
-    // Who wants nothing any more is not asked how much.
-    if now != before && !s.wants.is_empty() {
-        for link in s.links.values() {
-            link.conn.send(link.ours, &Frame::Priority(now));
-        }
-    }
-}
-
-/// The union of what the task's users want, in blocks.
-fn wanted(s: &State) -> Wanted {
-    if s.wants.is_empty() || s.failure.is_some() {
-        return Wanted::Nothing;
-    }
-    let total = s.geometry.total_len().unwrap_or(u64::MAX);
-    let mut set = dragonfly_swarm::bitmap::BlockSet::new();
-    for &(start, end) in s.wants.values() {
-        if start == 0 && end >= total {
-            return Wanted::Whole;
-        }
-        set.insert_range(s.geometry.blocks_of(start, end));
-    }
-    Wanted::Some(set)
 }
 
 fn carry_out(state: &mut State, effects: &mut Effects) {

@@ -5,11 +5,14 @@ mod kit;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dragonfly_node::download::Wish;
 use dragonfly_node::node::Role;
-use dragonfly_proto::frame::{DataHeader, Frame, FrameHeader, Greeting, Hello, Want, kind};
+use dragonfly_proto::frame::{
+    DataHeader, Frame, FrameHeader, Greeting, Hello, MAX_PEX, Want, kind,
+};
 use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::sign::SigningKey;
 use dragonfly_proto::ticket::Ticket;
@@ -71,18 +74,7 @@ impl World {
         let url = self.origin.url(name);
         let both = async { tokio::join!(read_all(&self.a, &url), read_all(&self.b, &url)) };
         let attack = async {
-            let content = loop {
-                let task = self
-                    .a
-                    .node
-                    .tasks()
-                    .into_iter()
-                    .find(|t| t.meta().url.ends_with(name));
-                if let Some(task) = task {
-                    break task.key();
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            };
+            let content = opened(&self.a, name, 0).await;
             let addr = self.a.node.identity().addresses[0];
             evil(Evil::greeted(addr, self.authority.clone(), content, EVIL).await).await;
         };
@@ -99,6 +91,19 @@ impl World {
             0,
             "{name}: an honest node was banned"
         );
+    }
+}
+
+/// The content of a task, when the node has it and so many neighbours in it.
+async fn opened(at: &TestNode, name: &str, neighbours: usize) -> ContentKey {
+    loop {
+        let tasks = at.node.tasks().into_iter();
+        let mut fits =
+            tasks.filter(|t| t.meta().url.ends_with(name) && t.neighbours() >= neighbours);
+        if let Some(task) = fits.next() {
+            return task.key();
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -350,6 +355,78 @@ async fn one_block_of_wrong_bytes_or_with_a_wrong_proof_gets_its_sender_banned_a
         .await;
         assert!(BANNED.contains(&w.a.node.metrics.bans.get()), "{how}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_tells_thousands_of_addresses_costs_a_few_dials_and_gets_nobody_banned() {
+    let World {
+        _scheduler: scheduler,
+        _seed,
+        a,
+        b,
+        authority,
+        origin,
+        body,
+    } = World::new(1 << 20).await;
+    let url = origin.url("pex");
+    let both = async { tokio::join!(read_all(&a, &url), read_all(&b, &url)) };
+    let attack = async {
+        let content = opened(&a, "pex", 2).await;
+        // Hints count only while no scheduler answers.
+        scheduler.kill().await;
+        let decoy = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (decoy_addr, honest) = (decoy.local_addr().unwrap(), b.node.identity().addresses[0]);
+        let dialled = Arc::new(AtomicUsize::new(0));
+        let counted = dialled.clone();
+        let counting = tokio::spawn(async move {
+            while decoy.accept().await.is_ok() {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let addr = a.node.identity().addresses[0];
+        let evil = Evil::greeted(addr, authority.clone(), content, EVIL).await;
+        let mut evil = evil.opened().await;
+        let mut names = 0_u32;
+        // Itself under many names, and an honest node under others'.
+        let mut tell = || {
+            let peers = (0..MAX_PEX).map(|_| {
+                names += 1;
+                let mut name = [7; 16];
+                name[..4].copy_from_slice(&names.to_le_bytes());
+                let at = if names.is_multiple_of(4) {
+                    honest
+                } else {
+                    decoy_addr
+                };
+                (NodeId(name), at)
+            });
+            Frame::Pex(peers.collect())
+        };
+        for _ in 0..125 {
+            assert!(evil.say(1, &tell()).await);
+        }
+        // Whoever lost a neighbour looks for others.
+        let gone = evil.other(NodeId([67; 16])).await.opened().await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(gone);
+        let began = Instant::now();
+        for _ in 0..20 {
+            assert!(evil.say(1, &tell()).await, "cut off for hints");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        counting.abort();
+        (dialled.load(Ordering::Relaxed), began.elapsed())
+    };
+    let done = tokio::time::timeout(Duration::from_secs(30), async {
+        tokio::join!(both, attack)
+    });
+    let ((x, y), (dialled, took)) = done.await.expect("no end");
+    assert!(x.unwrap() == body && y.unwrap() == body, "wrong bytes");
+    // Four at a time, and not more often than neighbours are asked for.
+    let most = 4 * (took.as_millis() as usize / 250 + 2);
+    assert!((1..=most).contains(&dialled), "{dialled} dials in {took:?}");
+    let bans = [&a, &b].map(|n| n.node.metrics.bans.get());
+    assert_eq!(bans, [0, 0], "for what somebody else said");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

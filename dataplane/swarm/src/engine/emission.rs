@@ -206,6 +206,13 @@ impl Engine {
                 || self.neighbours.iter().any(|n| n.want.contains(index)))
     }
 
+    /// Whether there are blocks that no neighbour has got of this emitter yet.
+    #[must_use]
+    pub fn has_first_copies(&self) -> bool {
+        let emission = self.emission.as_ref().filter(|e| !e.passed && e.collected);
+        emission.is_some_and(|e| !e.ready.is_empty())
+    }
+
     /// Whether a block just stored is kept from neighbours until the first pass is over.
     pub(super) fn hides(&self) -> bool {
         self.config.seed_unique && self.is_emitting()
