@@ -39,7 +39,7 @@ async fn an_origin_of_an_authority_that_policy_names_is_believed_and_otherwise_t
                 assert_eq!(sample::digest(&output).unwrap(), source.digest);
             } else {
                 let complaint = ended.complaint();
-                assert_eq!(ended.code, Some(3), "{complaint}");
+                assert_eq!(ended.code, Some(5), "{complaint}");
                 for part in ["certificate is not accepted", "CA bundle"] {
                     assert!(complaint.contains(part), "{complaint}");
                 }

@@ -46,6 +46,8 @@ pub enum Event {
         /// Bytes it will have.
         total: u64,
     },
+    /// Bytes that the node holds by now. Comes only to who writes a file.
+    Held(rpc::Held),
     /// All is there.
     Done(rpc::Done),
 }
@@ -125,9 +127,16 @@ impl Client {
         request: &Request,
         want_descriptor: bool,
     ) -> impl Stream<Item = Result<Event>> + Send + 'static + use<> {
+        self.downloading(request.message(request.range, want_descriptor))
+    }
+
+    pub(crate) fn downloading(
+        &self,
+        message: rpc::DownloadRequest,
+    ) -> impl Stream<Item = Result<Event>> + Send + 'static + use<> {
         let state = Downloading {
             client: self.clone(),
-            message: request.message(request.range, want_descriptor),
+            message,
             patience: self.patience(),
             events: None,
             over: false,
@@ -332,6 +341,7 @@ impl Downloading {
             match event {
                 Some(download_event::Event::Started(e)) => return Ok(Event::Started(e)),
                 Some(download_event::Event::Progress(e)) => return Ok(Event::Progress(e)),
+                Some(download_event::Event::Held(e)) => return Ok(Event::Held(e)),
                 Some(download_event::Event::Done(e)) => return Ok(Event::Done(e)),
                 Some(download_event::Event::Failure(f)) => return Err(Error::Node(f)),
                 // Of a later release.

@@ -1,9 +1,10 @@
 //! Content into a file, by whoever runs this: the node never writes for a client.
 //!
-//! The node gets the content first and gives a read-only descriptor of it, from which the file is
-//! cloned or copied. Where there is none to be had (a part of a content of which the node holds no
+//! The node gives a read-only descriptor of what it holds, from which the file is copied while the
+//! rest comes, or cloned at the end where the file system can. Where there is none to be had (a part of a content of which the node holds no
 //! more, a socket of another machine), the bytes come as a stream.
 
+use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::path::Path;
 use std::pin::pin;
@@ -17,6 +18,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::client::{Client, Event};
 use crate::error::{Error, Result};
+use crate::follow::Follower;
 use crate::hash::digest_of;
 use crate::output::{Filling, Output};
 use crate::reader::Reader;
@@ -108,36 +110,32 @@ impl Client {
         if !output.is_regular() || options.stream_only {
             return self.stream_into(request, output, options, on_event).await;
         }
-        let (started, done) = match self.wait_done(request, on_event).await {
+        let cancel = Cancel(Arc::default());
+        let waited = self.wait_done(request, &output, &cancel.0, on_event).await;
+        let (started, done, follower) = match waited {
             Ok(got) => got,
             Err(e) => return Err((None, e)),
         };
-        if done.descriptor_ticket.is_empty() {
-            return self.stream_into(request, output, options, on_event).await;
-        }
-        let file = match self.descriptor(&done.descriptor_ticket).await {
-            Ok(file) => file,
-            Err(error) => {
-                tracing::debug!(%error, "no descriptor; reading the stream");
-                return self.stream_into(request, output, options, on_event).await;
-            }
+        let (file, copied) = match self.source_of(follower, &done, on_event, &cancel).await {
+            Ok(Some(got)) => got,
+            Ok(None) => return self.stream_into(request, output, options, on_event).await,
+            Err(e) => return Err((None, Error::output(output.target(), e))),
         };
         let range = started.range.unwrap_or_default();
-        let cancel = Cancel(Arc::default());
         let filling = cancel.0.clone();
         let durable = options.fsync;
         let total = done.progress.map_or(0, |p| p.have);
         let unchecked = request.checkable_digest().filter(|d| *d != done.digest);
         let url = request.url.clone();
         let written = tokio::task::spawn_blocking(move || {
-            let (mut output, mut file) = (output, file);
+            let mut output = output;
             let target = output.target().to_owned();
             let fail = |e| Error::output(&target, e);
             // The length may have been learnt under way.
             let size = file.metadata().map_err(fail)?.len();
             let end = if range.end == 0 { size } else { range.end };
             let how = output
-                .fill(&mut file, (range.start, end), &filling)
+                .fill(&file, (range.start, end), &copied, &filling)
                 .map_err(fail)?;
             if let Some(wanted) = unchecked {
                 output.file.seek(SeekFrom::Start(0)).map_err(fail)?;
@@ -149,18 +147,7 @@ impl Client {
             output.commit(durable)?;
             Ok((how, end - range.start))
         });
-        let written = async {
-            let mut written = pin!(written);
-            loop {
-                match tokio::time::timeout(TELL, written.as_mut()).await {
-                    Ok(ended) => return ended,
-                    Err(_) => on_event(Event::Writing {
-                        written: cancel.0.written.load(Ordering::Relaxed),
-                        total,
-                    }),
-                }
-            }
-        };
+        let written = telling(written, total, on_event, &cancel);
         let broke = |e: tokio::task::JoinError| Error::Protocol(e.to_string());
         let (how, len) = written
             .await
@@ -176,22 +163,75 @@ impl Client {
         })
     }
 
+    /// Where the file is filled from, and what of it is there already; `None`: from the stream.
+    async fn source_of(
+        &self,
+        follower: Option<Follower>,
+        done: &rpc::Done,
+        on_event: &mut impl FnMut(Event),
+        cancel: &Cancel,
+    ) -> std::io::Result<Option<(File, Vec<(u64, u64)>)>> {
+        if let Some(follower) = follower {
+            let total = done.progress.map_or(0, |p| p.have);
+            return telling(follower.end(), total, on_event, cancel)
+                .await
+                .map(Some);
+        }
+        if done.descriptor_ticket.is_empty() {
+            return Ok(None);
+        }
+        match self.descriptor(&done.descriptor_ticket).await {
+            Ok(file) => Ok(Some((file, vec![]))),
+            Err(error) => {
+                tracing::debug!(%error, "no descriptor; reading the stream");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Until the node has all, copying meanwhile where it lets.
     async fn wait_done(
         &self,
         request: &Request,
+        output: &Output,
+        filling: &Arc<Filling>,
         on_event: &mut impl FnMut(Event),
-    ) -> Result<(rpc::Started, rpc::Done)> {
-        let mut started = None;
-        let mut events = pin!(self.download(request, true));
+    ) -> Result<(rpc::Started, rpc::Done, Option<Follower>)> {
+        let mut started: Option<rpc::Started> = None;
+        let mut follower = None;
+        let message = rpc::DownloadRequest {
+            while_it_comes: true,
+            ..request.message(request.range, true)
+        };
+        let mut events = pin!(self.downloading(message));
         while let Some(event) = events.next().await {
             match event? {
                 Event::Done(done) => {
                     let begun = || Error::Protocol("done before it began".to_owned());
-                    return Ok((started.ok_or_else(begun)?, done));
+                    return Ok((started.ok_or_else(begun)?, done, follower));
                 }
                 Event::Started(s) => {
+                    // What was copied may be of another version.
+                    let_go(follower.take(), filling).await;
                     started = Some(s.clone());
                     on_event(Event::Started(s));
+                }
+                Event::Held(held) => {
+                    if !held.descriptor_ticket.is_empty()
+                        && let Ok(from) = self.descriptor(&held.descriptor_ticket).await
+                        && let Ok(to) = output.file.try_clone()
+                    {
+                        let range = started.as_ref().and_then(|s| s.range).unwrap_or_default();
+                        let copying = Follower::start(from, to, range.start, filling.clone());
+                        follower = Some(copying);
+                    }
+                    if let Some(follower) = &follower {
+                        follower.held(&held.ranges);
+                    }
+                }
+                Event::Reconnecting => {
+                    let_go(follower.take(), filling).await;
+                    on_event(Event::Reconnecting);
                 }
                 event => on_event(event),
             }
@@ -286,6 +326,35 @@ async fn copy_stream(
         on_event(Event::Progress(reader.progress()));
     }
     to.flush().await.map_err(Copy::Sink)
+}
+
+/// Ends a copy that is void, so that it writes nothing any more.
+async fn let_go(follower: Option<Follower>, filling: &Filling) {
+    if let Some(follower) = follower {
+        filling.cancelled.store(true, Ordering::Relaxed);
+        let _ = follower.end().await;
+        filling.cancelled.store(false, Ordering::Relaxed);
+        filling.written.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Waits for what fills a file, and says how far it is.
+async fn telling<T>(
+    written: impl Future<Output = T>,
+    total: u64,
+    on_event: &mut impl FnMut(Event),
+    cancel: &Cancel,
+) -> T {
+    let mut written = pin!(written);
+    loop {
+        match tokio::time::timeout(TELL, written.as_mut()).await {
+            Ok(ended) => return ended,
+            Err(_) => on_event(Event::Writing {
+                written: cancel.0.written.load(Ordering::Relaxed),
+                total,
+            }),
+        }
+    }
 }
 
 /// Tells the copying thread that nobody waits for it any more.

@@ -23,6 +23,7 @@ mod client;
 mod descriptor;
 mod error;
 mod file;
+mod follow;
 mod hash;
 mod import;
 mod output;

@@ -1,7 +1,8 @@
 //! A file that appears whole or not at all, and the cheapest way to fill it.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -104,11 +105,13 @@ impl Output {
         Ok(())
     }
 
-    /// Fills it with bytes `start..end` of `from`: cloned, copied in the kernel, or by hand.
+    /// Fills it with bytes `start..end` of `from`: cloned, copied in the kernel, or by hand. `copied`:
+    /// what is in it already, as bytes of `from`, in order and apart.
     pub(crate) fn fill(
         &mut self,
-        from: &mut File,
+        from: &File,
         (start, end): (u64, u64),
+        copied: &[(u64, u64)],
         filling: &Filling,
     ) -> io::Result<How> {
         let size = from.metadata()?.len();
@@ -118,61 +121,68 @@ impl Output {
                 "the descriptor is too short",
             ));
         }
-        if (start, end) == (0, size)
-            && self.is_regular()
-            && rustix::fs::ioctl_ficlone(&self.file, &*from).is_ok()
-        {
+        if (start, end) == (0, size) && can_clone(&self.file, from) {
             return Ok(How::Cloned);
         }
         let mut at = start;
-        // In the kernel where both sides can; what it refuses at once is done by hand.
-        while at < end && self.is_regular() {
-            if filling.cancelled.load(Ordering::Relaxed) {
-                return Err(io::ErrorKind::Interrupted.into());
+        for (from_byte, to_byte) in copied.iter().copied().chain([(end, end)]) {
+            if at < from_byte {
+                copy(from, &self.file, (at, from_byte), start, filling)?;
             }
-            let (mut input, mut output) = (at, at - start);
-            let len = (end - at).min(STEP) as usize;
-            let copied = rustix::fs::copy_file_range(
-                &*from,
-                Some(&mut input),
-                &self.file,
-                Some(&mut output),
-                len,
-            );
-            match copied {
-                Ok(0) => break,
-                Ok(n) => {
-                    at += n as u64;
-                    filling.written.store(at - start, Ordering::Relaxed);
-                }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::NOSPC) => return Err(rustix::io::Errno::NOSPC.into()),
-                Err(_) => break,
-            }
+            at = at.max(to_byte);
         }
-        if at == end {
-            return Ok(How::Copied);
-        }
-        from.seek(SeekFrom::Start(at))?;
-        if self.is_regular() {
-            self.file.seek(SeekFrom::Start(at - start))?;
-        }
-        let mut buf = vec![0; 1 << 20];
-        while at < end {
-            if filling.cancelled.load(Ordering::Relaxed) {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-            let most = (end - at).min(buf.len() as u64) as usize;
-            let n = from.read(&mut buf[..most])?;
-            if n == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            self.file.write_all(&buf[..n])?;
-            at += n as u64;
-            filling.written.store(at - start, Ordering::Relaxed);
-        }
+        // Something longer may have been in it before.
+        self.file.set_len(end - start)?;
         Ok(How::Copied)
     }
+}
+
+/// Makes `to` a clone of `from` as it is now, where their file system can.
+pub(crate) fn can_clone(to: &File, from: &File) -> bool {
+    rustix::fs::ioctl_ficlone(to, from).is_ok()
+}
+
+/// Copies bytes `at..end` of one file into another that begins with its byte `base`.
+pub(crate) fn copy(
+    from: &File,
+    to: &File,
+    (mut at, end): (u64, u64),
+    base: u64,
+    filling: &Filling,
+) -> io::Result<()> {
+    let go_on = || match filling.cancelled.load(Ordering::Relaxed) {
+        true => Err(io::Error::from(io::ErrorKind::Interrupted)),
+        false => Ok(()),
+    };
+    // In the kernel where both sides can; what it refuses at once is done by hand.
+    while at < end {
+        go_on()?;
+        let (mut input, mut output) = (at, at - base);
+        let len = (end - at).min(STEP) as usize;
+        match rustix::fs::copy_file_range(from, Some(&mut input), to, Some(&mut output), len) {
+            Ok(0) => break,
+            Ok(n) => {
+                at += n as u64;
+                filling.written.fetch_add(n as u64, Ordering::Relaxed);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::NOSPC) => return Err(rustix::io::Errno::NOSPC.into()),
+            Err(_) => break,
+        }
+    }
+    let mut buf = vec![0; if at < end { 1 << 20 } else { 0 }];
+    while at < end {
+        go_on()?;
+        let most = (end - at).min(buf.len() as u64) as usize;
+        let n = from.read_at(&mut buf[..most], at)?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        to.write_all_at(&buf[..n], at - base)?;
+        at += n as u64;
+        filling.written.fetch_add(n as u64, Ordering::Relaxed);
+    }
+    Ok(())
 }
 
 impl Drop for Output {

@@ -77,6 +77,7 @@ impl Request {
             source: Some(self.source()),
             range,
             want_descriptor,
+            while_it_comes: false,
             priority: self.priority,
             rate_limit: self.rate_limit,
             last_bytes,

@@ -8,7 +8,7 @@
 
 mod common;
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -57,6 +57,59 @@ async fn a_file_comes_through_the_side_channel_and_the_second_time_from_the_cach
     );
     assert!(!client.delete(&request).await.unwrap());
     assert_eq!(client.stat(&request).await.unwrap(), None);
+}
+
+/// Bytes on disk of what a directory's unfinished file has.
+fn unfinished(dir: &std::path::Path) -> u64 {
+    let files = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap());
+    let part = files.filter(|f| f.file_name().to_string_lossy().ends_with(".part"));
+    part.map(|f| f.metadata().unwrap().blocks() * 512).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_written_while_its_blocks_come_and_a_part_of_it_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let body = content(16 * MIB + 5);
+    let origin = Origin::start(body.clone(), MIB as u64).await;
+    let served = Served::start(dir.path()).await;
+    let client = served.client().await;
+    let out = tempfile::tempdir().unwrap();
+    let whole = 0..body.len();
+    for (path, range, want) in [
+        (
+            "/part",
+            Range::Part(MIB as u64 + 7, None),
+            MIB + 7..body.len(),
+        ),
+        ("/whole", Range::Whole, whole),
+    ] {
+        let request = Request {
+            range,
+            ..Request::new(origin.url(path))
+        };
+        let mut early = 0;
+        let to = out.path().join("file");
+        let got = client
+            .fetch_to_file(&request, &to, &FileOptions::default(), |event| {
+                if let Event::Progress(p) = event
+                    && p.have < want.len() as u64
+                {
+                    early = early.max(unfinished(out.path()));
+                }
+            })
+            .await
+            .unwrap();
+        assert!(std::fs::read(&to).unwrap() == body[want.clone()], "{path}");
+        assert_eq!(got.len, want.len() as u64, "{path}");
+        assert_eq!(unfinished(out.path()), 0);
+        if got.how != How::Cloned {
+            assert_eq!(got.how, How::Copied, "{path}");
+            assert!(
+                early > 4 * MIB as u64,
+                "{path}: {early} bytes were there before the end"
+            );
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,7 @@ use tonic::Status;
 
 use crate::api::{Shared, checked_source, invalid};
 use crate::download::{Download, RESTARTS, Wish};
+use crate::held::Told;
 use crate::limits::RateLimit;
 
 /// How often a client hears how far it is.
@@ -24,6 +25,7 @@ pub(crate) struct Ask {
     source: rpc::Source,
     wish: Wish,
     want_descriptor: bool,
+    while_it_comes: bool,
     rate: u64,
     priority: u32,
 }
@@ -43,6 +45,7 @@ impl Ask {
             source,
             wish,
             want_descriptor: ask.want_descriptor,
+            while_it_comes: ask.want_descriptor && ask.while_it_comes,
             rate: ask.rate_limit,
             priority: ask.priority,
         })
@@ -130,7 +133,7 @@ pub(crate) async fn download(
     let since = Instant::now();
     let mut tries = 0;
     let download = loop {
-        match download_once(shared, ask, out).await {
+        match download_once(shared, ask, uid, out).await {
             Err(f) if f.code() == Code::Changed && tries < RESTARTS => tries += 1,
             other => break other?,
         }
@@ -154,6 +157,7 @@ pub(crate) async fn download(
 async fn download_once(
     shared: &Shared,
     ask: &Ask,
+    uid: Option<u32>,
     out: &mpsc::Sender<Result<DownloadEvent, Status>>,
 ) -> Result<Arc<Download>, rpc::Failure> {
     let node = &shared.node;
@@ -167,6 +171,17 @@ async fn download_once(
     let _ = out
         .send(say(download_event::Event::Started(started(&download))))
         .await;
+    let mut told = None;
+    if ask.while_it_comes
+        && let Some(descriptor_ticket) = early(shared, &download, uid)
+    {
+        let held = rpc::Held {
+            descriptor_ticket,
+            ranges: vec![],
+        };
+        let _ = out.send(say(download_event::Event::Held(held))).await;
+        told = Some(Told::default());
+    }
     let pace = Pace::new(ask, &download);
     let mut finish = finish(&download);
     let mut every = tokio::time::interval(EVERY);
@@ -179,9 +194,27 @@ async fn download_once(
                 pace.go_on(&download);
                 // A client that does not keep up misses some.
                 let _ = out.try_send(say(download_event::Event::Progress(download.progress())));
+                if let Some(told) = &mut told {
+                    let (ranges, after) = told.news(&download);
+                    let held = rpc::Held { descriptor_ticket: vec![], ranges };
+                    let news = !held.ranges.is_empty();
+                    if news && out.try_send(say(download_event::Event::Held(held))).is_ok() {
+                        *told = after;
+                    }
+                }
             }
         }
     }
+}
+
+/// A ticket for the descriptor of content that still comes, where there can be one.
+fn early(shared: &Shared, download: &Download, uid: Option<u32>) -> Option<Vec<u8>> {
+    let task = download.task();
+    let of_use = !task.is_complete() && task.geometry().total_len().is_some();
+    // Asked here and not when the ticket is shown: a client without one does as ever.
+    let possible = of_use && matches!(task.store.growing_file(), Ok(Some(_)));
+    let issue = || shared.tickets.issue(task.clone(), uid, Instant::now());
+    possible.then(issue).flatten()
 }
 
 /// The bytes, in order, while they come.

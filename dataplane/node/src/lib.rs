@@ -26,6 +26,7 @@ mod delivery;
 pub mod download;
 mod find;
 mod handler;
+mod held;
 mod import;
 mod inventory;
 mod lease;

@@ -1,7 +1,7 @@
-//! The side channel: a read-only descriptor of complete content for a client of the same machine.
+//! The side channel: a read-only descriptor of content for a client of the same machine.
 //!
 //! gRPC cannot carry descriptors, so this is a socket of its own beside the API's. A client that
-//! finished a download shows the ticket it was given (32 bytes); the answer is one byte, 0 with the
+//! finished a download, or copies while it comes, shows the ticket it was given (32 bytes); the answer is one byte, 0 with the
 //! descriptor attached (`SCM_RIGHTS`), or a refusal without one. The daemon opens no path that a
 //! client names: it hands out only what it holds itself.
 //!
@@ -140,8 +140,14 @@ async fn answer(mut stream: UnixStream, tickets: &Tickets) -> io::Result<()> {
     let Some(task) = tickets.redeem(&ticket, uid, Instant::now()) else {
         return stream.write_all(&[REFUSED]).await;
     };
-    let file = match task.store.file() {
-        Ok(file) => file,
+    let file = if task.is_complete() {
+        task.store.file().map(Some)
+    } else {
+        task.store.growing_file()
+    };
+    let file = match file {
+        Ok(Some(file)) => file,
+        Ok(None) => return stream.write_all(&[GONE]).await,
         Err(error) => {
             tracing::warn!(task = %task.key().short(), %error, "no descriptor for a client");
             return stream.write_all(&[GONE]).await;

@@ -421,6 +421,19 @@ impl Task {
             .map_err(|e| self.io("open a reader", e))
     }
 
+    /// Like [`Task::file`] while blocks still come: only what is held may be read from it. `None`
+    /// where the medium could not keep a client from writing to it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn growing_file(&self) -> Result<Option<File>> {
+        self.store.used_now(&self.entry);
+        self.files
+            .data
+            .growing_reader()
+            .map_err(|e| self.io("open a reader", e))
+    }
+
     /// A shared read-only descriptor for `sendfile` of held blocks inside this process, complete or
     /// not. Its offset is shared: always pass explicit ones. Never hand it to a client.
     ///

@@ -78,6 +78,11 @@ impl MediaFile for Handle {
             .open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 
+    fn growing_reader(&self) -> io::Result<Option<File>> {
+        // What is in memory belongs to whoever opens it, until it is sealed.
+        (!self.sealable).then(|| self.reader(false)).transpose()
+    }
+
     fn ingest(&self, from: &File, len: u64) -> io::Result<Ingested> {
         if from.metadata()?.len() == len && rustix::fs::ioctl_ficlone(&self.file, from).is_ok() {
             return Ok(Ingested::Reflinked);

@@ -163,6 +163,15 @@ pub trait MediaFile: Debug + Send + Sync {
     /// Of the medium.
     fn reader(&self, seal: bool) -> io::Result<File>;
 
+    /// The same for content that is still written, where who gets it cannot make it writable;
+    /// `None` where he could, or where nobody knows.
+    ///
+    /// # Errors
+    /// Of the medium.
+    fn growing_reader(&self) -> io::Result<Option<File>> {
+        Ok(None)
+    }
+
     /// Fills this (empty) file with the first `len` bytes of another, sharing extents where the file
     /// system can.
     ///
