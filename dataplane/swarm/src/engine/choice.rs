@@ -44,7 +44,9 @@ impl Engine {
 
     pub(super) fn request(&mut self, now: Duration, at: usize, index: u32) {
         self.unneed(index);
-        self.requested.insert(index);
+        if !self.requested.insert(index) && !self.twice.contains(&index) {
+            self.twice.push(index);
+        }
         let neighbour = &mut self.neighbours[at];
         if neighbour.outstanding.is_empty() {
             neighbour.last_data = now;
@@ -63,6 +65,7 @@ impl Engine {
     /// The block arrived: nobody else needs to send it.
     pub(super) fn cancel_everywhere(&mut self, now: Duration, index: u32) {
         self.requested.remove(index);
+        self.twice.retain(|twice| *twice != index);
         for at in 0..self.neighbours.len() {
             if self.neighbours[at].forget(index).is_some() {
                 self.neighbours[at].stale += 1;

@@ -108,6 +108,10 @@ impl Engine {
         let mut pushed = false;
         if let Some(asked) = neighbour.forget(index) {
             self.timers.block_took(now.saturating_sub(asked.since));
+            if !self.twice.contains(&index) {
+                // Nobody else owes it, so there is nothing to take back.
+                self.requested.remove(index);
+            }
         } else if neighbour.credit_given > 0 {
             neighbour.credit_given -= 1;
             pushed = true;

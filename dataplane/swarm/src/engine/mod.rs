@@ -58,6 +58,8 @@ pub struct Engine {
     wanted: Wanted,
     need: BlockSet,
     requested: BlockSet,
+    /// Of those, the few that two neighbours owe.
+    twice: Vec<u32>,
     holders: Vec<u16>,
     /// Wanted blocks not held, among the known ones.
     remaining: u32,
@@ -93,6 +95,7 @@ impl Engine {
             wanted: Wanted::Nothing,
             need: BlockSet::new(),
             requested: BlockSet::new(),
+            twice: Vec::new(),
             holders: Vec::new(),
             remaining: 0,
             need_from: 0,
@@ -114,7 +117,12 @@ impl Engine {
 
     /// The next thing to do, or `None`. Call until `None` after every other call.
     pub fn poll(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        let next = self.actions.pop_front();
+        if next.is_none() {
+            // Begins at the front again, which is in the cache.
+            self.actions.clear();
+        }
+        next
     }
 
     // ---- own state -------------------------------------------------------------------------
@@ -298,6 +306,7 @@ impl Engine {
             + want(&self.wanted)
             + self.holders.len() * 2
             + self.news.capacity() * 4
+            + self.twice.capacity() * 4
             + self.actions.capacity() * size_of::<Action>()
             + self.emission.as_ref().map_or(0, Emission::memory)
     }
@@ -324,8 +333,21 @@ impl Engine {
         read ^= u64::from(self.holders.get(block as usize).copied().unwrap_or(0));
         if let Some(neighbour) = self.slot(id).and_then(|at| self.neighbours.get(at)) {
             read ^= neighbour.has.word(word) ^ u64::from(neighbour.useful);
+            read ^= neighbour
+                .outstanding
+                .first()
+                .map_or(0, |o| u64::from(o.block));
+            read ^= neighbour.queue.front().copied().map_or(0, u64::from);
         }
         read
+    }
+
+    /// Exchanges the memory for actions while there are none: thousands of engines that take turns
+    /// with one list stay in the processor's cache.
+    pub(crate) fn exchange_list(&mut self, list: &mut VecDeque<Action>) {
+        if self.actions.is_empty() && list.is_empty() {
+            core::mem::swap(&mut self.actions, list);
+        }
     }
 
     /// Like [`Engine::touch`] for what storing and announcing a block needs; `None`: the block that
@@ -415,6 +437,7 @@ impl Engine {
         if self.neighbours.iter().any(owed) || !self.requested.remove(index) {
             return;
         }
+        self.twice.retain(|twice| *twice != index);
         if self.wanted.contains(index) && !self.held.contains(index) && self.need.insert(index) {
             self.need_from = self.need_from.min(index);
             for n in &mut self.neighbours {

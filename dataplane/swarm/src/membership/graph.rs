@@ -33,7 +33,7 @@ impl<K: NodeKey> Swarm<K> {
         let Some((&first, rest)) = given.split_first() else {
             return Refill::Exhausted;
         };
-        rest.into_iter()
+        rest.iter()
             .for_each(|other| self.connect_soon(node, *other));
         Refill::More(self.introduce(node, first))
     }

@@ -55,6 +55,7 @@ impl<'a> World<'a> {
             events: Queue::new(),
             mail: VecDeque::new(),
             read_ahead: 0,
+            list: VecDeque::new(),
             held_mail: Vec::new(),
             free_mail: Vec::new(),
             zone_free: 0,

@@ -87,6 +87,8 @@ struct World<'a> {
     mail: VecDeque<Mail>,
     /// How much of `mail` was looked at ahead of its delivery.
     read_ahead: usize,
+    /// Lent to the engine that is at work.
+    list: VecDeque<Action>,
     /// Mail that may not keep the queue's order, by place.
     held_mail: Vec<Option<Mail>>,
     free_mail: Vec<u32>,
@@ -188,6 +190,7 @@ impl World<'_> {
                 let timed = &mut self.nodes[node as usize];
                 if timed.alive && timed.timer == self.now {
                     timed.timer = Nanos::MAX;
+                    timed.engine.exchange_list(&mut self.list);
                     timed.engine.tick(now);
                     self.drain(node);
                     self.fetch(node);
@@ -281,6 +284,9 @@ impl World<'_> {
             }
         }
         let target = &mut self.nodes[node as usize];
+        if self.list.capacity() == 0 {
+            target.engine.exchange_list(&mut self.list);
+        }
         if let Some(timeout) = target.engine.next_timeout() {
             let at = (timeout.as_nanos() as Nanos).max(self.now + 1);
             if at < target.timer {
@@ -372,6 +378,7 @@ impl World<'_> {
             return;
         }
         let from = NeighbourId(mail.from);
+        node.engine.exchange_list(&mut self.list);
         // A message may arrive after its connection is gone.
         let result = node.engine.handle(now, from, mail.message);
         if result.is_err()
@@ -435,6 +442,7 @@ impl World<'_> {
             return;
         }
         let from = NeighbourId(from);
+        receiver.engine.exchange_list(&mut self.list);
         match receiver.engine.accepts(from, block) {
             Ok(disposition) => {
                 self.out.blocks += 1;
