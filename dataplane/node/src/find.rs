@@ -151,8 +151,8 @@ impl Node {
         } else {
             ContentKey::from_digest(&source.domain, &source.digest)
         };
-        let complete = self.store.stat(&content)?.complete;
-        let task = self.find_or_revive(&content).filter(|_| complete)?;
+        self.store.stat(&content).filter(|s| s.complete)?;
+        let task = self.find_or_revive(&content)?;
         let size = task.geometry().total_len().unwrap_or(0);
         self.metrics.from_cache.inc_by(size);
         Some(task)

@@ -96,8 +96,6 @@ pub struct Parts {
     pub fetcher: Fetcher,
     /// How connections are protected.
     pub security: Security,
-    /// Keys that sign tickets and epochs, known before any scheduler was spoken to.
-    pub authorities: Vec<PublicKey>,
     /// Policy at the start.
     pub settings: Settings,
     /// Schedulers.
@@ -185,7 +183,7 @@ impl Node {
             members: Mutex::new(Recent::new(MAX_SWARMS)),
             early: Mutex::default(),
             bans: Mutex::default(),
-            authorities: RwLock::new(parts.authorities),
+            authorities: RwLock::default(),
             settings: watch::Sender::new(settings),
             policy: Mutex::default(),
             policies: watch::Sender::new(None),
@@ -310,16 +308,26 @@ impl Node {
             .clone()
     }
 
+    /// A node starts without any: the first scheduler that it reaches tells. What clients asked for
+    /// before that is checked by them from then on.
     pub(crate) fn add_authorities(&self, keys: impl IntoIterator<Item = PublicKey>) {
-        let mut known = self
-            .authorities
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        for key in keys {
-            if !known.contains(&key) {
-                known.push(key);
+        let all = {
+            let mut known = self
+                .authorities
+                .write()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let before = known.len();
+            for key in keys {
+                if !known.contains(&key) {
+                    known.push(key);
+                }
             }
-        }
+            if known.len() == before {
+                return;
+            }
+            known.clone()
+        };
+        self.tasks().iter().for_each(|task| task.trust(&all));
     }
 
     async fn listen_to_schedulers(

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use dragonfly_proto::geometry::Geometry;
 use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc;
+use dragonfly_proto::sign::PublicKey;
 use dragonfly_proto::ticket::Ticket;
 use dragonfly_proto::trust::{RunSigner, SignedSize, Verifier};
 use dragonfly_swarm::engine::{Action, Engine, NeighbourId, Stripe};
@@ -155,6 +156,19 @@ impl Meta {
     #[must_use]
     pub fn epoch_bytes(&self) -> Vec<Vec<u8>> {
         self.epochs.iter().filter_map(|e| from_hex(e)).collect()
+    }
+
+    /// Tells a verifier of the certificates.
+    pub(crate) fn certify(&self, verifier: &mut Verifier) {
+        for bytes in self.epoch_bytes() {
+            let Ok(cert) = EpochCert::decode(&bytes) else {
+                continue;
+            };
+            if let Err(error) = verifier.add_epoch(&cert) {
+                // No scheduler was reached yet, or the blocks are of a mesh with another authority.
+                tracing::debug!(task = %cert.content.short(), %error, "a kept certificate");
+            }
+        }
     }
 }
 
@@ -304,6 +318,14 @@ impl Task {
         if let Err(error) = saved {
             tracing::warn!(task = %self.key, error, "cannot keep the task's metadata");
         }
+    }
+
+    /// The mesh's authorities are known by now: what was kept of theirs counts.
+    pub(crate) fn trust(&self, authorities: &[PublicKey]) {
+        let meta = self.meta();
+        let mut verifier = self.verifier();
+        verifier.trust(authorities);
+        meta.certify(&mut verifier);
     }
 
     /// Whether other nodes could not check what is held here.

@@ -8,7 +8,7 @@ use dragonfly_proto::geometry::Geometry;
 use dragonfly_proto::id::ContentKey;
 use dragonfly_proto::rpc::{self, failure::Code, from_node};
 use dragonfly_proto::ticket::Ticket;
-use dragonfly_proto::trust::{EpochCert, SignedSize, Verifier};
+use dragonfly_proto::trust::{SignedSize, Verifier};
 use dragonfly_storage::ErrorKind;
 use dragonfly_swarm::engine::Objective;
 
@@ -64,12 +64,7 @@ impl Node {
         let meta = kept.unwrap_or(meta);
         let geometry = stored.geometry();
         let mut verifier = Verifier::new(content, self.authorities());
-        for cert in meta.epochs.iter().filter_map(|hex| epoch_from_hex(hex)) {
-            if let Err(error) = verifier.add_epoch(&cert) {
-                // A mesh with another authority: its blocks cannot be relayed in this one.
-                tracing::warn!(task = %content.short(), %error, "a kept certificate is not valid");
-            }
-        }
+        meta.certify(&mut verifier);
         let mut config = dragonfly_swarm::engine::Config::default();
         if !self.settings.borrow().slowest_first {
             config.objective = Objective::Average;
@@ -233,10 +228,6 @@ pub(crate) fn storage_failure(e: &dragonfly_storage::StorageError) -> rpc::Failu
         _ => Code::Internal,
     };
     rpc::Failure::new(code, e.to_string())
-}
-
-fn epoch_from_hex(s: &str) -> Option<EpochCert> {
-    EpochCert::decode(&from_hex(s)?).ok()
 }
 
 fn size_from_meta((total_len, epoch, hex): &(u64, u32, String)) -> Option<SignedSize> {

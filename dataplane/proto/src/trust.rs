@@ -370,6 +370,15 @@ impl Verifier {
         }
     }
 
+    /// The mesh's authorities, or another of them, are known by now.
+    pub fn trust(&mut self, authorities: &[PublicKey]) {
+        for key in authorities {
+            if !self.authorities.contains(key) {
+                self.authorities.push(*key);
+            }
+        }
+    }
+
     /// Takes a certificate; true when it is new. Past [`MAX_EPOCHS`] the oldest is forgotten.
     pub fn add_epoch(&mut self, cert: &EpochCert) -> Result<bool, TrustError> {
         if self.epochs.get(&cert.epoch) == Some(cert) {
@@ -510,6 +519,11 @@ mod tests {
             );
         }
         let good = EpochCert::issue(&authority, content, 4, key);
+        // Who does not know the authority yet believes it later.
+        let mut early = Verifier::new(content, vec![]);
+        assert!(early.add_epoch(&good).is_err());
+        early.trust(&[*authority.public()]);
+        assert_eq!(early.add_epoch(&good), Ok(true));
         assert_eq!(EpochCert::decode(&good.encode()), Ok(good));
         assert_eq!(v.add_epoch(&good), Ok(true));
         assert_eq!(v.add_epoch(&good), Ok(false));

@@ -197,7 +197,6 @@ impl Served {
                 },
             ),
             security: Security::plaintext(),
-            authorities: vec![],
             settings: Settings::default(),
             schedulers: Bootstrap {
                 addresses: schedulers,

@@ -329,7 +329,6 @@ impl TestMesh {
             store,
             fetcher: Fetcher::new(Arc::new(http), FetchOptions::default()),
             security: Security::plaintext(),
-            authorities: vec![*self.authority.public()],
             settings,
             schedulers: Bootstrap {
                 addresses: self.schedulers.iter().map(ToString::to_string).collect(),
