@@ -436,7 +436,7 @@ fn messages_of_nodes_without_a_session_change_nothing() {
 #[test]
 fn certificates_of_another_authority_are_not_handed_on() {
     let mut w = World::running(false);
-    let (stranger, _) = dragonfly_proto::sign::SigningKey::generate().unwrap();
+    let (stranger, _) = SigningKey::generate().unwrap();
     let forged = EpochCert::issue(&stranger, content(1), 7, [1; 32]);
     w.peer(1);
     w.peer(2);
