@@ -4,7 +4,6 @@
 //! rest comes, or cloned at the end where the file system can. Where there is none to be had (a part of a content of which the node holds no
 //! more, a socket of another machine), the bytes come as a stream.
 
-use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::path::Path;
 use std::pin::pin;
@@ -18,7 +17,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::client::{Client, Event};
 use crate::error::{Error, Result};
-use crate::follow::Follower;
+use crate::follow::{Copied, Follower};
 use crate::hash::digest_of;
 use crate::output::{Filling, Output};
 use crate::reader::Reader;
@@ -170,7 +169,7 @@ impl Client {
         done: &rpc::Done,
         on_event: &mut impl FnMut(Event),
         cancel: &Cancel,
-    ) -> std::io::Result<Option<(File, Vec<(u64, u64)>)>> {
+    ) -> std::io::Result<Option<Copied>> {
         if let Some(follower) = follower {
             let total = done.progress.map_or(0, |p| p.have);
             return telling(follower.end(), total, on_event, cancel)

@@ -10,10 +10,13 @@ use tokio::task::JoinHandle;
 
 use crate::output::{Filling, can_clone, copy};
 
+/// A content's file, and which of its bytes were copied: in order and apart.
+pub(crate) type Copied = (File, Vec<(u64, u64)>);
+
 /// A thread that copies ranges as they are said to be held.
 pub(crate) struct Follower {
     ranges: mpsc::Sender<(u64, u64)>,
-    thread: JoinHandle<io::Result<(File, Vec<(u64, u64)>)>>,
+    thread: JoinHandle<io::Result<Copied>>,
 }
 
 impl Follower {
@@ -44,7 +47,7 @@ impl Follower {
     }
 
     /// The content's file and what was copied of it, once all that was said is.
-    pub(crate) async fn end(self) -> io::Result<(File, Vec<(u64, u64)>)> {
+    pub(crate) async fn end(self) -> io::Result<Copied> {
         drop(self.ranges);
         self.thread.await.map_err(io::Error::other)?
     }

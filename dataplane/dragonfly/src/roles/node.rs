@@ -195,7 +195,7 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
         store,
         fetcher: policy::fetcher(&first.source_http)?,
         security: security.clone(),
-                settings: policy::settings(&first),
+        settings: policy::settings(&first),
         schedulers: Bootstrap {
             addresses: config.schedulers.clone(),
             tls: credentials.as_ref().map(grpc),
