@@ -16,7 +16,7 @@ use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc;
 use dragonfly_proto::sign::PublicKey;
 use dragonfly_proto::ticket::Ticket;
-use dragonfly_proto::trust::{RunSigner, SignedSize, Verifier};
+use dragonfly_proto::trust::{EpochCert, RunSigner, SignedSize, Verifier};
 use dragonfly_swarm::engine::{Action, Engine, NeighbourId, Stripe};
 use dragonfly_transport::{CloseReason, Conn};
 use serde::{Deserialize, Serialize};

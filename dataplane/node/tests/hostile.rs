@@ -361,7 +361,7 @@ async fn one_block_of_wrong_bytes_or_with_a_wrong_proof_gets_its_sender_banned_a
 async fn who_tells_thousands_of_addresses_costs_a_few_dials_and_gets_nobody_banned() {
     let World {
         _scheduler: scheduler,
-        _seed,
+        seed: _seed,
         a,
         b,
         authority,
