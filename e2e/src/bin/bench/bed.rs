@@ -131,10 +131,10 @@ impl<'a> Bed<'a> {
                 return Err(Failed::at(system.name(), why));
             }
         }
-        if let Some(mesh) = self.meshes.iter_mut().find(|m| m.system() == system) {
-            if self.case.fault.is_none() {
-                mesh.forget(&self.bin)?;
-            }
+        // After a fault some node is away: what it keeps goes with the bed.
+        let mesh = self.meshes.iter().find(|m| m.system() == system);
+        if let Some(mesh) = mesh.filter(|_| self.case.fault.is_none()) {
+            mesh.forget(&self.bin)?;
         }
         done.run.times.sort_by(f64::total_cmp);
         Ok(done.run)

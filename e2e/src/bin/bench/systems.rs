@@ -180,6 +180,9 @@ pub(crate) struct Client {
     pub(crate) mark: Option<PathBuf>,
 }
 
+/// Makes the command of the client at a node, which writes to a path.
+type MakeClient<'a> = Box<dyn Fn(usize, &Path) -> Result<std::process::Command> + 'a>;
+
 /// The clients of one run, and what has to be up beside them.
 pub(crate) fn clients(
     bed: &Bed<'_>,
@@ -187,7 +190,7 @@ pub(crate) fn clients(
     run: usize,
 ) -> Result<(Vec<Client>, Vec<Process>)> {
     let mut helpers = vec![];
-    let make: Box<dyn Fn(usize, &Path) -> Result<std::process::Command>> = match system {
+    let make: MakeClient<'_> = match system {
         System::DragonflyTls | System::DragonflyPlaintext => {
             let mesh = bed.meshes.iter().find(|m| m.system == system);
             let mesh = mesh.ok_or(Failed("no mesh".to_owned()))?;
