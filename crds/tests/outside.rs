@@ -93,7 +93,8 @@ proptest! {
         if let Some(policy) = with_its_hash(&changed)
             && let Ok(again) = policy.encode()
         {
-            prop_assert_eq!(Policy::decode(&again).unwrap().node, policy.node);
+            // What this release does not know is gone, so the hash is another.
+            prop_assert_eq!(with_its_hash(&again).map(|p| p.node), Some(policy.node));
         }
     }
 }

@@ -191,8 +191,9 @@ impl Node {
         Ok(answer)
     }
 
-    /// Where this node holds the whole of what a request gave last: whether the origin still has
-    /// that, by a question that brings no body. `None`: it has to be asked for the content itself.
+    /// Where this node holds the whole of what a request gave last, or is at it: whether the origin
+    /// still has that, by a question that brings no body. `None`: it has to be asked for the content
+    /// itself. (After a scheduler's restart everybody asks anew what is under way already.)
     async fn still_current(
         &self,
         source: &rpc::Source,
@@ -203,7 +204,9 @@ impl Node {
         } else {
             ContentKey::from_digest(&source.domain, &source.digest)
         };
-        let on_disk = self.store.stat(&held).filter(|s| s.complete)?;
+        let under_way = self.find(&held).is_some_and(|t| t.held_bytes() > 0);
+        let on_disk = self.store.stat(&held);
+        let on_disk = on_disk.filter(|s| s.complete || under_way)?;
         // Whatever is wrong with this answer, the next question tells in full.
         let mut metadata = self.fetcher().stat(&request(source).ok()?).await.ok()?;
         let len = on_disk.geometry.total_len();

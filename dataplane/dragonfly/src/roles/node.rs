@@ -363,7 +363,7 @@ async fn follow_policy(node: Arc<Node>, mut now: Policy, config: Config, stop: C
         };
         let taken = Policy::decode(&update.json)
             .map_err(|e| e.to_string())
-            .and_then(|policy| apply(&node, &now, &policy, &config).map(|()| policy));
+            .and_then(|policy| apply(&node, &now, &policy, &update.json, &config).map(|()| policy));
         match taken {
             Ok(policy) => {
                 node.acknowledge(ack(&policy, None));
@@ -387,7 +387,14 @@ async fn follow_policy(node: Arc<Node>, mut now: Policy, config: Config, stop: C
     }
 }
 
-fn apply(node: &Arc<Node>, now: &Policy, policy: &Policy, config: &Config) -> Result<(), String> {
+/// `bytes` are the policy as it came: what this release does not know in it is kept for the next.
+fn apply(
+    node: &Arc<Node>,
+    now: &Policy,
+    policy: &Policy,
+    bytes: &[u8],
+    config: &Config,
+) -> Result<(), String> {
     let encrypted = config.token.is_some();
     if (policy.node.transport == Transport::MutualTLS) != encrypted {
         let hint = if encrypted { "without" } else { "with" };
@@ -406,8 +413,7 @@ fn apply(node: &Arc<Node>, now: &Policy, policy: &Policy, config: &Config) -> Re
         .map_err(|e| e.to_string())?;
     node.set_fetcher(fetcher);
     node.apply_settings(policy::settings(policy));
-    let bytes = policy.encode().map_err(|e| e.to_string())?;
-    write_atomically(&config.state.join("policy.json"), &bytes).map_err(|e| e.to_string())
+    write_atomically(&config.state.join("policy.json"), bytes).map_err(|e| e.to_string())
 }
 
 /// A node on its admin port.
