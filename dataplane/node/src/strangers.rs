@@ -25,10 +25,13 @@ impl Node {
     pub(crate) fn watch_stranger(&self, conn: &Arc<Conn>) {
         if let Some(mesh) = self.mesh().filter(|m| m.len() > MOST) {
             let others = mesh.all().into_iter().filter(|c| !Arc::ptr_eq(c, conn));
-            let strange: Vec<_> = others.filter(|c| is_strange(c)).collect();
-            if strange.len() >= MOST {
+            // One that is closed may still be in the table, and others may come at the same moment.
+            let strange = others.filter(|c| !c.is_closed() && is_strange(c));
+            let strange: Vec<_> = strange.collect();
+            let over = (strange.len() + 1).saturating_sub(MOST);
+            for conn in strange.iter().take(over) {
                 let why = "too many connections without a task".to_owned();
-                strange[0].close(CloseReason::Local(why));
+                conn.close(CloseReason::Local(why));
             }
         }
         let (conn, stop) = (Arc::downgrade(conn), self.stop.clone());
