@@ -78,7 +78,7 @@ impl Handler for Node {
                         .task
                         .drive(|st, now| st.engine.handle(now, s.neighbour, control));
                     self.apply(&s.task, effects);
-                    done.map_err(|v| Violation(v.to_string()))?;
+                    done.map(|_| ()).or_else(fault)?;
                     s.task.notify_emission();
                 }
             }
@@ -113,7 +113,7 @@ impl Handler for Node {
                 self.received(&s, header.index)?;
                 Ok(Welcome::Skip)
             }
-            Err(v) => Err(Violation(v.to_string())),
+            Err(v) => fault(v).map(|()| Welcome::Skip),
         }
     }
 
@@ -283,6 +283,15 @@ fn emits(task: &Task, conn: &Conn, claim: Option<&EmitterClaim>) -> Result<bool,
         .map_err(|e| Violation(e.to_string()))
 }
 
+/// What the other side did wrong. That it is no neighbour any more is this side's doing: the engine let
+/// go of it while a frame was on its way, and nobody is banned for that.
+fn fault(v: dragonfly_swarm::engine::Violation) -> Result<(), Violation> {
+    match v {
+        dragonfly_swarm::engine::Violation::UnknownNeighbour => Ok(()),
+        v => Err(Violation(v.to_string())),
+    }
+}
+
 fn outgoing(
     s: &Stream,
     index: u32,
@@ -315,7 +324,7 @@ impl Node {
             .task
             .drive(|st, now| st.engine.block_received(now, s.neighbour, index));
         self.apply(&s.task, effects);
-        done.map(|_| ()).map_err(|v| Violation(v.to_string()))
+        done.map(|_| ()).or_else(fault)
     }
 
     fn on_hello(
