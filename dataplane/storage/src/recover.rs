@@ -255,9 +255,11 @@ fn settle(
         files.data.sync().map_err(fail)?;
         files.index.sync().map_err(fail)?;
     }
+    let complete = entry.is_complete();
     entry.update_header(files, |h| {
         h.boot = boot;
-        if !dropped.is_empty() {
+        // The word that all is right may have reached the disk before all did.
+        if !complete {
             h.verified = None;
         }
     })
