@@ -95,7 +95,8 @@ fn write(path: &Path, len: u64, mut more: impl FnMut(u64) -> Result<Vec<u8>>) ->
     })
 }
 
-fn hex(context: Context) -> String {
+/// A finished digest as `sha256:<hex>`.
+pub fn hex(context: Context) -> String {
     let digest = context.finish();
     let hex: String = digest.as_ref().iter().map(|b| format!("{b:02x}")).collect();
     format!("sha256:{hex}")

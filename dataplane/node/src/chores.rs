@@ -6,8 +6,7 @@ use std::time::Duration;
 use dragonfly_proto::rpc::{self, from_node};
 
 use crate::node::{Node, unix_now_ms};
-use crate::task::Task;
-use crate::task::lock;
+use crate::task::{Task, lock};
 use crate::turns::weight;
 
 /// A task that nobody needed for this long is put away; it stays on disk.

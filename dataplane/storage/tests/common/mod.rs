@@ -1,5 +1,11 @@
 //! Builders and a medium that counts, fails and forgets, shared by the tests.
-#![allow(dead_code, unreachable_pub, unused_macros, missing_docs)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_macros,
+    missing_docs,
+    reason = "each test binary uses its part"
+)]
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -1,7 +1,7 @@
 //! The place of all runs of one case: the net, the origin, the content, our meshes; and one run.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread::JoinHandle;
@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use dragonfly_e2e::process::Process;
-use dragonfly_e2e::{Failed, Result};
+use dragonfly_e2e::{Failed, Result, sample};
 
 use crate::case::{Case, Fault};
-use crate::net::{GOODPUT, Net, sh};
+use crate::net::{GOODPUT, Net};
 use crate::systems::{Client, Mesh, System, clients};
 use crate::usage;
 
@@ -42,7 +42,8 @@ pub(crate) struct Bed<'a> {
     pub(crate) python: PathBuf,
     pub(crate) content: PathBuf,
     pub(crate) meshes: Vec<Mesh>,
-    digest: String,
+    /// Of the content, `sha256:<hex>`.
+    pub(crate) digest: String,
     origin: Process,
 }
 
@@ -58,7 +59,7 @@ impl<'a> Bed<'a> {
         let www = dir.join("www");
         fs::create_dir_all(&www).map_err(|e| Failed::at(www.display(), e))?;
         let content = www.join("content");
-        random_file(&content, case.size)?;
+        let sample = sample::random(&content, case.size, fastrand::u64(..))?;
         let conf = dir.join("nginx.conf");
         // Each run has a path of its own, so that no cache answers it, and one file on disk.
         let text = format!(
@@ -78,7 +79,7 @@ impl<'a> Bed<'a> {
             dir: dir.to_owned(),
             bin: bin.to_owned(),
             python: python.to_owned(),
-            digest: sha256(&content)?,
+            digest: sample.digest,
             content,
             meshes: vec![],
             origin,
@@ -125,7 +126,7 @@ impl<'a> Bed<'a> {
         };
         for (what, digest) in done.digests {
             // Those that wrote a file are read now, when the clock has stopped.
-            let digest = digest.map_or_else(|| sha256(Path::new(&what)), Ok)?;
+            let digest = digest.map_or_else(|| sample::digest(Path::new(&what)), Ok)?;
             if digest != self.digest {
                 let why = format!("{what} is not what was sent");
                 return Err(Failed::at(system.name(), why));
@@ -322,7 +323,7 @@ fn read(mut pipe: impl std::io::Read, started: Instant) -> std::io::Result<(f64,
     loop {
         let n = pipe.read(&mut buf)?;
         if n == 0 {
-            return Ok((first, hex(sha.finish().as_ref())));
+            return Ok((first, sample::hex(sha)));
         }
         sha.update(&buf[..n]);
         got += n;
@@ -334,21 +335,4 @@ fn read(mut pipe: impl std::io::Read, started: Instant) -> std::io::Result<(f64,
 
 fn spent(pids: &[u32]) -> f64 {
     pids.iter().map(|p| usage::cpu(*p)).sum()
-}
-
-pub(crate) fn random_file(path: &Path, size: u64) -> Result<()> {
-    let failed = |e| Failed::at(path.display(), e);
-    let mut from = fs::File::open("/dev/urandom").map_err(failed)?.take(size);
-    let mut to = fs::File::create(path).map_err(failed)?;
-    std::io::copy(&mut from, &mut to).map_err(failed)?;
-    Ok(())
-}
-
-pub(crate) fn sha256(path: &Path) -> Result<String> {
-    let text = sh("sha256sum", &[&path.display().to_string()])?;
-    Ok(text.split(' ').next().unwrap_or_default().to_owned())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

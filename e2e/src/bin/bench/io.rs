@@ -5,10 +5,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use dragonfly_e2e::process::Process;
-use dragonfly_e2e::{Failed, Result};
+use dragonfly_e2e::{Failed, Result, sample};
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, prime, random_file, sha256};
+use crate::bed::{Bed, prime};
 use crate::case::Case;
 use crate::net::{Link, Net};
 use crate::report::medians;
@@ -33,7 +33,8 @@ pub(crate) fn run(bin: &Path, size: u64, runs: usize) -> Result<Vec<Value>> {
     let bed = Bed::new(&net, &case, dir.path(), bin, Path::new("python3"), &ours)?;
     for (name, bytes) in SIZES {
         for n in 0..SMALL.max(if bytes == SIZES[0].1 { TASKS } else { 0 }) {
-            random_file(&bed.dir.join("www").join(small(name, n)), bytes)?;
+            let path = bed.dir.join("www").join(small(name, n));
+            sample::random(&path, bytes, fastrand::u64(..))?;
         }
     }
     // Idle is idle only once start-up is over.
@@ -109,7 +110,6 @@ fn timed(command: &mut std::process::Command) -> Result<f64> {
 
 fn throughput(bed: &Bed<'_>, size: u64, runs: usize) -> Result<Vec<Value>> {
     let gib = size as f64 / f64::from(1 << 30);
-    let expected = sha256(&bed.content)?;
     let out = bed.dir.join("out");
     let mut rows: Vec<(&str, Vec<Value>)> = vec![];
     for run in 0..runs.max(1) {
@@ -125,7 +125,7 @@ fn throughput(bed: &Bed<'_>, size: u64, runs: usize) -> Result<Vec<Value>> {
             let before = spent();
             let seconds = get(bed, mesh, 1, &path, &out)?;
             let cpu = spent() - before;
-            compare(&expected, &out)?;
+            compare(&bed.digest, &out)?;
             mesh.forget(&bed.bin)?;
             push(&mut rows, name, seconds, cpu / gib, size);
         }
@@ -134,7 +134,7 @@ fn throughput(bed: &Bed<'_>, size: u64, runs: usize) -> Result<Vec<Value>> {
         let before = nginx();
         let seconds = curl(bed, "content", &out)?;
         let cpu = nginx() - before;
-        compare(&expected, &out)?;
+        compare(&bed.digest, &out)?;
         push(&mut rows, "http (nginx, curl)", seconds, cpu / gib, size);
     }
     Ok(rows
@@ -154,7 +154,7 @@ fn push(rows: &mut Vec<(&str, Vec<Value>)>, name: &'static str, seconds: f64, cp
 }
 
 fn compare(expected: &str, out: &Path) -> Result<()> {
-    if sha256(out)? != *expected {
+    if sample::digest(out)? != *expected {
         return Err(Failed::at(out.display(), "is not what was sent"));
     }
     fs::remove_file(out).map_err(|e| Failed::at(out.display(), e))

@@ -278,7 +278,6 @@ pub(crate) fn clients(
             output,
         });
     }
-    drop(make);
     Ok((clients, helpers))
 }
 
