@@ -52,10 +52,12 @@ impl Timers {
 impl Engine {
     /// Does what is due. Call it at [`Engine::next_timeout`] or later; earlier calls do nothing.
     pub fn tick(&mut self, now: Duration) {
-        if self.news_due.is_some_and(|due| now >= due) {
+        let periodic = now >= self.timers.next;
+        // What is told of rates goes out with the news: one message wakes a neighbour, not two.
+        if periodic || self.news_due.is_some_and(|due| now >= due) {
             self.flush_news(now);
         }
-        if now < self.timers.next {
+        if !periodic {
             return;
         }
         self.timers.next = now + self.config.tick;
