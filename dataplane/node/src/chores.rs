@@ -11,7 +11,7 @@ use crate::turns::weight;
 
 /// A task that nobody needed for this long is put away; it stays on disk.
 const IDLE: Duration = Duration::from_secs(60);
-/// Engines' clock where nothing else drives them: fine enough for the 25 ms within which
+/// Engines' clock where nothing else drives them: fine enough for the 30 ms within which
 /// announcements are gathered.
 const TICK: Duration = Duration::from_millis(20);
 

@@ -181,6 +181,10 @@ impl Handler for Node {
         Ok(self.download_limit.take(u64::from(len)))
     }
 
+    fn has_next(&self, conn: &Arc<Conn>) -> bool {
+        conn.state::<ConnState>().is_some_and(ConnState::has_ready)
+    }
+
     fn next(&self, conn: &Arc<Conn>) -> Next {
         let Some(links) = conn.state::<ConnState>() else {
             return Next::Idle;
