@@ -70,7 +70,8 @@ impl Context {
         let listed = self.client.list_api_group_resources(&version);
         let known = match listed.await {
             Ok(listed) => listed.resources.iter().any(|r| r.kind == kind.kind),
-            Err(kube::Error::Api(status)) if status.is_not_found() => false,
+            // Of no group there is not even a Status.
+            Err(kube::Error::Api(status)) if status.code == 404 => false,
             Err(error) => return Err(error),
         };
         *lock() = Some((Instant::now(), known));

@@ -4,8 +4,7 @@
 use std::path::PathBuf;
 
 use dragonfly_cluster::apply;
-use kube::api::{Api, DynamicObject, PostParams};
-use kube::core::params::ValidationDirective;
+use kube::api::{Api, DynamicObject};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Client, ResourceExt};
 
@@ -29,12 +28,10 @@ async fn create(client: &Client, object: DynamicObject) -> Result<(), String> {
     let resource = ApiResource::from_gvk(&kind);
     let namespace = object.namespace().unwrap_or_else(|| "default".to_owned());
     let all: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &resource);
-    let params = PostParams {
-        dry_run: true,
-        field_validation: Some(ValidationDirective::Strict),
-        ..PostParams::default()
-    };
-    match all.create(&params, &object).await {
+    let url = format!("{}?dryRun=All&fieldValidation=Strict", all.resource_url());
+    let body = serde_json::to_vec(&object).unwrap();
+    let request = hyper::Request::post(url).header("content-type", "application/json");
+    match client.request_text(request.body(body).unwrap()).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) => Err(format!("{} {}", status.code, status.message)),
         Err(other) => panic!("{other}"),
