@@ -173,7 +173,9 @@ fn messages(schema: &serde_json::Value, into: &mut std::collections::BTreeSet<St
     match schema {
         serde_json::Value::Object(fields) => {
             for (name, value) in fields {
-                let rules = value.as_array().filter(|_| name == "x-kubernetes-validations");
+                let rules = value
+                    .as_array()
+                    .filter(|_| name == "x-kubernetes-validations");
                 for rule in rules.into_iter().flatten() {
                     into.insert(rule["message"].as_str().unwrap().to_owned());
                 }

@@ -20,19 +20,22 @@ fn program(name: &str, variable: &str) -> Result<PathBuf> {
     }
     let own = own()?;
     // A test is in target/PROFILE/deps, the demo in target/PROFILE.
-    let beside = own
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|dir| dir.join(name));
-    beside.into_iter().find(|path| path.is_file()).ok_or_else(|| {
-        let flag = if cfg!(debug_assertions) { "" } else { " --release" };
-        Failed(format!(
-            "there is no {name} beside {}: run `cargo build -p {name}{flag}` first, or name \
+    let beside = own.ancestors().skip(1).take(2).map(|dir| dir.join(name));
+    beside
+        .into_iter()
+        .find(|path| path.is_file())
+        .ok_or_else(|| {
+            let flag = if cfg!(debug_assertions) {
+                ""
+            } else {
+                " --release"
+            };
+            Failed(format!(
+                "there is no {name} beside {}: run `cargo build -p {name}{flag}` first, or name \
              it in {variable}",
-            own.display()
-        ))
-    })
+                own.display()
+            ))
+        })
 }
 
 /// The directory of what was built with this program.

@@ -161,7 +161,10 @@ impl Context {
             }),
             ..DeleteParams::background()
         };
-        match api(&self.client, kind, namespace).delete(&name, &params).await {
+        match api(&self.client, kind, namespace)
+            .delete(&name, &params)
+            .await
+        {
             Ok(_) => {
                 self.metrics.wrote(kind.kind, "delete");
                 tracing::info!(what, "deleted: the mesh no longer asks for it");

@@ -62,7 +62,11 @@ impl Context {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &mesh.namespace);
         let found = secrets.get_opt(name).await;
         found.map_err(|error| {
-            KeysError::Other(format!("Secret {}/{name}: {}", mesh.namespace, said(&error)))
+            KeysError::Other(format!(
+                "Secret {}/{name}: {}",
+                mesh.namespace,
+                said(&error)
+            ))
         })
     }
 
@@ -202,7 +206,9 @@ fn check(data: &Data) -> Result<Keys, String> {
     let token = authority.token().reveal();
     let kept = data.get(TOKEN).map(|kept| kept.0.as_slice());
     if kept.is_some_and(|kept| kept != token.as_bytes()) {
-        return Err("holds a join-token that does not belong to its ca.pem and join.secret".to_owned());
+        return Err(
+            "holds a join-token that does not belong to its ca.pem and join.secret".to_owned(),
+        );
     }
     Ok(Keys {
         fingerprint: fingerprint(&[token.as_bytes(), &data["authority.key"].0]),

@@ -34,9 +34,7 @@ impl Backoff {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, u32>> {
-        self.failures
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -47,7 +45,9 @@ mod tests {
     #[test]
     fn an_object_waits_longer_each_time_and_no_other_waits_with_it() {
         let backoff = Backoff::default();
-        let waits: Vec<_> = (0..12).map(|_| backoff.failed("a", 0.0).as_secs()).collect();
+        let waits: Vec<_> = (0..12)
+            .map(|_| backoff.failed("a", 0.0).as_secs())
+            .collect();
         assert_eq!(waits[..9], [1, 2, 4, 8, 16, 32, 64, 128, 256]);
         assert_eq!(waits[9..], [300, 300, 300]);
         assert_eq!(backoff.failed("b", 0.0), FIRST);

@@ -118,8 +118,7 @@ impl Cache {
     /// The stores, and the streams that have to be polled to fill them.
     pub fn new(client: &Client, namespaces: &Namespaces) -> (Self, Streams) {
         let config = watcher::Config::default;
-        let (distributions, distribution_changes) =
-            watch(Api::all(client.clone()), (), config());
+        let (distributions, distribution_changes) = watch(Api::all(client.clone()), (), config());
         let (pools, pool_changes) = watch(Api::all(client.clone()), (), config());
         let scopes: Vec<_> = match namespaces {
             Namespaces::All => vec![None],

@@ -184,8 +184,10 @@ async fn visit(context: &Context, namespace: &str, name: &str) -> Result<Action,
     let (outcome, components) = match outcome {
         Ok((mesh, applied)) => {
             policy = mesh.as_ref().and_then(|mesh| seen.in_force(mesh));
-            let troubles = applied.iter().filter(|(kind, _)| *kind == Kind::DEPLOYMENT);
-            let troubles = troubles.filter_map(|(_, object)| status::trouble(object));
+            let workloads = applied
+                .iter()
+                .filter(|(kind, _)| matches!(*kind, Kind::DEPLOYMENT | Kind::DAEMON_SET));
+            let troubles = workloads.filter_map(|(_, object)| status::trouble(object));
             let counted = status::components(applied.iter().map(|(kind, value)| (*kind, value)));
             (Outcome::Applied(troubles.collect()), counted)
         }
@@ -344,17 +346,16 @@ fn validated(context: &Context, seen: &Seen<'_>) -> Result<Mesh, Stop> {
             seen.live.name_any()
         ))
     })?;
-    let namespace = distribution.namespace().unwrap_or_default();
-    let reference = distribution.spec.scheduler_pool_ref.as_ref();
-    let pool = reference.and_then(|reference| {
-        let key = ObjectRef::new(&reference.name).within(&namespace);
-        context.cache.pools.get(&key)
-    });
+    let pool = context.pool_of(distribution);
     let pool = match pool.as_deref() {
         Some(DeserializeGuard(Ok(pool))) => Some(pool),
         Some(DeserializeGuard(Err(error))) => {
-            let name = error.metadata.name.as_deref().unwrap_or_default();
-            return Err(invalid(format!("SchedulerPool {namespace}/{name}: {error}")));
+            let (namespace, name) = (&error.metadata.namespace, &error.metadata.name);
+            return Err(invalid(format!(
+                "SchedulerPool {}/{}: {error}",
+                namespace.as_deref().unwrap_or_default(),
+                name.as_deref().unwrap_or_default()
+            )));
         }
         None => None,
     };
@@ -371,14 +372,35 @@ fn claimed(context: &Context, seen: &Seen<'_>) -> Option<String> {
         .state()
         .iter()
         .filter_map(|other| other.0.as_ref().ok())
-        .filter(|other| {
-            let namespace = other.namespace().unwrap_or_default();
-            context.options.namespaces.allow(&namespace)
-                && other.meta().deletion_timestamp.is_none()
-        })
+        .filter(|other| context.has_nodes(other))
         .map(Claim::of)
         .collect();
     taken(&own, &others)
+}
+
+impl Context {
+    fn pool_of(&self, mesh: &Distribution) -> Option<Arc<DeserializeGuard<SchedulerPool>>> {
+        let reference = mesh.spec.scheduler_pool_ref.as_ref()?;
+        let namespace = mesh.namespace().unwrap_or_default();
+        let key = ObjectRef::new(&reference.name).within(&namespace);
+        self.cache.pools.get(&key)
+    }
+
+    /// Whether a mesh runs or will: one that is wrong and never ran keeps no nodes from others.
+    fn has_nodes(&self, mesh: &Distribution) -> bool {
+        let namespace = mesh.namespace().unwrap_or_default();
+        if !self.options.namespaces.allow(&namespace) || mesh.meta().deletion_timestamp.is_some() {
+            return false;
+        }
+        let status = mesh.status.as_ref();
+        let has_run = status.is_some_and(|status| {
+            let peers = status.components.map(|components| components.peers.desired);
+            status.policy.is_some() || peers.is_some_and(|desired| desired > 0)
+        });
+        let pool = self.pool_of(mesh);
+        let pool = pool.as_deref().and_then(|pool| pool.0.as_ref().ok());
+        has_run || validate(mesh, pool, None).is_ok()
+    }
 }
 
 impl Context {

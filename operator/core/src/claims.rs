@@ -104,7 +104,13 @@ pub fn taken<'a>(own: &Claim, others: impl IntoIterator<Item = &'a Claim>) -> Op
         .into_iter()
         .filter(|other| other.key != own.key && other.goes_before(own))
         .collect();
-    before.sort_by(|a, b| if a.goes_before(b) { std::cmp::Ordering::Less } else { std::cmp::Ordering::Greater });
+    before.sort_by(|a, b| {
+        if a.goes_before(b) {
+            std::cmp::Ordering::Less
+        } else {
+            std::cmp::Ordering::Greater
+        }
+    });
     before.into_iter().find_map(|other| {
         let pairs = own
             .places
@@ -204,7 +210,10 @@ mod tests {
     fn other_ports_and_directories_let_two_meshes_share_nodes() {
         let first = mesh("a", 1, |_| ());
         let rows: [(fn(&mut Distribution), Option<&str>); 4] = [
-            (|d| d.spec.peers.port = 5000, Some("spec.peers.adminPort: 4001")),
+            (
+                |d| d.spec.peers.port = 5000,
+                Some("spec.peers.adminPort: 4001"),
+            ),
             (
                 |d| (d.spec.peers.port, d.spec.peers.admin_port) = (5000, 5001),
                 Some("spec.peers.socketDirectory: /run/dragonfly"),
@@ -237,7 +246,11 @@ mod tests {
     #[test]
     fn seeds_and_peers_of_one_mesh_do_not_share_a_directory() {
         let mut distribution = Distribution::new("a", Default::default());
-        let path = |path: &str| Some(dragonfly_crds::placement::HostPath { path: path.to_owned() });
+        let path = |path: &str| {
+            Some(dragonfly_crds::placement::HostPath {
+                path: path.to_owned(),
+            })
+        };
         distribution.spec.seeds.storage.host_path = path("/var/lib/dragonfly");
         assert!(within(&distribution).is_some());
         distribution.spec.seeds.storage.host_path = path("/var/lib/dragonfly-seed");

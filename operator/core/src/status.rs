@@ -44,8 +44,8 @@ impl Stalled {
 /// How a reconciliation ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All was applied; whether it is ready is in the counts. With what Kubernetes says of parts that
-    /// do not come up.
+    /// All was applied; whether it is ready is in the counts. With what there is to say of parts that
+    /// are not as they should be.
     Applied(Vec<String>),
     /// Nothing was changed, and cannot be.
     Stalled(Stalled),
@@ -68,12 +68,9 @@ pub fn components<'a>(live: impl IntoIterator<Item = (Kind, &'a Value)>) -> Comp
             _ => continue,
         };
         let counted = match kind {
-            Kind::DEPLOYMENT => counts(
-                object,
-                "/spec/replicas",
-                "readyReplicas",
-                "updatedReplicas",
-            ),
+            Kind::DEPLOYMENT => {
+                counts(object, "/spec/replicas", "readyReplicas", "updatedReplicas")
+            }
             Kind::DAEMON_SET => counts(
                 object,
                 "/status/desiredNumberScheduled",
@@ -108,14 +105,20 @@ fn counts(object: &Value, desired: &str, ready: &str, updated: &str) -> Ready {
 }
 
 /// Whether a workload's controller has seen its newest generation.
-pub fn is_observed(object: &Value) -> bool {
+fn is_observed(object: &Value) -> bool {
     let number = |path: &str| object.pointer(path).and_then(Value::as_i64);
     number("/status/observedGeneration").unwrap_or_default()
         >= number("/metadata/generation").unwrap_or_default()
 }
 
-/// What Kubernetes says of a Deployment that does not come up: pods that may not be made, no progress.
+/// What there is to say of a workload that is not as it should be: Kubernetes has not looked at it, its
+/// pods may not be made, they make no progress.
 pub fn trouble(object: &Value) -> Option<String> {
+    let name = object.pointer("/metadata/name").and_then(Value::as_str);
+    let name = name.unwrap_or_default();
+    if !is_observed(object) {
+        return Some(format!("{name}: just changed"));
+    }
     let conditions = object.pointer("/status/conditions")?.as_array()?;
     let text = |condition: &Value, field: &str| {
         let found = condition.get(field).and_then(Value::as_str);
@@ -130,12 +133,7 @@ pub fn trouble(object: &Value) -> Option<String> {
             ("ReplicaFailure", "True") | ("Progressing", "False")
         )
     })?;
-    let name = object.pointer("/metadata/name").and_then(Value::as_str);
-    Some(format!(
-        "{}: {}",
-        name.unwrap_or_default(),
-        text(found, "message")
-    ))
+    Some(format!("{name}: {}", text(found, "message")))
 }
 
 /// Whether all parts are there and of the newest kind.
@@ -184,7 +182,7 @@ pub fn of_mesh(
 ) -> Vec<Condition> {
     let counted = summary(components);
     let rows = match outcome {
-        Outcome::Applied(_) if is_ready(components) => {
+        Outcome::Applied(troubles) if troubles.is_empty() && is_ready(components) => {
             let message = if components.peers.desired == 0 {
                 format!("{counted}; no node is selected by spec.peers.pods")
             } else {
@@ -286,7 +284,9 @@ fn conditions(
 
 fn cut(mut text: String) -> String {
     if text.len() > MAX_MESSAGE {
-        let end = (0..=MAX_MESSAGE).rev().find(|at| text.is_char_boundary(*at));
+        let end = (0..=MAX_MESSAGE)
+            .rev()
+            .find(|at| text.is_char_boundary(*at));
         text.truncate(end.unwrap_or_default());
         text.push_str("...");
     }
@@ -338,8 +338,8 @@ mod tests {
     #[test]
     fn why_pods_are_not_made_is_said() {
         let object = json!({
-            "metadata": {"name": "m-seed"},
-            "status": {"conditions": [
+            "metadata": {"name": "m-seed", "generation": 1},
+            "status": {"observedGeneration": 1, "conditions": [
                 {"type": "Available", "status": "False", "message": "no"},
                 {"type": "ReplicaFailure", "status": "True", "message": "pods is forbidden"},
             ]},

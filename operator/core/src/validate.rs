@@ -252,7 +252,9 @@ impl Check {
             self.wrong(&format!("{FIELD}.addresses"), message);
         }
         for (index, address) in external.addresses.iter().enumerate() {
-            let port = address.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+            let port = address
+                .rsplit_once(':')
+                .map(|(_, port)| port.parse::<u16>());
             if !matches!(port, Some(Ok(1..))) {
                 let message = format!("{}: must be host:port", quoted(address));
                 self.wrong(&format!("{FIELD}.addresses[{index}]"), message);

@@ -49,9 +49,8 @@ impl Kind {
     /// Bootstrap.
     pub const CONFIG_MAP: Self = Self::of::<k8s_openapi::api::core::v1::ConfigMap>("configmaps");
     /// Seeds' volumes.
-    pub const CLAIM: Self = Self::of::<k8s_openapi::api::core::v1::PersistentVolumeClaim>(
-        "persistentvolumeclaims",
-    );
+    pub const CLAIM: Self =
+        Self::of::<k8s_openapi::api::core::v1::PersistentVolumeClaim>("persistentvolumeclaims");
     /// Schedulers and seeds.
     pub const DEPLOYMENT: Self = Self::of::<k8s_openapi::api::apps::v1::Deployment>("deployments");
     /// Peers.
@@ -183,7 +182,10 @@ impl Wanted {
 
     /// Whether a live object is as wanted already.
     pub fn is_met_by(&self, live: &Value) -> bool {
-        within(&self.body, live)
+        // What it is goes without saying: items of a list do not say it.
+        let said = self.body.as_object().into_iter().flatten();
+        said.filter(|(field, _)| !matches!(field.as_str(), "apiVersion" | "kind"))
+            .all(|(field, value)| live.get(field).is_some_and(|found| within(value, found)))
     }
 }
 
@@ -247,7 +249,7 @@ mod tests {
     fn wanted() -> Wanted {
         Wanted::new(
             Kind::SERVICE,
-            json!({"metadata": {"name": "a"}, "spec": {"ports": [{"port": 1}], "selector": {}}}),
+            json!({"kind": "Service", "metadata": {"name": "a"}, "spec": {"ports": [{"port": 1}], "selector": {}}}),
         )
     }
 
@@ -257,12 +259,18 @@ mod tests {
         live["spec"]["clusterIP"] = json!("10.0.0.1");
         live["spec"]["ports"][0]["protocol"] = json!("TCP");
         live["spec"].as_object_mut().unwrap().remove("selector");
+        live.as_object_mut().unwrap().remove("kind");
         assert!(wanted().is_met_by(&live));
     }
 
     #[test]
     fn an_amount_written_in_another_way_is_the_same() {
-        for (wanted, live) in [("0.5", "500m"), ("1024Mi", "1Gi"), ("1000M", "1G"), ("2", "2")] {
+        for (wanted, live) in [
+            ("0.5", "500m"),
+            ("1024Mi", "1Gi"),
+            ("1000M", "1G"),
+            ("2", "2"),
+        ] {
             assert!(within(&json!(wanted), &json!(live)), "{wanted} {live}");
         }
         for (wanted, live) in [("0.5", "50m"), ("1Gi", "1G"), ("a", "b"), ("", "0")] {

@@ -143,7 +143,8 @@ fn options(args: &Args) -> Result<Options, Failed> {
     } else if let Some(own) = &args.own_namespace {
         Namespaces::Listed([own.clone()].into())
     } else {
-        let text = "which namespaces? Outside of a pod name them: --namespace (DRAGONFLY_NAMESPACES)";
+        let text =
+            "which namespaces? Outside of a pod name them: --namespace (DRAGONFLY_NAMESPACES)";
         return Err(Failed(text.to_owned()));
     };
     if let Some(policy) = &args.image_pull_policy

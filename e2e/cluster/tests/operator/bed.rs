@@ -48,8 +48,7 @@ pub(crate) async fn install(client: &Client, namespaces: &[&str]) -> Result<()> 
         read("config/rbac/role.yaml")?,
     );
     for namespace in namespaces.iter().chain([&SYSTEM]) {
-        let made =
-            format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}");
+        let made = format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}");
         apply::yaml(client, SYSTEM, &made).await?;
     }
     apply::yaml(client, SYSTEM, &account).await?;

@@ -26,13 +26,19 @@ async fn a_wrong_spec_stalls_and_the_last_good_policy_stays_in_force() {
     place.mesh("m", "{storage: {quota: 2Gi}}").await;
     let mesh = place.applied("m").await;
     let policy = mesh.status.unwrap().policy().unwrap().unwrap();
-    assert_eq!((policy.revision, policy.node.storage.quota_bytes), (2, 2 << 30));
+    assert_eq!(
+        (policy.revision, policy.node.storage.quota_bytes),
+        (2, 2 << 30)
+    );
     // A person who looks at events sees it too.
     let events = place.api::<k8s_openapi::api::events::v1::Event>();
     let all = events.list(&ListParams::default()).await.unwrap();
     let told = all.iter().any(|event| {
         event.reason.as_deref() == Some("InvalidSpec")
-            && event.note.as_ref().is_some_and(|n| n.contains("at least 64Mi"))
+            && event
+                .note
+                .as_ref()
+                .is_some_and(|n| n.contains("at least 64Mi"))
     });
     assert!(told, "{:?}", all.items);
 }
@@ -81,11 +87,15 @@ async fn an_object_of_somebody_else_is_not_taken_over() {
 #[tokio::test]
 async fn keys_that_cannot_be_used_or_are_gone_are_said() {
     let place = Place::of(shared().await, "t6").await;
-    let wrong = "{apiVersion: v1, kind: Secret, metadata: {name: m-authority}, stringData: {ca.pem: x}}";
+    let wrong =
+        "{apiVersion: v1, kind: Secret, metadata: {name: m-authority}, stringData: {ca.pem: x}}";
     place.apply(wrong).await;
     place.mesh("m", "{}").await;
     let said = place.stalled("m", "InvalidSecret").await;
-    assert!(said.contains("Secret t6/m-authority has no key ca.key"), "{said}");
+    assert!(
+        said.contains("Secret t6/m-authority has no key ca.key"),
+        "{said}"
+    );
     let secrets = place.api::<Secret>();
     secrets
         .delete("m-authority", &DeleteParams::default())
@@ -101,7 +111,10 @@ async fn keys_that_cannot_be_used_or_are_gone_are_said() {
         .unwrap();
     place.mesh("m", "{storage: {quota: 3Gi}}").await;
     let said = place.stalled("m", "AuthorityMissing").await;
-    assert!(said.contains("restore it") && said.contains("m-bootstrap"), "{said}");
+    assert!(
+        said.contains("restore it") && said.contains("m-bootstrap"),
+        "{said}"
+    );
     let restored = json!({
         "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "m-authority"},
         "data": kept.data,
@@ -119,8 +132,18 @@ async fn the_younger_of_two_meshes_on_the_same_nodes_waits() {
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     place.mesh("a-new", "{}").await;
     let said = place.stalled("a-new", "NodesClaimed").await;
-    assert!(said.contains("Distribution t7/old") && said.contains("4000"), "{said}");
-    assert!(place.api::<DaemonSet>().get_opt("a-new-peer").await.unwrap().is_none());
+    assert!(
+        said.contains("Distribution t7/old") && said.contains("4000"),
+        "{said}"
+    );
+    assert!(
+        place
+            .api::<DaemonSet>()
+            .get_opt("a-new-peer")
+            .await
+            .unwrap()
+            .is_none()
+    );
     // Other ports and directories, and both run.
     place
         .mesh("a-new", "{peers: {port: 5000, adminPort: 5001, socketDirectory: /run/dragonfly-b, storage: {hostPath: {path: /var/lib/dragonfly-b}}}}")
@@ -129,7 +152,10 @@ async fn the_younger_of_two_meshes_on_the_same_nodes_waits() {
     place.mesh("third", "{}").await;
     place.stalled("third", "NodesClaimed").await;
     let meshes = place.api::<Distribution>();
-    meshes.delete("old", &DeleteParams::default()).await.unwrap();
+    meshes
+        .delete("old", &DeleteParams::default())
+        .await
+        .unwrap();
     place.applied("third").await;
 }
 
@@ -160,26 +186,48 @@ async fn external_schedulers_are_joined_by_the_token_that_is_named() {
     let theirs = dragonfly_identity::Authority::load_or_create(dir.path(), "theirs").unwrap();
     place.apply(&secret(&theirs.token().reveal())).await;
     let mesh = place.applied("m").await;
-    assert_eq!(mesh.status.unwrap().policy, None, "their schedulers say what is done");
+    assert_eq!(
+        mesh.status.unwrap().policy,
+        None,
+        "their schedulers say what is done"
+    );
     let map = place.api::<ConfigMap>().get("m-bootstrap").await.unwrap();
     let text = &map.data.unwrap()["bootstrap.json"];
-    assert!(text.contains("10.9.9.9:8002") && text.contains("theirs"), "{text}");
+    assert!(
+        text.contains("10.9.9.9:8002") && text.contains("theirs"),
+        "{text}"
+    );
     let peers = place.api::<DaemonSet>().get("m-peer").await.unwrap();
     let volumes = peers.spec.unwrap().template.spec.unwrap().volumes.unwrap();
-    let mounted = volumes.iter().filter_map(|v| v.secret.as_ref()?.secret_name.as_deref());
+    let mounted = volumes
+        .iter()
+        .filter_map(|v| v.secret.as_ref()?.secret_name.as_deref());
     assert_eq!(mounted.collect::<Vec<_>>(), ["theirs"]);
     let deployments = place.api::<k8s_openapi::api::apps::v1::Deployment>();
-    assert!(deployments.list(&ListParams::default()).await.unwrap().items.is_empty());
+    assert!(
+        deployments
+            .list(&ListParams::default())
+            .await
+            .unwrap()
+            .items
+            .is_empty()
+    );
 }
 
 #[tokio::test]
 async fn what_the_api_server_refuses_is_said_in_its_words() {
     let place = Place::of(shared().await, "t9").await;
     place
-        .mesh("m", "{seeds: {pods: {resources: {requests: {cpu: '2'}, limits: {cpu: '1'}}}}}")
+        .mesh(
+            "m",
+            "{seeds: {pods: {resources: {requests: {cpu: '2'}, limits: {cpu: '1'}}}}}",
+        )
         .await;
     let said = place.stalled("m", "Refused").await;
-    assert!(said.contains("Deployment t9/m-seed") && said.contains("cpu"), "{said}");
+    assert!(
+        said.contains("Deployment t9/m-seed") && said.contains("cpu"),
+        "{said}"
+    );
     place.mesh("m", "{}").await;
     place.applied("m").await;
 }
@@ -240,18 +288,39 @@ async fn objects_of_an_older_schema_stop_nobody_else() {
     .await
     .unwrap();
     let odd = [
-        ("ports", json!({"peers": {"port": 80, "adminPort": 80}}), "spec.peers.adminPort"),
-        ("path", json!({"peers": {"socketDirectory": "/run/../etc"}}), "spec.peers.socketDirectory"),
-        ("network", json!({"networkPolicies": {"nodeCIDRs": ["10.0.0.0/33"]}}), "nodeCIDRs[0]"),
-        ("replicas", json!({"seeds": {"replicas": -1}}), "spec.seeds.replicas"),
+        (
+            "ports",
+            json!({"peers": {"port": 80, "adminPort": 80}}),
+            "spec.peers.adminPort",
+        ),
+        (
+            "path",
+            json!({"peers": {"socketDirectory": "/run/../etc"}}),
+            "spec.peers.socketDirectory",
+        ),
+        (
+            "network",
+            json!({"networkPolicies": {"nodeCIDRs": ["10.0.0.0/33"]}}),
+            "nodeCIDRs[0]",
+        ),
+        (
+            "replicas",
+            json!({"seeds": {"replicas": -1}}),
+            "spec.seeds.replicas",
+        ),
         ("9.dot", json!({}), "metadata.name"),
     ];
     for (name, spec, _) in &odd {
-        apply::yaml(&client, "old", &object(name, spec.clone())).await.unwrap();
+        apply::yaml(&client, "old", &object(name, spec.clone()))
+            .await
+            .unwrap();
     }
     // As large as it may be.
     let hosts: Vec<_> = (0..20_000).map(|n| format!("host-{n}.example")).collect();
-    let huge = object("huge", json!({"sources": {"http": {"allowedHosts": hosts}}}));
+    let huge = object(
+        "huge",
+        json!({"sources": {"http": {"allowedHosts": hosts}}}),
+    );
     apply::yaml(&client, "old", &huge).await.unwrap();
     let operator = Operator::start(&cluster, &["old"]).await.unwrap();
     place.mesh("good", "{}").await;
@@ -275,7 +344,11 @@ async fn objects_of_an_older_schema_stop_nobody_else() {
         let found = found.map_err(|e| dragonfly_cluster::Failed::at("broken", e))?;
         let said = found.data["status"]["conditions"].to_string();
         let there = said.contains("InvalidSpec") && said.contains("Distribution old/broken");
-        Ok(if there { Ok(found) } else { Err(operator.said()) })
+        Ok(if there {
+            Ok(found)
+        } else {
+            Err(operator.said())
+        })
     });
     assert_eq!(found.await.unwrap().name_any(), "broken");
     drop(operator);

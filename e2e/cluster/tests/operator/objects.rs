@@ -10,8 +10,8 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::Role;
-use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::ResourceExt;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
 use crate::bed::{Operator, Place, SOON, condition, shared};
@@ -63,7 +63,10 @@ async fn one_object_becomes_a_mesh() {
     }
     // Everything goes with the mesh, and nothing keeps it.
     let account: ServiceAccount = place.api().get("one-peer").await.unwrap();
-    for owner in [account.owner_references(), map.metadata.owner_references.as_deref().unwrap()] {
+    for owner in [
+        account.owner_references(),
+        map.metadata.owner_references.as_deref().unwrap(),
+    ] {
         assert_eq!(Some(&owner[0].uid), mesh.metadata.uid.as_ref());
         assert_eq!(owner[0].block_owner_deletion, None);
     }
@@ -146,18 +149,36 @@ async fn what_the_spec_no_longer_asks_for_goes() {
     place.applied("m").await;
     for index in 0..2 {
         let name = format!("m-seed-{index}");
-        place.api::<PersistentVolumeClaim>().get(&name).await.unwrap();
+        place
+            .api::<PersistentVolumeClaim>()
+            .get(&name)
+            .await
+            .unwrap();
         place.api::<Deployment>().get(&name).await.unwrap();
     }
-    let scheduler = place.api::<Deployment>().get("m-scheduler-2").await.unwrap();
+    let scheduler = place
+        .api::<Deployment>()
+        .get("m-scheduler-2")
+        .await
+        .unwrap();
     let args = scheduler.spec.unwrap().template.spec.unwrap().containers[0]
         .args
         .clone()
         .unwrap();
-    let replicas = args.iter().filter(|a| a.starts_with("--replica=scheduler-"));
+    let replicas = args
+        .iter()
+        .filter(|a| a.starts_with("--replica=scheduler-"));
     assert_eq!(replicas.count(), 2);
-    place.api::<PodDisruptionBudget>().get("m-seed").await.unwrap();
-    place.api::<PodDisruptionBudget>().get("m-scheduler").await.unwrap();
+    place
+        .api::<PodDisruptionBudget>()
+        .get("m-seed")
+        .await
+        .unwrap();
+    place
+        .api::<PodDisruptionBudget>()
+        .get("m-scheduler")
+        .await
+        .unwrap();
     place.api::<NetworkPolicy>().get("m-seed").await.unwrap();
 
     // Fewer schedulers by the pool alone, the rest by the mesh.
@@ -168,7 +189,10 @@ async fn what_the_spec_no_longer_asks_for_goes() {
     place.gone::<Service>("m-scheduler-1").await;
     place.gone::<PodDisruptionBudget>("m-scheduler").await;
     place
-        .mesh("m", "{schedulerPoolRef: {name: p}, security: {transport: Plaintext}}")
+        .mesh(
+            "m",
+            "{schedulerPoolRef: {name: p}, security: {transport: Plaintext}}",
+        )
         .await;
     place.gone::<Deployment>("m-seed-0").await;
     // Nobody confirms that no pod uses them: marked is as far as it goes without controllers.
@@ -190,9 +214,10 @@ async fn what_the_spec_no_longer_asks_for_goes() {
 
 #[tokio::test]
 async fn nothing_is_written_when_nothing_changed_even_by_an_operator_that_starts() {
-    let cluster = dragonfly_cluster::Cluster::start(&dragonfly_cluster::ClusterOptions::api_server())
-        .await
-        .unwrap();
+    let cluster =
+        dragonfly_cluster::Cluster::start(&dragonfly_cluster::ClusterOptions::api_server())
+            .await
+            .unwrap();
     let client = cluster.client().await.unwrap();
     crate::bed::install(&client, &["quiet"]).await.unwrap();
     let place = Place {
@@ -200,7 +225,12 @@ async fn nothing_is_written_when_nothing_changed_even_by_an_operator_that_starts
         namespace: "quiet",
     };
     let first = Operator::start(&cluster, &["quiet"]).await.unwrap();
-    place.mesh("m", "{seeds: {pods: {resources: {requests: {cpu: '0.5', memory: 1024Mi}}}}}").await;
+    place
+        .mesh(
+            "m",
+            "{seeds: {pods: {resources: {requests: {cpu: '0.5', memory: 1024Mi}}}}}",
+        )
+        .await;
     place.applied("m").await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let writes = first.writes().await.unwrap();
@@ -224,7 +254,9 @@ async fn nothing_is_written_when_nothing_changed_even_by_an_operator_that_starts
     place
         .until("m-seed", |found: &Deployment| {
             let replicas = found.spec.as_ref().and_then(|s| s.replicas);
-            (replicas == Some(2)).then_some(()).ok_or_else(|| format!("{replicas:?}"))
+            (replicas == Some(2))
+                .then_some(())
+                .ok_or_else(|| format!("{replicas:?}"))
         })
         .await;
     assert!(second.writes().await.unwrap() > 0);
@@ -236,9 +268,10 @@ async fn nothing_is_written_when_nothing_changed_even_by_an_operator_that_starts
 
 #[tokio::test]
 async fn metrics_are_scraped_where_the_cluster_knows_how() {
-    let cluster = dragonfly_cluster::Cluster::start(&dragonfly_cluster::ClusterOptions::api_server())
-        .await
-        .unwrap();
+    let cluster =
+        dragonfly_cluster::Cluster::start(&dragonfly_cluster::ClusterOptions::api_server())
+            .await
+            .unwrap();
     let client = cluster.client().await.unwrap();
     crate::bed::install(&client, &["watched"]).await.unwrap();
     dragonfly_cluster::definitions::Neighbour::PrometheusOperator
@@ -250,7 +283,9 @@ async fn metrics_are_scraped_where_the_cluster_knows_how() {
         namespace: "watched",
     };
     let operator = Operator::start(&cluster, &["watched"]).await.unwrap();
-    place.mesh("m", "{monitoring: {labels: {release: prometheus}}}").await;
+    place
+        .mesh("m", "{monitoring: {labels: {release: prometheus}}}")
+        .await;
     place.applied("m").await;
     let resource = kube::core::ApiResource {
         group: "monitoring.coreos.com".to_owned(),
@@ -263,7 +298,10 @@ async fn metrics_are_scraped_where_the_cluster_knows_how() {
         kube::Api::namespaced_with(client, "watched", &resource);
     let found = monitors.get("m-mesh").await.unwrap();
     assert_eq!(found.labels()["release"], "prometheus");
-    assert_eq!(found.data["spec"]["podMetricsEndpoints"][0]["port"], json!("admin"));
+    assert_eq!(
+        found.data["spec"]["podMetricsEndpoints"][0]["port"],
+        json!("admin")
+    );
     place.mesh("m", "{monitoring: {podMonitor: Never}}").await;
     let gone = dragonfly_cluster::wait::wait_until("the PodMonitor", SOON, || async {
         let found = monitors.get_opt("m-mesh").await;

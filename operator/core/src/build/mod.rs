@@ -24,9 +24,9 @@ use serde_json::Value;
 
 pub use network::services;
 
+use crate::Settings;
 use crate::names::{self, Component};
 use crate::validate::{Mesh, Schedulers};
-use crate::Settings;
 
 /// Where schedulers are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -144,8 +144,7 @@ fn bootstrap(mesh: &Mesh, addresses: &Addresses, keys: &Keys) -> ConfigMap {
     };
     let text = serde_json::json!({"version": 1, "mesh": id, "schedulers": schedulers});
     let mut metadata = meta(mesh, names::bootstrap(&mesh.name), None);
-    metadata.annotations =
-        Some([(names::AUTHORITY.to_owned(), keys.fingerprint.clone())].into());
+    metadata.annotations = Some([(names::AUTHORITY.to_owned(), keys.fingerprint.clone())].into());
     ConfigMap {
         metadata,
         data: Some([("bootstrap.json".to_owned(), text.to_string())].into()),

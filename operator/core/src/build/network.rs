@@ -91,9 +91,7 @@ pub(super) fn policies(mesh: &Mesh) -> Vec<NetworkPolicy> {
     };
     let own = NetworkPolicyPeer {
         pod_selector: Some(LabelSelector {
-            match_labels: Some(
-                [(names::INSTANCE.to_owned(), mesh.name.clone())].into(),
-            ),
+            match_labels: Some([(names::INSTANCE.to_owned(), mesh.name.clone())].into()),
             ..LabelSelector::default()
         }),
         ..NetworkPolicyPeer::default()

@@ -39,7 +39,10 @@ pub(super) fn seeds(
             (Some(index), _) => (Source::Claim(names::slot(&mesh.name, THIS, index)), false),
             (None, Some(path)) => (Source::HostPath(path.path.clone()), true),
             (None, None) => {
-                let limit = storage.empty_dir.as_ref().and_then(|d| d.size_limit.clone());
+                let limit = storage
+                    .empty_dir
+                    .as_ref()
+                    .and_then(|d| d.size_limit.clone());
                 (Source::EmptyDir { limit }, false)
             }
         };
@@ -55,7 +58,14 @@ pub(super) fn seeds(
             component: THIS,
             slot: within.clone(),
             pods: &mesh.spec.seeds.pods,
-            args: args(mesh, THIS, addresses, &name, names::SEED_PORT, names::SEED_ADMIN),
+            args: args(
+                mesh,
+                THIS,
+                addresses,
+                &name,
+                names::SEED_PORT,
+                names::SEED_ADMIN,
+            ),
             env: vec![field("POD_NAME", "metadata.name")],
             ports: vec![("mesh", names::SEED_PORT), (ADMIN, names::SEED_ADMIN)],
             volumes,
@@ -96,7 +106,9 @@ pub(super) fn seeds(
     if mesh.seeds == 0 {
         vec![]
     } else if mesh.seeds_are_slots() {
-        (0..mesh.seeds).map(|index| deployment(Some(index))).collect()
+        (0..mesh.seeds)
+            .map(|index| deployment(Some(index)))
+            .collect()
     } else {
         vec![deployment(None)]
     }

@@ -147,8 +147,7 @@ pub(super) fn template(mesh: &Mesh, part: Part<'_>, settings: &Settings) -> PodT
             tolerations: tolerations(part.pods),
             priority_class_name: part.pods.priority_class_name.clone(),
             security_context: Some(security(part.root)),
-            topology_spread_constraints: (part.component != Component::Peer)
-                .then(|| vec![spread]),
+            topology_spread_constraints: (part.component != Component::Peer).then(|| vec![spread]),
             affinity: part.apart.then(|| super::nodes::apart(mesh)),
             containers: vec![container],
             volumes: Some(volumes),

@@ -108,4 +108,3 @@ pub(super) fn label_slot(
     let labels = metadata.labels.get_or_insert_default();
     labels.insert(names::SLOT.to_owned(), slot.to_owned());
 }
-
