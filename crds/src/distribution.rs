@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{DecodeError, Policy};
+use crate::reports::{Failure, Rollout, Traffic};
 
 /// Pattern of sizes: what [`crate::quantity`] reads.
 macro_rules! quantity_pattern {
@@ -404,6 +405,17 @@ pub struct DistributionStatus {
     #[schemars(schema_with = "policy_schema")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<serde_json::Value>,
+    /// Bytes by where they came from, since this object was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
+    /// Which nodes there are, and which revision of the policy they run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
+    /// What went wrong lately, each kind once: the ten seen last. Gone a day after it was last seen.
+    #[schemars(length(max = 10))]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<Failure>,
 }
 
 impl DistributionStatus {

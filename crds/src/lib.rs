@@ -20,6 +20,7 @@ pub mod manifest;
 pub mod policy;
 pub mod profile;
 pub mod quantity;
+pub mod reports;
 pub mod resolve;
 pub mod scheduler_pool;
 pub mod schema;

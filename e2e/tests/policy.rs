@@ -184,7 +184,7 @@ async fn up_runs_the_samples_and_writes_their_status() {
         serde_json::from_slice(&bytes).unwrap_or_default()
     };
     until("seed and two peers run the policy", || async {
-        status()["rollout"]["current"] == 3 && status()["conditions"][0]["status"] == "True"
+        status()["rollout"]["acknowledged"] == 3 && status()["conditions"][0]["status"] == "True"
     })
     .await;
     let origin = Origin::start(0).await.unwrap();
