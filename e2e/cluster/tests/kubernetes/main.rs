@@ -6,10 +6,12 @@
     reason = "tests"
 )]
 
+mod ends;
 mod harness;
 mod lifecycle;
 mod mesh;
 mod neighbours;
+mod trace;
 
 use std::sync::Arc;
 
