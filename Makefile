@@ -34,7 +34,7 @@ demo: ## Distribute real files among real peers on this machine (URL=, SIZE=, PE
 
 .PHONY: test
 test: setup ## All tests that are quick; needs Rust and Go on a Debian, and root for a real Kubernetes
-	cargo build --locked -p dragonfly -p dragonfly-cluster
+	cargo build --locked -p dragonfly -p dragonfly-operator -p dragonfly-cluster
 	target/debug/cluster build api-server kubernetes containerd pause helm kwok lua >/dev/null
 	cargo test --locked --workspace
 	cargo test --locked -p dragonfly-client --test python -- --ignored
@@ -56,7 +56,7 @@ arm64: ## The binary for 64-bit ARM, cross-compiled, to be tested
 .PHONY: cluster
 cluster: ## A real Kubernetes that stays, with the data plane's image in its registry (NODES=, FAMILY=)
 	@scripts/setup.sh cluster
-	cargo build --locked -p dragonfly -p dragonfly-cluster
+	cargo build --locked -p dragonfly -p dragonfly-operator -p dragonfly-cluster
 	@target/debug/cluster up --nodes $(NODES) --family $(FAMILY) --images
 
 .PHONY: cluster-down
@@ -66,7 +66,7 @@ cluster-down: ## Take down what `make cluster` started
 .PHONY: e2e
 e2e: ## The tests on a real Kubernetes alone
 	@scripts/setup.sh cluster
-	cargo build --locked -p dragonfly -p dragonfly-cluster
+	cargo build --locked -p dragonfly -p dragonfly-operator -p dragonfly-cluster
 	cargo test --locked -p dragonfly-cluster
 
 .PHONY: bench-setup
