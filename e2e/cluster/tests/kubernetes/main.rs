@@ -7,6 +7,7 @@
 )]
 
 mod harness;
+mod installed;
 mod lifecycle;
 mod mesh;
 mod neighbours;
@@ -27,6 +28,7 @@ async fn shared() -> Arc<Cluster> {
 async fn load(cluster: &Cluster, name: &str) -> Result<String> {
     let program = match name {
         "dragonfly" => dragonfly_e2e::binary::dragonfly()?,
+        "dragonfly-operator" => dragonfly_e2e::binary::operator()?,
         _ => env!("CARGO_BIN_EXE_test-origin").into(),
     };
     let image = component(name)?.image(Architecture::HERE, &program)?;
