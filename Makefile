@@ -35,7 +35,7 @@ demo: ## Distribute real files among real peers on this machine (URL=, SIZE=, PE
 .PHONY: test
 test: setup ## All tests that are quick; needs Rust and Go on a Debian, and root for a real Kubernetes
 	cargo build --locked -p dragonfly -p dragonfly-operator -p dragonfly-cluster
-	target/debug/cluster build api-server kubernetes containerd pause helm kwok >/dev/null
+	target/debug/cluster build api-server kubernetes containerd pause helm kwok lua >/dev/null
 	cargo test --locked --workspace
 	cargo test --locked -p dragonfly-client --test python -- --ignored
 

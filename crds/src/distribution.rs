@@ -13,6 +13,7 @@ use crate::placement::{
     Components, ExternalSchedulers, Location, Monitoring, NetworkPolicies, Peers, Pods, SeedStorage,
 };
 use crate::policy::{DecodeError, Policy};
+use crate::reports::{Failure, Rollout, Traffic};
 
 /// Pattern of sizes: what [`crate::quantity`] reads.
 macro_rules! quantity_pattern {
@@ -445,6 +446,17 @@ pub struct DistributionStatus {
     /// How many pods of each part there are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub components: Option<Components>,
+    /// Bytes by where they came from, since this object was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
+    /// Which nodes there are, and which revision of the policy they run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
+    /// What went wrong lately, each kind once: the ten seen last. Gone a day after it was last seen.
+    #[schemars(length(max = 10))]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<Failure>,
 }
 
 impl DistributionStatus {

@@ -21,6 +21,7 @@ pub mod placement;
 pub mod policy;
 pub mod profile;
 pub mod quantity;
+pub mod reports;
 pub mod resolve;
 pub mod scheduler_pool;
 pub mod schema;

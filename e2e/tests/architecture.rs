@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// For each crate of the workspace, the crates of the workspace that it may use.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("dragonfly-crds", &[]),
     ("dragonfly-proto", &[]),
     ("dragonfly-swarm", &[]),
@@ -21,6 +21,10 @@ const ARROWS: [(&str, &[&str]); 16] = [
     (
         "dragonfly-scheduler",
         &["dragonfly-proto", "dragonfly-swarm", "dragonfly-transport"],
+    ),
+    (
+        "dragonfly-kubernetes",
+        &["dragonfly-crds", "dragonfly-proto"],
     ),
     (
         "dragonfly-node",

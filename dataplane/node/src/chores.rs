@@ -11,6 +11,10 @@ use crate::turns::weight;
 
 /// A task that nobody needed for this long is put away; it stays on disk.
 const IDLE: Duration = Duration::from_secs(60);
+/// How often schedulers hear how this node does.
+const REPORT: Duration = Duration::from_secs(10);
+/// How long after a session began or ended, so that several make one report.
+const GATHER: Duration = Duration::from_millis(200);
 /// Engines' clock: fine enough for the 10 ms within which announcements are batched.
 const TICK: Duration = Duration::from_millis(5);
 
@@ -57,7 +61,7 @@ impl Node {
         }
     }
 
-    /// Puts idle tasks away, collects garbage, reports.
+    /// Puts idle tasks away, collects garbage.
     pub(crate) async fn housekeeping(self: Arc<Self>) {
         let mut every = tokio::time::interval(Duration::from_secs(10));
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -81,6 +85,27 @@ impl Node {
                 if let Err(error) = durable {
                     tracing::warn!(%error, "cannot make the store durable");
                 }
+            }
+        }
+    }
+
+    /// Reports in time, and at once to whom the node meets: it has to know whether it counts the node.
+    pub(crate) async fn reporting(self: Arc<Self>) {
+        let mut every = tokio::time::interval(REPORT);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut sessions = self.sessions.changes();
+        loop {
+            tokio::select! {
+                _ = every.tick() => {}
+                changed = sessions.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    // Those of a mesh that starts come one after the other.
+                    tokio::time::sleep(GATHER).await;
+                    sessions.mark_unchanged();
+                }
+                () = self.stop.cancelled() => return,
             }
             self.report();
         }
@@ -136,6 +161,8 @@ impl Node {
         report.connections = self.mesh().map_or(0, |m| m.len() as u32);
         report.stored_bytes = self.store.usage().bytes;
         report.tasks = reports.collect();
-        self.sessions.broadcast(from_node::Message::Report(report));
+        if self.sessions.report(&self.identity.node, &report) {
+            self.metrics.reported(&report);
+        }
     }
 }

@@ -20,7 +20,9 @@ mod watch;
 mod writer;
 
 pub use conn::{CloseReason, Conn};
-pub use security::{Security, SecurityError, TlsConfig, is_node, node_name};
+pub use security::{
+    SCHEDULER_NAME, Security, SecurityError, TlsConfig, is_node, is_scheduler, node_name,
+};
 pub use table::{ConnectError, Local, Mesh, Timeouts};
 
 use std::fs::File;

@@ -10,6 +10,8 @@ mod harness;
 mod lifecycle;
 mod mesh;
 mod neighbours;
+mod reports;
+mod ways_in;
 
 use std::sync::Arc;
 
