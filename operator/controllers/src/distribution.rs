@@ -316,12 +316,10 @@ impl Seen<'_> {
 
 /// From what was seen to what is wanted, applied: the mesh and its live objects.
 async fn steps(context: &Context, seen: &Seen<'_>) -> Result<(Mesh, Vec<(Kind, Value)>), Stop> {
+    let namespace = seen.live.namespace().unwrap_or_default();
+    let filled = context.cache.filled(&namespace).await;
+    filled.map_err(Stop::Failed)?;
     let mesh = validated(context, seen)?;
-    context
-        .cache
-        .filled(&mesh.namespace)
-        .await
-        .map_err(Stop::Failed)?;
     if let Some(why) = claimed(context, seen) {
         return Err(Stop::Stalled(Stalled::new(reason::NODES_CLAIMED, why)));
     }
