@@ -151,8 +151,7 @@ impl Cache {
                     None => Api::all_with(client.clone(), &resource),
                     Some(name) => Api::namespaced_with(client.clone(), name, &resource),
                 };
-                let (store, filled, changes) =
-                    watch(api, resource.clone(), config().labels(OURS));
+                let (store, filled, changes) = watch(api, resource.clone(), config().labels(OURS));
                 // By resource version: the final state of a deleted object is a change as well.
                 let changes =
                     changes.predicate_filter(predicates::resource_version, Default::default());
