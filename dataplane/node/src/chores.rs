@@ -6,7 +6,7 @@ use std::time::Duration;
 use dragonfly_proto::rpc::{self, from_node};
 
 use crate::node::{Node, unix_now_ms};
-use crate::task::{Task, lock};
+use crate::task::{State, Task, lock};
 use crate::turns::weight;
 
 /// A task that nobody needed for this long is put away; it stays on disk.
@@ -15,8 +15,9 @@ const IDLE: Duration = Duration::from_secs(60);
 const REPORT: Duration = Duration::from_secs(10);
 /// How long after a session began or ended, so that several make one report.
 const GATHER: Duration = Duration::from_millis(200);
-/// Engines' clock: fine enough for the 10 ms within which announcements are batched.
-const TICK: Duration = Duration::from_millis(5);
+/// Engines' clock where nothing else drives them: fine enough for the 30 ms within which
+/// announcements are gathered.
+const TICK: Duration = Duration::from_millis(20);
 
 impl Node {
     /// Ticks the engines that have something to time; sleeps while there are none.
@@ -112,19 +113,36 @@ impl Node {
     }
 
     fn put_idle_away(&self) {
-        let mut idle = vec![];
+        self.put_away(|_, s| {
+            let limit = if s.lease.is_some() { IDLE * 2 } else { IDLE };
+            s.used.elapsed() >= limit
+        });
+        let used: std::collections::HashSet<_> = lock(&self.tasks).keys().copied().collect();
+        self.origins.keep_only(&used);
+    }
+
+    /// Space is short: puts away what is in use for other nodes alone, so that the store may evict
+    /// it; not `but`, which needs the space. Whether there was any.
+    pub(crate) fn make_room(&self, but: &Arc<Task>) -> bool {
+        self.put_away(|task, s| !Arc::ptr_eq(task, but) && s.lease.is_none())
+    }
+
+    /// Puts away those of the tasks that no client here wants for which `idle` holds; whether there
+    /// was one.
+    fn put_away(&self, idle: impl Fn(&Arc<Task>, &State) -> bool) -> bool {
+        let mut gone = vec![];
         lock(&self.tasks).retain(|_, task| {
             let s = task.state();
-            let limit = if s.lease.is_some() { IDLE * 2 } else { IDLE };
-            let keep = !s.wants.is_empty() || s.used.elapsed() < limit;
+            let keep = !s.wants.is_empty() || !idle(task, &s);
             let leased = s.lease.is_some();
             drop(s);
             if !keep {
-                idle.push((task.clone(), leased));
+                gone.push((task.clone(), leased));
             }
             keep
         });
-        for (task, leased) in idle {
+        let any = !gone.is_empty();
+        for (task, leased) in gone {
             self.close_streams(&task);
             task.notify_emission();
             if leased && !task.is_complete() {
@@ -145,8 +163,7 @@ impl Node {
                 }
             }
         }
-        let used: std::collections::HashSet<_> = lock(&self.tasks).keys().copied().collect();
-        self.origins.keep_only(&used);
+        any
     }
 
     fn report(&self) {

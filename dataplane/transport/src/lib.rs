@@ -127,6 +127,9 @@ pub trait Handler: Send + Sync + 'static {
         block: &Block<'_>,
     ) -> Result<Option<Duration>, Violation>;
 
+    /// Whether there may be a block to send; the kernel is asked for room only then.
+    fn has_next(&self, conn: &Arc<Conn>) -> bool;
+
     /// The socket can take a block.
     fn next(&self, conn: &Arc<Conn>) -> Next;
 

@@ -6,11 +6,13 @@
     reason = "tests"
 )]
 
+mod ends;
 mod harness;
 mod lifecycle;
 mod mesh;
 mod neighbours;
 mod reports;
+mod trace;
 mod ways_in;
 
 use std::sync::Arc;

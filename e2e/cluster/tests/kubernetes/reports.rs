@@ -106,15 +106,15 @@ impl Mesh {
     }
 
     async fn write_policy(&self, policy: Value) -> Result<()> {
-        let patch = json!({
+        let patch = Patch::Apply(json!({
             "apiVersion": "d7y.io/v1alpha1",
             "kind": "Distribution",
             "status": {"policy": policy},
-        });
+        }));
         let params = PatchParams::apply("dragonfly-operator").force();
         let patched = self
             .distributions
-            .patch_status("mesh", &params, &Patch::Apply(patch));
+            .patch_status("mesh", &params, &patch);
         patched.await.map_err(|e| Failed::at("status.policy", e))?;
         Ok(())
     }
