@@ -12,6 +12,8 @@ BENCH ?= swarm
 NODES ?= 2
 FAMILY ?= ipv4
 SECONDS ?= 60
+MINUTES ?= 5
+SEED ?=
 
 .PHONY: help
 help: ## What there is
@@ -31,6 +33,12 @@ demo: ## Distribute real files among real peers on this machine (URL=, SIZE=, PE
 	@scripts/setup.sh
 	cargo build --release -p dragonfly -p dragonfly-e2e
 	target/release/demo $(if $(URL),--url '$(URL)') $(if $(SIZE),--size $(SIZE)) $(if $(PEERS),--peers $(PEERS))
+
+.PHONY: soak
+soak: ## Load and random faults over real processes for MINUTES=5 (SEED= repeats the choices of an earlier one)
+	@scripts/setup.sh
+	cargo build --release -p dragonfly -p dragonfly-e2e
+	target/release/soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 .PHONY: test
 test: setup ## All tests that are quick; needs Rust and Go on a Debian, and root for a real Kubernetes

@@ -4,21 +4,29 @@
 //! - [`watchdog`]: nothing that was started outlives who started it
 //! - [`process`]: one process: signals, its end, its log
 //! - [`mesh`]: a scheduler, seeds and peers as processes
+//! - [`clock`]: wall clocks that can be set, one for each process
+//! - [`links`]: machines whose links are cut, in namespaces
+//! - [`disk`]: disks of a size
 //! - [`get`]: a `dragonfly get` and what it says of itself
 //! - [`origin`]: an HTTP server of files, with a speed, and a count of what it sent
+//! - [`usage`]: what processes cost
 //! - [`sample`]: content to distribute, and digests of files
 //!
 //! Invariants: every process is ended by its id, in `Drop` or by the watchdog; no port is fixed; all
 //! state is under one temporary directory that goes when its mesh does.
 
 pub mod binary;
+pub mod clock;
+pub mod disk;
 pub mod get;
 pub mod http;
+pub mod links;
 pub mod mesh;
 pub mod origin;
 pub mod process;
 pub mod sample;
 mod tls;
+pub mod usage;
 pub mod watchdog;
 
 /// Why the harness cannot go on, for people.

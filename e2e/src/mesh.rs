@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::get::Get;
+use crate::links::Place;
 use crate::process::{Process, log, tail};
 use crate::{Failed, Result, binary, http, watchdog};
 
@@ -32,6 +33,8 @@ pub struct Options {
     pub within: Option<PathBuf>,
     /// Leave the directory behind.
     pub keep: bool,
+    /// Where scheduler, seeds and peers run, in this order; whoever has no place is on loopback.
+    pub places: Vec<Place>,
 }
 
 impl Default for Options {
@@ -43,6 +46,7 @@ impl Default for Options {
             spec: String::new(),
             within: None,
             keep: false,
+            places: vec![],
         }
     }
 }
@@ -73,7 +77,9 @@ pub struct Member {
     pub admin: SocketAddr,
     /// What it keeps.
     pub state: PathBuf,
-    dragonfly: PathBuf,
+    /// Variables for its process, beside those that it has from this one.
+    pub environment: Vec<(String, String)>,
+    line: Vec<String>,
     args: Vec<String>,
     process: Option<Process>,
 }
@@ -84,14 +90,16 @@ impl Member {
         let wrong = |e| Failed::at(&self.name, e);
         let errors = log(&self.log)?;
         let output = errors.try_clone().map_err(wrong)?;
-        let mut command = Command::new(&self.dragonfly);
-        command.args(&self.args).stdout(output).stderr(errors);
+        let mut command = Command::new(self.line.first().map_or("", String::as_str));
+        command.args(self.line.iter().skip(1)).args(&self.args);
+        command.stdout(output).stderr(errors);
         // Its arguments say all there is to know.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("DRAGONFLY_") && name != "DRAGONFLY_LOG" {
                 command.env_remove(name);
             }
         }
+        command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         self.process = Some(Process::spawn(&self.name, &mut command)?);
         Ok(())
     }
@@ -117,6 +125,22 @@ impl Member {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Has it run by another program from its next start on, which gets its command line.
+    pub fn run_by(&mut self, line: &[&str]) {
+        self.line
+            .splice(0..0, line.iter().map(|&word| word.to_owned()));
+    }
+
+    /// How it ended, if it did and was not told to.
+    pub fn has_ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.process.as_mut().and_then(Process::ended)
+    }
+
+    /// The id of its process.
+    pub fn id(&mut self) -> Result<u32> {
+        self.running().map(|process| process.id())
     }
 
     /// kill -9.
@@ -192,6 +216,7 @@ pub struct Mesh {
     /// The binary.
     pub dragonfly: PathBuf,
     token: Option<PathBuf>,
+    places: Vec<Place>,
     // Last: removed after the processes have ended.
     dir: TempDir,
 }
@@ -200,14 +225,20 @@ impl Mesh {
     /// Starts all and waits until each is ready.
     pub async fn start(options: &Options) -> Result<Self> {
         let mut mesh = Self::prepare(options)?;
-        mesh.scheduler.start()?;
-        mesh.scheduler.ready().await?;
-        let nodes = mesh.seeds.iter_mut().chain(&mut mesh.peers);
+        mesh.begin().await?;
+        Ok(mesh)
+    }
+
+    /// Starts all of a prepared mesh and waits until each is ready.
+    pub async fn begin(&mut self) -> Result<()> {
+        self.scheduler.start()?;
+        self.scheduler.ready().await?;
+        let nodes = self.seeds.iter_mut().chain(&mut self.peers);
         nodes.into_iter().try_for_each(Member::start)?;
-        for node in mesh.seeds.iter_mut().chain(&mut mesh.peers) {
+        for node in self.seeds.iter_mut().chain(&mut self.peers) {
             node.ready().await?;
         }
-        Ok(mesh)
+        Ok(())
     }
 
     /// A directory, manifests, ports: nothing runs yet.
@@ -234,7 +265,10 @@ impl Mesh {
         made("logs")?;
         copy_samples(&manifests, options)?;
         let manifests_arg = manifests.display().to_string();
-        let mut scheduler = member(&dragonfly, dir.path(), "scheduler", Part::Scheduler)?;
+        let mut places = options.places.clone();
+        places.reverse();
+        let place = places.pop();
+        let mut scheduler = member(&dragonfly, dir.path(), "scheduler", Part::Scheduler, place)?;
         scheduler.args.extend(["-f".to_owned(), manifests_arg]);
         let token = (!options.plaintext).then(|| scheduler.state.join("mesh/join-token"));
         let mut mesh = Self {
@@ -245,14 +279,27 @@ impl Mesh {
             work,
             dragonfly,
             token,
+            places,
             dir,
         };
         for n in 0..options.seeds {
-            let seed = mesh.another(&format!("seed-{n}"), Part::Seed)?;
+            let place = mesh.places.pop();
+            let seed = mesh.placed(
+                &format!("seed-{n}"),
+                Part::Seed,
+                mesh.token.as_deref(),
+                place,
+            )?;
             mesh.seeds.push(seed);
         }
         for n in 0..options.peers {
-            let peer = mesh.another(&format!("peer-{n}"), Part::Peer)?;
+            let place = mesh.places.pop();
+            let peer = mesh.placed(
+                &format!("peer-{n}"),
+                Part::Peer,
+                mesh.token.as_deref(),
+                place,
+            )?;
             mesh.peers.push(peer);
         }
         Ok(mesh)
@@ -265,19 +312,36 @@ impl Mesh {
 
     /// One more node with some other token, or none.
     pub fn another_with(&self, name: &str, part: Part, token: Option<&Path>) -> Result<Member> {
+        self.placed(name, part, token, None)
+    }
+
+    fn placed(
+        &self,
+        name: &str,
+        part: Part,
+        token: Option<&Path>,
+        place: Option<Place>,
+    ) -> Result<Member> {
         let scheduler = self.scheduler.listen.to_string();
-        self.joining(name, part, token, ["--scheduler", &scheduler])
+        self.joining(name, part, token, place, ["--scheduler", &scheduler])
     }
 
     /// One more node, that is told its mesh and its schedulers by a file.
     pub fn another_by(&self, name: &str, part: Part, bootstrap: &Path) -> Result<Member> {
         let file = bootstrap.display().to_string();
-        self.joining(name, part, self.token.as_deref(), ["--bootstrap", &file])
+        let token = self.token.as_deref();
+        self.joining(name, part, token, None, ["--bootstrap", &file])
     }
 
     /// One more scheduler of the same keys, not started.
     pub fn another_scheduler(&self, name: &str) -> Result<Member> {
-        let mut other = member(&self.dragonfly, self.dir.path(), name, Part::Scheduler)?;
+        let mut other = member(
+            &self.dragonfly,
+            self.dir.path(),
+            name,
+            Part::Scheduler,
+            None,
+        )?;
         let to = other.state.join("mesh");
         let wrong = |e| Failed::at(to.display(), e);
         std::fs::create_dir_all(&to).map_err(wrong)?;
@@ -296,9 +360,10 @@ impl Mesh {
         name: &str,
         part: Part,
         token: Option<&Path>,
+        place: Option<Place>,
         mesh: [&str; 2],
     ) -> Result<Member> {
-        let mut member = member(&self.dragonfly, self.dir.path(), name, part)?;
+        let mut member = member(&self.dragonfly, self.dir.path(), name, part, place)?;
         let socket = member.socket.display().to_string();
         let [how, whom] = mesh;
         let args = ["--name", name, how, whom, "--socket", &socket];
@@ -353,8 +418,24 @@ impl Drop for Mesh {
     }
 }
 
-fn member(dragonfly: &Path, dir: &Path, name: &str, part: Part) -> Result<Member> {
-    let (state, listen, admin) = (dir.join(name), port()?, port()?);
+fn member(
+    dragonfly: &Path,
+    dir: &Path,
+    name: &str,
+    part: Part,
+    place: Option<Place>,
+) -> Result<Member> {
+    let state = dir.join(name);
+    let (mut line, listen, admin) = match place {
+        None => (vec![], port()?, port()?),
+        // All ports of a machine of its own are free.
+        Some(place) => (
+            place.enter,
+            (place.ip, 4000).into(),
+            (place.ip, 4001).into(),
+        ),
+    };
+    line.push(dragonfly.display().to_string());
     let command = match part {
         Part::Scheduler => "scheduler",
         Part::Seed => "seed",
@@ -371,7 +452,8 @@ fn member(dragonfly: &Path, dir: &Path, name: &str, part: Part) -> Result<Member
         socket: state.join("node.sock"),
         listen,
         admin,
-        dragonfly: dragonfly.to_owned(),
+        environment: vec![],
+        line,
         args: args.map(str::to_owned).to_vec(),
         state,
         process: None,

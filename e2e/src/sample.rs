@@ -95,6 +95,13 @@ fn write(path: &Path, len: u64, mut more: impl FnMut(u64) -> Result<Vec<u8>>) ->
     })
 }
 
+/// The digest of bytes, as `sha256:<hex>`.
+pub fn digest_of(bytes: &[u8]) -> String {
+    let mut context = Context::new(&SHA256);
+    context.update(bytes);
+    hex(context)
+}
+
 /// A finished digest as `sha256:<hex>`.
 pub fn hex(context: Context) -> String {
     let digest = context.finish();

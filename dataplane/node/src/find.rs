@@ -147,7 +147,9 @@ impl Node {
         let content = if source.digest.is_empty() {
             let (content, at) = self.store.lookup_request(key)?;
             let fresh = self.settings().freshness.as_millis() as u64;
-            (unix_now_ms().saturating_sub(at) < fresh).then_some(content)?
+            // A clock that was set back would keep what is marked later than now fresh until then.
+            let age = unix_now_ms().checked_sub(at)?;
+            (age < fresh).then_some(content)?
         } else {
             ContentKey::from_digest(&source.domain, &source.digest)
         };

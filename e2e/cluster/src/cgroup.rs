@@ -74,6 +74,27 @@ impl Cgroup {
         format!("{}/node-{node}", self.path)
     }
 
+    /// Makes the groups of a node, in every hierarchy: kubelet wants to find its root.
+    pub(crate) fn make_node(&self, node: usize) -> Result<()> {
+        for mount in &self.mounts {
+            let mut dir = mount.clone();
+            for name in Path::new(self.of_node(node).trim_start_matches('/')) {
+                let above = dir.clone();
+                dir.push(name);
+                fs::create_dir_all(&dir).map_err(|e| Failed::at(dir.display(), e))?;
+                // Of v1's processors and memory a new group has none, and then takes no process.
+                for file in ["cpuset.cpus", "cpuset.mems"] {
+                    let given = fs::read_to_string(above.join(file)).unwrap_or_default();
+                    if !given.trim().is_empty() {
+                        let to = dir.join(file);
+                        fs::write(&to, given).map_err(|e| Failed::at(to.display(), e))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn dir(&self, mount: &Path) -> PathBuf {
         mount.join(self.path.trim_start_matches('/'))
     }
@@ -88,12 +109,25 @@ impl Cgroup {
         found
     }
 
+    /// The numbers of clusters that have a group here.
+    pub(crate) fn numbers() -> Vec<u8> {
+        let Ok(of_any) = Self::of(0) else {
+            return vec![];
+        };
+        let all = fs::read_dir(of_any.counting.join(ALL));
+        let names = all.into_iter().flatten().flatten().map(|e| e.file_name());
+        names
+            .filter_map(|name| name.to_str()?.parse().ok())
+            .collect()
+    }
+
     /// Ends every process of the cluster, and removes its groups. `reap` is called between looks.
     pub(crate) fn clear(&self, mut reap: impl FnMut()) -> Result<()> {
         let until = Instant::now() + LIMIT;
         loop {
             let left = self.processes();
             left.iter().for_each(|&id| self.kill(id));
+            self.thaw();
             reap();
             if left.is_empty() && self.remove() {
                 return Ok(());
@@ -124,6 +158,14 @@ impl Cgroup {
         });
         if ours {
             let _ = pidfd_send_signal(process, Signal::KILL);
+        }
+    }
+
+    /// Lets what is frozen go on: a frozen process of a v1 hierarchy does not even die. Whoever freezes
+    /// a container to end it, as runc does, may have been killed before it let go.
+    fn thaw(&self) {
+        for dir in tree(&self.dir(&Path::new(MOUNTS).join("freezer"))) {
+            let _ = fs::write(dir.join("freezer.state"), "THAWED");
         }
     }
 

@@ -53,11 +53,9 @@ impl<'a> Node<'a> {
     pub async fn exec(&self, line: &[&str]) -> Result<Output> {
         let what = format!("{} on {}", line.join(" "), self.info.name);
         let enter = crate::supervisor::enter(self.info.holder, true);
-        let mut command = Command::new(enter.first().map_or("nsenter", String::as_str));
-        command
-            .args(enter.iter().skip(1))
-            .args(line)
-            .current_dir("/");
+        // In the cluster's cgroup: whatever comes of it goes with the cluster, not with this program.
+        let mut command = Command::from(crate::supervisor::joining(&self.info.procs));
+        command.args(enter).args(line).current_dir("/");
         command.stdin(Stdio::null()).kill_on_drop(true);
         let ended = tokio::time::timeout(LIMIT, command.output()).await;
         let ended = ended.map_err(|_| Failed::at(&what, format!("still runs after {LIMIT:?}")))?;

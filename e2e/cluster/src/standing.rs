@@ -35,7 +35,7 @@ pub fn find(number: u8) -> Result<Cluster> {
 /// # Errors
 /// Something does not go away.
 pub fn sweep() -> Result<()> {
-    sweep_all()
+    sweep_all(|| ())
 }
 
 impl Standing {

@@ -27,8 +27,13 @@ pub struct Setting {
 impl Setting {
     /// The origin sends `rate` bytes a second (0: as fast as it can).
     pub async fn new(options: &Options, len: u64, rate: u64) -> Self {
+        Self::at("127.0.0.1:0", options, len, rate).await
+    }
+
+    /// The same with an origin at an address.
+    pub async fn at(address: &str, options: &Options, len: u64, rate: u64) -> Self {
         let mesh = Mesh::start(options).await.unwrap();
-        let origin = Origin::start(rate).await.unwrap();
+        let origin = Origin::start_on(address, rate).await.unwrap();
         let source = sample::random(&mesh.dir().join("source"), len, len).unwrap();
         let url = origin.serve("file.bin", &source.path).unwrap();
         Self {
@@ -82,6 +87,18 @@ impl Setting {
         let with_socket: Vec<_> = args.iter().copied().chain(["--socket", &socket]).collect();
         run(&self.mesh.dragonfly, &self.mesh.work, &with_socket).await
     }
+}
+
+/// Runs a test in namespaces of its own, network and mounts: by this same program, once more.
+pub fn alone<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
+    if !dragonfly_e2e::links::alone(&[name, "--exact", "--nocapture"]).unwrap() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(test());
 }
 
 /// A command, in a directory, to its end; what it writes.

@@ -30,6 +30,10 @@ pub struct Script {
     pub rate: u64,
     /// Or the body ends where the connection does, and there are no ranges.
     pub says_length: bool,
+    /// So many requests are treated badly (status, cut, stall, rate); those after them well.
+    pub bad_requests: u64,
+    /// Seconds, beside a status that is not 200.
+    pub retry_after: Option<u64>,
 }
 
 impl Script {
@@ -42,6 +46,19 @@ impl Script {
             stall_after: None,
             rate: 0,
             says_length: true,
+            bad_requests: u64::MAX,
+            retry_after: None,
+        }
+    }
+
+    /// As it is once it is well again.
+    fn well(self) -> Self {
+        Self {
+            status: 200,
+            cut_after: None,
+            stall_after: None,
+            rate: 0,
+            ..self
         }
     }
 }
@@ -108,10 +125,18 @@ async fn serve(
                 Some(l) => head.push(l.to_ascii_lowercase()),
             }
         }
-        requests.fetch_add(1, Ordering::Relaxed);
-        let s = script.lock().unwrap().clone();
+        let number = requests.fetch_add(1, Ordering::Relaxed);
+        let mut s = script.lock().unwrap().clone();
+        if number >= s.bad_requests {
+            s = s.well();
+        }
         if s.status != 200 {
-            let answer = format!("HTTP/1.1 {} No\r\ncontent-length: 0\r\n\r\n", s.status);
+            let wait = s.retry_after.map(|s| format!("retry-after: {s}\r\n"));
+            let answer = format!(
+                "HTTP/1.1 {} No\r\n{}content-length: 0\r\n\r\n",
+                s.status,
+                wait.unwrap_or_default()
+            );
             w.write_all(answer.as_bytes()).await?;
             continue;
         }

@@ -73,7 +73,11 @@ enum Command {
     Mesh,
     /// Hold a cluster for the process at the other end of standard input
     #[command(hide = true)]
-    Supervise,
+    Supervise {
+        /// Hold it itself, not by a supervisor that it guards
+        #[arg(long)]
+        unguarded: bool,
+    },
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -146,7 +150,8 @@ async fn run(command: Command) -> Result<()> {
             print!("{}---\n{}", mesh::manifest()?, mesh::ORIGIN);
             Ok(())
         }
-        Command::Supervise => supervisor::run().await,
+        Command::Supervise { unguarded: false } => supervisor::guard(),
+        Command::Supervise { unguarded: true } => supervisor::run().await,
     }
 }
 

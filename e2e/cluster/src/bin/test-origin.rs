@@ -23,6 +23,9 @@ struct Args {
     /// Bytes a second of all connections together; 0: as fast as can be.
     #[arg(long, default_value_t = 0)]
     rate: u64,
+    /// Go on when asked to end by SIGTERM.
+    #[arg(long)]
+    stubborn: bool,
 }
 
 #[tokio::main]
@@ -54,7 +57,7 @@ async fn run(args: Args) -> Result<()> {
     let mut look = tokio::time::interval(Duration::from_millis(100));
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
+            _ = terminate.recv(), if !args.stubborn => return Ok(()),
             _ = look.tick() => {}
         }
         let now = (origin.requests(), origin.sent());

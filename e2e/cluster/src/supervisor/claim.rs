@@ -37,7 +37,7 @@ pub(super) struct Claim {
 impl Claim {
     /// Takes the first number that is free, after removing what killed supervisors left.
     pub(super) fn new(family: IpFamily) -> Result<Self> {
-        sweep_all()?;
+        sweep_all(|| ())?;
         let routes = routes()?;
         for number in 0..MOST_CLUSTERS {
             let plan = Plan { number, family };
@@ -99,7 +99,7 @@ impl Held {
         let until = Instant::now() + ENDS;
         while dir.exists() {
             if lock(&dir).is_some() {
-                sweep_all()?;
+                sweep_all(|| ())?;
             }
             if Instant::now() > until {
                 return Err(Failed::at(
@@ -126,12 +126,18 @@ pub(crate) fn held() -> Vec<Held> {
         .collect()
 }
 
-/// Removes what supervisors left that were killed.
-pub(crate) fn sweep_all() -> Result<()> {
+/// Removes what supervisors left that were killed. `reap` is called between looks.
+pub(crate) fn sweep_all(mut reap: impl FnMut()) -> Result<()> {
+    // A directory may have been removed by hand, and what it stood for be there still.
+    let groups = Cgroup::numbers().into_iter();
+    for number in groups.filter(|number| !dir_of(*number).exists()) {
+        let dir = dir_of(number);
+        fs::create_dir_all(&dir).map_err(|e| Failed::at(dir.display(), e))?;
+    }
     for number in numbers() {
         let dir = dir_of(number);
         let Some(_lock) = lock(&dir) else { continue };
-        remove(number, &Cgroup::of(number)?, || ())?;
+        remove(number, &Cgroup::of(number)?, &mut reap)?;
     }
     Ok(())
 }

@@ -132,7 +132,11 @@ impl Machines {
         ));
         here.addresses(plan, Machine::Host, &host);
         here.routes(plan, self.nodes.len(), None);
-        here.run("the host's end of the network", None)?;
+        here.run(
+            "the host's end of the network",
+            &self.control_plane.dir,
+            None,
+        )?;
 
         let mut there = Batch::default();
         there.add("link set lo up");
@@ -147,7 +151,8 @@ impl Machines {
         }
         there.addresses(plan, Machine::ControlPlane, "br0");
         there.routes(plan, self.nodes.len(), None);
-        there.run("the control plane's network", Some(&self.control_plane))?;
+        let machine = &self.control_plane;
+        there.run("the control plane's network", &machine.dir, Some(machine))?;
 
         for (n, node) in self.nodes.iter().enumerate() {
             let mut batch = Batch::default();
@@ -156,7 +161,7 @@ impl Machines {
                 batch.add(format!("route add {any} via {host}"));
             }
             batch.routes(plan, self.nodes.len(), Some(n));
-            batch.run("a node's network", Some(node))?;
+            batch.run("a node's network", &node.dir, Some(node))?;
             let forwarding = sysctl(node, plan.family.has_v6());
             run("forwarding", &mut command(&forwarding))?;
         }
@@ -226,12 +231,13 @@ impl Batch {
         }
     }
 
-    fn run(&self, what: &str, on: Option<&Up>) -> Result<()> {
+    /// `within` is a directory of the cluster, so that what is written goes with it.
+    fn run(&self, what: &str, within: &Path, on: Option<&Up>) -> Result<()> {
         let mut line = on.map(Up::enter).unwrap_or_default();
         // A file, since standard input of helpers is closed.
-        let file = tempfile::NamedTempFile::new_in(HOME).map_err(|e| Failed::at(HOME, e))?;
-        fs::write(file.path(), &self.0).map_err(|e| Failed::at(file.path().display(), e))?;
-        let path = file.path().display().to_string();
+        let file = within.join("network.batch");
+        fs::write(&file, &self.0).map_err(|e| Failed::at(file.display(), e))?;
+        let path = file.display().to_string();
         line.extend(["ip".to_owned(), "-batch".to_owned(), path]);
         run(what, &mut command(&line)).map_err(|e| Failed(format!("{e}\n{}", self.0)))
     }

@@ -5,10 +5,11 @@
 //! end of the first closes when the harness ends, a kill -9 included. Every process of the cluster is
 //! in the cluster's cgroup and every namespace belongs to one of those processes, so nothing is left
 //! once they are gone; no mount and no named namespace is made on the machine itself. Where even the
-//! supervisor was killed, the next one to start sweeps.
+//! supervisor was killed, its guard sweeps, and where that was killed too, the next supervisor to start.
 
 mod claim;
 mod control_plane;
+mod guard;
 mod machines;
 mod node;
 mod processes;
@@ -24,7 +25,9 @@ use tokio::sync::mpsc;
 
 pub(crate) use claim::{HOME, Held, held, sweep_all};
 use dragonfly_e2e::{Failed, Result};
+pub use guard::guard;
 pub(crate) use machines::enter;
+pub(crate) use processes::joining;
 
 use crate::options::{ClusterOptions, Containerd};
 use crate::plan::{API_PORT, Machine, Plan, REGISTRY_PORT, in_url};
@@ -104,17 +107,17 @@ pub struct NodeInfo {
     pub holder: i32,
     /// What it runs.
     pub containerd: Containerd,
+    /// The file that a process on it writes itself into, so that it goes with the cluster.
+    pub procs: PathBuf,
     /// Its own `/run`, `/var`, `/tmp` and more are in here.
     pub dir: PathBuf,
 }
 
-/// Runs a cluster until it is not wanted any more: the whole of `cluster supervise`.
+/// Runs a cluster until it is not wanted any more: what a [`guard()`] starts.
 ///
 /// # Errors
 /// What could not be started, or not be taken down.
 pub async fn run() -> Result<()> {
-    // Not the terminal's: an interrupt there is for the harness.
-    let _ = rustix::process::setsid();
     let wrong = |e| Failed::at("supervisor", e);
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|e| wrong(e.into()))?;
@@ -230,6 +233,7 @@ impl Running {
         }
         let mut infos = vec![];
         for (index, (containerd, machine)) in nodes.iter().zip(&machines.nodes).enumerate() {
+            self.processes.cgroup.make_node(index)?;
             let node = node::Node {
                 index,
                 plan,
@@ -239,6 +243,7 @@ impl Running {
                 programs: &self.request.programs,
                 containerd_programs: &self.request.containerd,
                 cgroup: self.processes.cgroup.of_node(index),
+                procs: self.processes.cgroup.procs(),
             };
             node.start_containerd(&mut self.processes)?;
             infos.push((node.info(), node));

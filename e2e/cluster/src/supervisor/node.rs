@@ -31,6 +31,8 @@ pub(super) struct Node<'a> {
     pub(super) containerd_programs: &'a Programs,
     /// What its containers are put below.
     pub(super) cgroup: String,
+    /// The file that its other processes are written into.
+    pub(super) procs: PathBuf,
 }
 
 impl Node<'_> {
@@ -44,6 +46,7 @@ impl Node<'_> {
             address: self.plan.address(Machine::Node(self.index)).to_string(),
             holder: self.machine.holder,
             containerd: self.containerd,
+            procs: self.procs.clone(),
             dir: self.machine.dir.join("root"),
         }
     }
@@ -169,8 +172,10 @@ impl Node<'_> {
             "resolvConf": resolver,
             "failCgroupV1": false,
             "cgroupDriver": "cgroupfs",
+            // Only with groups for qualities of service does kubelet put pods below its root; without,
+            // containerd puts them beside it, where nobody who ends the cluster looks.
             "cgroupRoot": self.cgroup,
-            "cgroupsPerQOS": false,
+            "cgroupsPerQOS": true,
             "enforceNodeAllocatable": [],
             "oomScoreAdj": 0,
             "failSwapOn": false,

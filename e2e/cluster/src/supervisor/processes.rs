@@ -92,9 +92,8 @@ impl Processes {
         let wrong = |e| Failed::at(&daemon.name, e);
         let errors = log(&self.logs.join(format!("{}.log", daemon.name)))?;
         let output = errors.try_clone().map_err(wrong)?;
-        let child = Command::new("sh")
-            .args(["-c", JOIN])
-            .arg(self.cgroup.procs())
+        let mut command = joining(&self.cgroup.procs());
+        let child = command
             .args(&daemon.line)
             .envs(daemon.environment.iter().map(|(k, v)| (k, v)))
             .current_dir("/")
@@ -204,6 +203,14 @@ impl Processes {
     pub(crate) fn tail(&self, name: &str) -> String {
         tail(&[self.logs.join(format!("{name}.log"))], LINES)
     }
+}
+
+/// A command that puts itself into a cgroup, named by its file of processes, and then becomes what its
+/// arguments say.
+pub(crate) fn joining(procs: &Path) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", JOIN]).arg(procs);
+    command
 }
 
 /// Runs a command to its end; it has to succeed.

@@ -6,12 +6,14 @@
     reason = "tests"
 )]
 
+mod ends;
 mod harness;
 mod installed;
 mod lifecycle;
 mod mesh;
 mod neighbours;
 mod reports;
+mod trace;
 mod ways_in;
 
 use std::sync::Arc;

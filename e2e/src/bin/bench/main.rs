@@ -9,14 +9,14 @@ mod case;
 mod io;
 mod net;
 mod report;
+mod scheduler;
 mod systems;
 mod tracker;
-mod usage;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use dragonfly_e2e::{Failed, Result};
+use dragonfly_e2e::{Failed, Result, usage};
 
 use crate::bed::Bed;
 use crate::case::Case;
@@ -44,6 +44,8 @@ enum What {
         #[arg(long, default_value_t = 5)]
         runs: usize,
     },
+    /// One scheduler, thousands of nodes that join at once
+    Scheduler(scheduler::SchedulerArgs),
     /// A BitTorrent tracker, for the systems that need one
     #[command(hide = true)]
     Tracker { listen: String },
@@ -85,6 +87,7 @@ fn main() {
     let done = match Cli::parse().what {
         What::Swarm(args) => swarm(&args),
         What::Io { size, runs } => io(size, runs),
+        What::Scheduler(args) => scheduler::run(&args).and_then(|c| report::write("scheduler", c)),
         What::Tracker { listen } => tracker::serve(&listen),
     };
     if let Err(e) = done {

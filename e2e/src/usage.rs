@@ -6,17 +6,17 @@ use std::fs;
 const TICKS: f64 = 100.0;
 
 /// User and system seconds of a process that runs, all its threads.
-pub(crate) fn cpu(pid: u32) -> f64 {
+pub fn cpu(pid: u32) -> f64 {
     ticks(&format!("/proc/{pid}/stat"), [11, 12])
 }
 
 /// CPU seconds of children that ended and were waited for.
-pub(crate) fn ended_children() -> f64 {
+pub fn ended_children() -> f64 {
     ticks("/proc/self/stat", [13, 14])
 }
 
 /// Peak (`VmHWM`) or present (`VmRSS`) resident memory of a process, MiB.
-pub(crate) fn memory(pid: u32, which: &str) -> f64 {
+pub fn memory(pid: u32, which: &str) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix(which));
     let kib = line.and_then(|l| l.trim_start_matches(':').split_whitespace().next());
