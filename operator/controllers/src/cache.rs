@@ -44,7 +44,10 @@ pub struct Cache {
     /// All pools, of all namespaces.
     pub pools: Store<DeserializeGuard<SchedulerPool>>,
     /// What the operator made: by kind and, where not all namespaces are watched, namespace.
-    children: HashMap<(Kind, Option<String>), Store<DynamicObject>>,
+    children: HashMap<(Kind, Option<String>), (Store<DynamicObject>, Filled)>,
+    /// Whether all meshes are known.
+    pub(crate) distributions_filled: Filled,
+    pools_filled: Filled,
 }
 
 /// What fills the cache, and tells of changes.
@@ -66,8 +69,8 @@ pub(crate) struct Pools {
 impl Pools {
     pub(crate) fn new(client: &Client) -> Self {
         let config = watcher::Config::default;
-        let (pools, pool_changes) = watch(Api::all(client.clone()), (), config());
-        let (distributions, changes) = watch(Api::all(client.clone()), (), config());
+        let (pools, _, pool_changes) = watch(Api::all(client.clone()), (), config());
+        let (distributions, _, changes) = watch(Api::all(client.clone()), (), config());
         Self {
             pools,
             pool_changes: sound(
@@ -80,12 +83,20 @@ impl Pools {
     }
 }
 
+/// Whether a store has been filled. Any number may wait: of those that wait for a `Store` of kube-runtime
+/// 5.0 only the last is woken.
+pub(crate) type Filled = tokio::sync::watch::Receiver<bool>;
+
 /// A kind's changes, its store filled on the way.
 fn watch<K>(
     api: Api<K>,
     resource: K::DynamicType,
     config: watcher::Config,
-) -> (Store<K>, impl futures::Stream<Item = watcher::Result<K>>)
+) -> (
+    Store<K>,
+    Filled,
+    impl futures::Stream<Item = watcher::Result<K>>,
+)
 where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
     K::DynamicType: Clone + Eq + std::hash::Hash,
@@ -102,7 +113,13 @@ where
             tracing::warn!(%error, what, at, "cannot be watched; tried again");
         }
     });
-    (store, logged.reflect(writer).touched_objects())
+    let (filled, is_filled) = tokio::sync::watch::channel(false);
+    let reflected = logged.reflect(writer).inspect(move |event| {
+        if matches!(event, Ok(watcher::Event::InitDone)) {
+            filled.send_replace(true);
+        }
+    });
+    (store, is_filled, reflected.touched_objects())
 }
 
 /// Only what went well: errors were logged, and the watch goes on by itself.
@@ -118,8 +135,9 @@ impl Cache {
     /// The stores, and the streams that have to be polled to fill them.
     pub fn new(client: &Client, namespaces: &Namespaces) -> (Self, Streams) {
         let config = watcher::Config::default;
-        let (distributions, distribution_changes) = watch(Api::all(client.clone()), (), config());
-        let (pools, pool_changes) = watch(Api::all(client.clone()), (), config());
+        let (distributions, distributions_filled, distribution_changes) =
+            watch(Api::all(client.clone()), (), config());
+        let (pools, pools_filled, pool_changes) = watch(Api::all(client.clone()), (), config());
         let scopes: Vec<_> = match namespaces {
             Namespaces::All => vec![None],
             Namespaces::Listed(names) => names.iter().cloned().map(Some).collect(),
@@ -133,11 +151,11 @@ impl Cache {
                     None => Api::all_with(client.clone(), &resource),
                     Some(name) => Api::namespaced_with(client.clone(), name, &resource),
                 };
-                let (store, changes) = watch(api, resource.clone(), config().labels(OURS));
+                let (store, filled, changes) = watch(api, resource.clone(), config().labels(OURS));
                 // By resource version: the final state of a deleted object is a change as well.
                 let changes =
                     changes.predicate_filter(predicates::resource_version, Default::default());
-                children.insert((kind, scope.clone()), store);
+                children.insert((kind, scope.clone()), (store, filled));
                 child_changes.push((resource, sound(changes)));
             }
         }
@@ -153,11 +171,13 @@ impl Cache {
             distributions,
             pools,
             children,
+            distributions_filled,
+            pools_filled,
         };
         (cache, streams)
     }
 
-    fn store(&self, kind: Kind, namespace: &str) -> Option<&Store<DynamicObject>> {
+    fn store(&self, kind: Kind, namespace: &str) -> Option<&(Store<DynamicObject>, Filled)> {
         let everywhere = self.children.get(&(kind, None));
         everywhere.or_else(|| self.children.get(&(kind, Some(namespace.to_owned()))))
     }
@@ -168,17 +188,32 @@ impl Cache {
     /// What is not known in time.
     pub async fn filled(&self, namespace: &str) -> Result<(), String> {
         let until = tokio::time::Instant::now() + FILLED;
+        let wait = |filled: &Filled, what: &'static str| {
+            let mut filled = filled.clone();
+            async move {
+                let filled = filled.wait_for(|filled| *filled);
+                match tokio::time::timeout_at(until, filled).await {
+                    Ok(Ok(_)) => Ok(()),
+                    _ => Err(what),
+                }
+            }
+        };
+        let unknown = |what: &str| {
+            format!(
+                "the operator cannot list {what} in namespace {namespace} yet; has it a Role there?"
+            )
+        };
+        wait(&self.distributions_filled, "distributions")
+            .await
+            .map_err(unknown)?;
+        wait(&self.pools_filled, "schedulerpools")
+            .await
+            .map_err(unknown)?;
         for kind in Kind::WATCHED {
-            let Some(store) = self.store(kind, namespace) else {
+            let Some((_, filled)) = self.store(kind, namespace) else {
                 return Err(format!("{} in {namespace} are not watched", kind.plural));
             };
-            let ready = tokio::time::timeout_at(until, store.wait_until_ready()).await;
-            if !matches!(ready, Ok(Ok(()))) {
-                return Err(format!(
-                    "the operator cannot list {} in namespace {namespace} yet; has it a Role there?",
-                    kind.plural
-                ));
-            }
+            wait(filled, kind.plural).await.map_err(unknown)?;
         }
         Ok(())
     }
@@ -186,12 +221,12 @@ impl Cache {
     /// An object that the operator made. `None` also for one without its label.
     pub fn get(&self, kind: Kind, namespace: &str, name: &str) -> Option<Arc<DynamicObject>> {
         let key = ObjectRef::new_with(name, resource(kind)).within(namespace);
-        self.store(kind, namespace)?.get(&key)
+        self.store(kind, namespace)?.0.get(&key)
     }
 
     /// All objects of a kind that a mesh owns.
     pub fn owned(&self, kind: Kind, namespace: &str, uid: &str) -> Vec<Arc<DynamicObject>> {
-        let Some(store) = self.store(kind, namespace) else {
+        let Some((store, _)) = self.store(kind, namespace) else {
             return vec![];
         };
         store.state_filter(|object| {

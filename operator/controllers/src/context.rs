@@ -16,6 +16,9 @@ use crate::{Metrics, Options};
 /// How long it is believed whether the cluster knows the PodMonitor kind.
 const KNOWN: Duration = Duration::from_secs(60);
 
+/// How often numbers alone are worth a write.
+const COUNTED: Duration = Duration::from_secs(10);
+
 /// Shared by all reconciliations.
 pub struct Context {
     pub(crate) client: Client,
@@ -23,6 +26,7 @@ pub struct Context {
     pub(crate) cache: Cache,
     pub(crate) recorder: Recorder,
     pub(crate) backoff: Backoff,
+    pub(crate) counted: Counted,
     /// What was applied and told, counted.
     pub metrics: Arc<Metrics>,
     /// By the mesh's UID: the Secret's version and what is in it, so that it is checked once.
@@ -43,6 +47,7 @@ impl Context {
             options,
             cache,
             backoff: Backoff::default(),
+            counted: Counted::default(),
             metrics,
             keys: Mutex::default(),
             pod_monitors: Mutex::default(),
@@ -76,6 +81,25 @@ impl Context {
         };
         *lock() = Some((Instant::now(), known));
         Ok(known)
+    }
+}
+
+/// How long it is since an object's numbers were told: they are not told each time one changes.
+#[derive(Default)]
+pub(crate) struct Counted(Mutex<HashMap<String, Instant>>);
+
+impl Counted {
+    /// How long to wait until numbers alone may be told again; `None`: not at all.
+    pub(crate) fn wait(&self, uid: &str) -> Option<Duration> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        COUNTED.checked_sub(all.get(uid)?.elapsed())
+    }
+
+    /// They were told.
+    pub(crate) fn said(&self, uid: &str) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, when| when.elapsed() < COUNTED);
+        all.insert(uid.to_owned(), Instant::now());
     }
 }
 

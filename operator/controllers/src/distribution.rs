@@ -17,6 +17,7 @@ use dragonfly_operator_core::status::{self, Outcome, Stalled};
 use dragonfly_operator_core::validate::{Mesh, validate};
 use dragonfly_operator_core::{Addresses, Kind, Objects};
 use futures::StreamExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Api, DynamicObject};
 use kube::core::{ApiResource, DeserializeGuard};
 use kube::runtime::controller::{Action, Config, Controller};
@@ -226,20 +227,42 @@ async fn visit(context: &Context, namespace: &str, name: &str) -> Result<Action,
         policy.as_ref(),
         Some(&json!(components)),
     );
-    let written = context.tell(&resource, (namespace, name), &was, &is).await;
-    let written = written.map_err(|error| Error(format!("status: {}", said(&error))))?;
-    if written {
-        context.announce(&resource, &live, &told, &conditions).await;
+    let uid = live.metadata.uid.clone().unwrap_or_default();
+    let news = is_news(&told, &conditions)
+        || ["observedGeneration", "policy"]
+            .into_iter()
+            .any(|field| was.get(field) != is.get(field));
+    let mut again = RESYNC;
+    match context.counted.wait(&uid).filter(|_| !news && was != is) {
+        // Of a thousand pods that get ready one after the other, every few are worth a word.
+        Some(rest) => again = rest,
+        None => {
+            let written = context.tell(&resource, (namespace, name), &was, &is).await;
+            let written = written.map_err(|error| Error(format!("status: {}", said(&error))))?;
+            if written {
+                context.counted.said(&uid);
+                context.announce(&resource, &live, &told, &conditions).await;
+            }
+        }
     }
     match outcome {
         Outcome::Failed(why) => Err(Error(why)),
-        Outcome::Applied(_) => Ok(Action::requeue(later(RESYNC))),
+        Outcome::Applied(_) => Ok(Action::requeue(later(again))),
         Outcome::Stalled(stalled) => Ok(match stalled.reason {
             // Nothing but a change of objects that are watched helps.
             reason::INVALID_SPEC | reason::NAMESPACE_NOT_ALLOWED => Action::await_change(),
             _ => Action::requeue(later(LOOK_AGAIN)),
         }),
     }
+}
+
+/// Whether conditions say something else, not only with other numbers.
+fn is_news(before: &[Condition], after: &[Condition]) -> bool {
+    let said = |all: &[Condition]| -> Vec<(String, String, String)> {
+        let row = |c: &Condition| (c.type_.clone(), c.status.clone(), c.reason.clone());
+        all.iter().map(row).collect()
+    };
+    said(before) != said(after)
 }
 
 /// Not all at once.
@@ -293,12 +316,10 @@ impl Seen<'_> {
 
 /// From what was seen to what is wanted, applied: the mesh and its live objects.
 async fn steps(context: &Context, seen: &Seen<'_>) -> Result<(Mesh, Vec<(Kind, Value)>), Stop> {
+    let namespace = seen.live.namespace().unwrap_or_default();
+    let filled = context.cache.filled(&namespace).await;
+    filled.map_err(Stop::Failed)?;
     let mesh = validated(context, seen)?;
-    context
-        .cache
-        .filled(&mesh.namespace)
-        .await
-        .map_err(Stop::Failed)?;
     if let Some(why) = claimed(context, seen) {
         return Err(Stop::Stalled(Stalled::new(reason::NODES_CLAIMED, why)));
     }

@@ -93,9 +93,9 @@ pub async fn run(
     let (context, streams) = Context::new(client, options, metrics);
     let pools = cache::Pools::new(&context.client);
     let context = Arc::new(context);
-    let known = context.cache.distributions.clone();
+    let mut known = context.cache.distributions_filled.clone();
     tokio::spawn(async move {
-        if known.wait_until_ready().await.is_ok() {
+        if known.wait_for(|known| *known).await.is_ok() {
             ready.store(true, Ordering::Relaxed);
         }
     });

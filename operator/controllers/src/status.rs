@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_mistake_is_news_once_and_again_when_it_is_another() {
-        let now = Time(k8s_openapi::jiff::Timestamp::from_second(1).unwrap());
+        let now = Time(Timestamp::from_second(1).unwrap());
         let said = |outcome: &Outcome, before: &[Condition]| {
             of_mesh(before, Some(1), outcome, &Components::default(), &now)
         };

@@ -11,4 +11,5 @@
 mod bed;
 mod conditions;
 mod objects;
+mod running;
 mod schema;

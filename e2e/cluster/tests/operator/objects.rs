@@ -312,3 +312,69 @@ async fn metrics_are_scraped_where_the_cluster_knows_how() {
     drop(operator);
     cluster.stop().await.unwrap();
 }
+
+/// Pods as the mesh's workloads make them, tried against a level of Pod Security.
+async fn taken_at(place: &Place, level: &str) -> [bool; 3] {
+    let namespaces: kube::Api<k8s_openapi::api::core::v1::Namespace> =
+        kube::Api::all(place.client.clone());
+    let label = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": level}}});
+    namespaces
+        .patch(
+            place.namespace,
+            &PatchParams::default(),
+            &Patch::Merge(&label),
+        )
+        .await
+        .unwrap();
+    let deployments = place.api::<Deployment>();
+    let scheduler = deployments
+        .get("m-scheduler-0")
+        .await
+        .unwrap()
+        .spec
+        .unwrap();
+    let seed = deployments.get("m-seed").await.unwrap().spec.unwrap();
+    let peer = place
+        .api::<DaemonSet>()
+        .get("m-peer")
+        .await
+        .unwrap()
+        .spec
+        .unwrap();
+    let mut taken = [false; 3];
+    for (taken, template) in
+        taken
+            .iter_mut()
+            .zip([scheduler.template, seed.template, peer.template])
+    {
+        let pod = k8s_openapi::api::core::v1::Pod {
+            metadata: kube::api::ObjectMeta {
+                name: Some("tried".to_owned()),
+                ..Default::default()
+            },
+            spec: template.spec,
+            ..Default::default()
+        };
+        let params = kube::api::PostParams {
+            dry_run: true,
+            ..Default::default()
+        };
+        let made = place.api().create(&params, &pod).await;
+        *taken = match made {
+            Ok(_) => true,
+            Err(kube::Error::Api(status)) if status.message.contains("PodSecurity") => false,
+            Err(other) => panic!("{other}"),
+        };
+    }
+    taken
+}
+
+#[tokio::test]
+async fn only_peers_need_a_privileged_namespace() {
+    let place = Place::of(shared().await, "t10").await;
+    place.mesh("m", "{}").await;
+    place.applied("m").await;
+    assert_eq!(taken_at(&place, "restricted").await, [true, true, false]);
+    assert_eq!(taken_at(&place, "baseline").await, [true, true, false]);
+    assert_eq!(taken_at(&place, "privileged").await, [true, true, true]);
+}

@@ -38,12 +38,16 @@ pub(super) fn deployments(
                     ("grpc", names::SCHEDULER_PORT),
                     (ADMIN, names::SCHEDULER_ADMIN),
                 ],
-                volumes: vec![volume(
-                    "authority",
-                    &format!("{STATE}/mesh"),
-                    Source::Secret(names::authority(&mesh.name)),
-                    false,
-                )],
+                volumes: vec![
+                    // The last good policy, for a restart while the API server does not answer.
+                    volume("state", STATE, Source::EmptyDir { limit: None }, false),
+                    volume(
+                        "authority",
+                        &format!("{STATE}/mesh"),
+                        Source::Secret(names::authority(&mesh.name)),
+                        false,
+                    ),
+                ],
                 root: false,
                 host_network: false,
                 token: true,

@@ -1,0 +1,361 @@
+//! The operator in a pod, and the mesh that it runs on real nodes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dragonfly_cluster::image::{Architecture, component};
+use dragonfly_cluster::wait::{ready_deployment, wait_for, wait_until};
+use dragonfly_cluster::{Cluster, ClusterOptions, Failed, Result, apply, mesh, pod, pods_possible};
+use dragonfly_crds::Distribution;
+use dragonfly_e2e::sample;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+use kube::api::{Api, DeleteParams, ListParams};
+use kube::{Client, ResourceExt};
+use serde_json::json;
+use tokio::sync::OnceCell;
+
+use crate::bed::{Place, condition, install, read};
+
+const SYSTEM: &str = "dragonfly-system";
+/// How long pods may take on a machine that does other things too.
+const READY: Duration = Duration::from_secs(180);
+
+async fn load(cluster: &Cluster, name: &str) -> Result<String> {
+    let program = match name {
+        "dragonfly" => dragonfly_e2e::binary::dragonfly()?,
+        "dragonfly-operator" => dragonfly_e2e::binary::operator()?,
+        _ => env!("CARGO_BIN_EXE_test-origin").into(),
+    };
+    let image = component(name)?.image(Architecture::HERE, &program)?;
+    cluster.load_image(&image, &format!("{name}:dev")).await
+}
+
+/// Two nodes with the operator as `config/` installs it, and an origin.
+async fn shared() -> Arc<Cluster> {
+    static READY_ONCE: OnceCell<Arc<Cluster>> = OnceCell::const_new();
+    let started = READY_ONCE.get_or_init(|| async {
+        let cluster = Cluster::shared(&ClusterOptions::nodes(2)).await.unwrap();
+        let client = cluster.client().await.unwrap();
+        install(&client, &[SYSTEM]).await.unwrap();
+        let operator = load(&cluster, "dragonfly-operator").await.unwrap();
+        let dragonfly = load(&cluster, "dragonfly").await.unwrap();
+        load(&cluster, "test-origin").await.unwrap();
+        let text = read("config/operator/deployment.yaml")
+            .unwrap()
+            .replace(
+                "image: dragonfly-operator:dev",
+                &format!("image: {operator}"),
+            )
+            .replace("value: dragonfly:dev", &format!("value: {dragonfly}"));
+        pods_possible(&client, SYSTEM).await.unwrap();
+        apply::yaml(&client, SYSTEM, &text).await.unwrap();
+        apply::yaml(&client, SYSTEM, mesh::ORIGIN).await.unwrap();
+        let deployments: Api<Deployment> = Api::namespaced(client.clone(), SYSTEM);
+        for name in ["dragonfly-operator", "origin"] {
+            let ready = wait_for(&deployments, name, READY, ready_deployment).await;
+            if let Err(wrong) = ready {
+                let shown = dragonfly_cluster::diagnostics::of_namespace(&client, SYSTEM).await;
+                panic!("{wrong}\n{shown}");
+            }
+        }
+        cluster
+    });
+    started.await.clone()
+}
+
+async fn ready(place: &Place, name: &str) -> Distribution {
+    let api: Api<Distribution> = place.api();
+    let waited = wait_for(&api, name, READY, |mesh| {
+        let mesh = mesh.ok_or("not there")?;
+        let ready = condition(mesh, "Ready").ok_or("nothing is said yet")?;
+        let current = ready.observed_generation == mesh.metadata.generation;
+        if current && ready.status == "True" {
+            Ok(mesh.clone())
+        } else {
+            Err(format!("{ready:?}"))
+        }
+    });
+    match waited.await {
+        Ok(mesh) => mesh,
+        Err(wrong) => {
+            let shown =
+                dragonfly_cluster::diagnostics::of_namespace(&place.client, place.namespace).await;
+            panic!("{wrong}\n{shown}");
+        }
+    }
+}
+
+/// A pod of a user on a node, that gets a file through the node's peer.
+fn getter(node: &str, url: &str, digest: &str) -> String {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": format!("get-{node}")},
+        "spec": {
+            "nodeName": node,
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": false,
+            // The socket is root's and its group's.
+            "securityContext": {"runAsUser": 0, "runAsGroup": 0},
+            "containers": [{
+                "name": "get", "image": "registry.test/dragonfly:dev",
+                "args": ["get", url, "-O", "/out/file", "--digest", digest, "-q"],
+                "volumeMounts": [
+                    {"name": "socket", "mountPath": "/run/dragonfly"},
+                    {"name": "out", "mountPath": "/out"},
+                ],
+            }],
+            "volumes": [
+                {"name": "socket", "hostPath": {"path": "/run/dragonfly", "type": "Directory"}},
+                {"name": "out", "emptyDir": {}},
+            ],
+        },
+    })
+    .to_string()
+}
+
+async fn origin_url(client: &Client) -> String {
+    let services: Api<Service> = Api::namespaced(client.clone(), SYSTEM);
+    let origin = services.get("origin").await.unwrap();
+    let address = origin.spec.unwrap().cluster_ip.unwrap();
+    format!("http://{address}/{}", mesh::CONTENT.0)
+}
+
+async fn origin_sent(client: &Client) -> u64 {
+    let origins = pod::with_labels(client, SYSTEM, "app=origin")
+        .await
+        .unwrap();
+    let log = pod::log(client, SYSTEM, &origins[0].name_any())
+        .await
+        .unwrap();
+    let last = log.lines().rfind(|line| line.contains(" sent "));
+    last.and_then(|line| line.rsplit(' ').next()?.parse().ok())
+        .unwrap_or_default()
+}
+
+/// One test, for meshes on the same nodes exclude each other: from the first object to the last trace.
+#[tokio::test]
+async fn two_objects_make_a_mesh_that_serves_every_node_and_goes_without_a_trace() {
+    let cluster = shared().await;
+    let client = cluster.client().await.unwrap();
+    let place = Place {
+        client: client.clone(),
+        namespace: SYSTEM,
+    };
+    // As a person does: the samples.
+    for file in ["schedulerpool", "distribution"] {
+        place
+            .apply(&read(&format!("config/samples/{file}.yaml")).unwrap())
+            .await;
+    }
+    let mesh = ready(&place, "default").await;
+    let parts = mesh.status.as_ref().unwrap().components.unwrap();
+    assert_eq!(
+        (parts.schedulers.ready, parts.seeds.ready, parts.peers.ready),
+        (1, 1, 2)
+    );
+
+    let (url, (_, len)) = (origin_url(&client).await, mesh::CONTENT);
+    let dir = tempfile::tempdir().unwrap();
+    let digest = sample::random(&dir.path().join("content"), len, len)
+        .unwrap()
+        .digest;
+    let pods: Api<Pod> = place.api();
+    for node in cluster.nodes() {
+        place.apply(&getter(node.name(), &url, &digest)).await;
+        let name = format!("get-{}", node.name());
+        let ended = wait_for(&pods, &name, READY, |pod| {
+            let status = pod.and_then(|p| p.status.as_ref()).ok_or("not there")?;
+            match status.phase.as_deref() {
+                Some("Succeeded") => Ok(()),
+                _ => Err(dragonfly_cluster::diagnostics::pod_state(status)),
+            }
+        });
+        if let Err(wrong) = ended.await {
+            let shown = dragonfly_cluster::diagnostics::of_namespace(&client, SYSTEM).await;
+            panic!("{wrong}\n{shown}");
+        }
+    }
+    assert_eq!(origin_sent(&client).await, len, "each byte once");
+
+    policy_reaches_peers(&place).await;
+    without_operator(&place).await;
+    leaves_no_trace(&cluster, &place).await;
+}
+
+/// A change by `kubectl apply` is run by every node, without a restart.
+async fn policy_reaches_peers(place: &Place) {
+    let restarts = restarts(place).await;
+    let spec = "{profile: Light, schedulerPoolRef: {name: default}, limits: {upload: 200Mi}}";
+    let object = json!({
+        "apiVersion": "d7y.io/v1alpha1", "kind": "Distribution", "metadata": {"name": "default"},
+        "spec": serde_saphyr::from_str::<serde_json::Value>(spec).unwrap(),
+    });
+    place.apply(&object.to_string()).await;
+    let api: Api<Distribution> = place.api();
+    let acknowledged = wait_for(&api, "default", READY, |mesh| {
+        let status = mesh.and_then(|m| m.status.as_ref()).ok_or("no status")?;
+        let revision = status.policy.as_ref().and_then(|p| p["revision"].as_i64());
+        // By the status alone, as a person sees it.
+        let rollout = serde_json::to_value(&status.rollout).unwrap_or_default();
+        let current = rollout["revisions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|row| row["revision"] == 2)
+            .filter_map(|row| row["nodes"].as_i64())
+            .sum::<i64>();
+        if revision == Some(2) && current == 3 {
+            Ok(())
+        } else {
+            Err(format!("revision {revision:?}, {rollout}"))
+        }
+    });
+    acknowledged.await.unwrap();
+    assert_eq!(self::restarts(place).await, restarts);
+}
+
+/// Pods of the mesh, and how often they were started.
+async fn restarts(place: &Place) -> Vec<(String, i32)> {
+    let all = pod::with_labels(
+        &place.client,
+        place.namespace,
+        "app.kubernetes.io/instance=default",
+    );
+    let all = all.await.unwrap();
+    all.iter()
+        .map(|pod| {
+            let status = pod
+                .status
+                .as_ref()
+                .and_then(|s| s.container_statuses.as_ref());
+            let count = status.into_iter().flatten().map(|c| c.restart_count).sum();
+            (pod.name_any(), count)
+        })
+        .collect()
+}
+
+/// The mesh goes on while the operator is away, and what was changed meanwhile is done when it is back.
+async fn without_operator(place: &Place) {
+    let deployments: Api<Deployment> = place.api();
+    let scale = |replicas: i32| {
+        let change = json!({"spec": {"replicas": replicas}});
+        let params = kube::api::PatchParams::default();
+        let deployments = deployments.clone();
+        async move {
+            deployments
+                .patch(
+                    "dragonfly-operator",
+                    &params,
+                    &kube::api::Patch::Merge(&change),
+                )
+                .await
+                .unwrap();
+        }
+    };
+    scale(0).await;
+    let pods = || {
+        pod::with_labels(
+            &place.client,
+            SYSTEM,
+            "app.kubernetes.io/name=dragonfly-operator",
+        )
+    };
+    wait_until("the operator to be away", READY, || async {
+        let left = pods().await?.len();
+        Ok(if left == 0 {
+            Ok(())
+        } else {
+            Err(format!("{left} left"))
+        })
+    })
+    .await
+    .unwrap();
+    deployments
+        .delete("default-seed", &DeleteParams::default())
+        .await
+        .unwrap();
+    let mesh = place.get("default").await;
+    assert_eq!(condition(&mesh, "Ready").unwrap().status, "True");
+    scale(1).await;
+    let seeds = wait_for(&deployments, "default-seed", READY, ready_deployment);
+    seeds.await.unwrap();
+    ready(place, "default").await;
+}
+
+/// Deleting the mesh takes all of it, whether the operator is there or not.
+async fn leaves_no_trace(cluster: &Cluster, place: &Place) {
+    let operators: Api<Deployment> = place.api();
+    operators
+        .delete("dragonfly-operator", &DeleteParams::background())
+        .await
+        .unwrap();
+    let meshes: Api<Distribution> = place.api();
+    meshes
+        .delete("default", &DeleteParams::default())
+        .await
+        .unwrap();
+    let gone = wait_until("everything of the mesh to be gone", READY, || async {
+        let labels = ListParams::default().labels("app.kubernetes.io/instance=default");
+        let wrong = |e: kube::Error| Failed::at("what is left", e);
+        let pods: Api<Pod> = place.api();
+        let mut left: Vec<String> = vec![];
+        left.extend(names(&pods, &labels).await.map_err(wrong)?);
+        left.extend(
+            names::<Deployment>(&place.api(), &labels)
+                .await
+                .map_err(wrong)?,
+        );
+        left.extend(
+            names::<DaemonSet>(&place.api(), &labels)
+                .await
+                .map_err(wrong)?,
+        );
+        left.extend(
+            names::<ConfigMap>(&place.api(), &labels)
+                .await
+                .map_err(wrong)?,
+        );
+        left.extend(
+            names::<Secret>(&place.api(), &labels)
+                .await
+                .map_err(wrong)?,
+        );
+        left.extend(
+            names::<Service>(&place.api(), &labels)
+                .await
+                .map_err(wrong)?,
+        );
+        Ok(if left.is_empty() {
+            Ok(())
+        } else {
+            Err(left.join(", "))
+        })
+    });
+    gone.await.unwrap();
+    assert!(meshes.get_opt("default").await.unwrap().is_none());
+    for node in cluster.nodes() {
+        // What is said in docs/kubernetes.md: the content stays until somebody removes it.
+        node.run(&["rm", "-r", "/var/lib/dragonfly/peer"])
+            .await
+            .unwrap();
+        let left = node.run(&["ls", "-A", "/run/dragonfly"]).await.unwrap();
+        assert_eq!(left, "", "a socket that nobody serves");
+    }
+}
+
+async fn names<K>(
+    api: &Api<K>,
+    labels: &ListParams,
+) -> std::result::Result<Vec<String>, kube::Error>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    let listed = api.list(labels).await?;
+    let kind = K::kind(&());
+    Ok(listed
+        .items
+        .iter()
+        .map(|o| format!("{kind} {}", o.name_any()))
+        .collect())
+}

@@ -1,0 +1,279 @@
+//! What meshes become, without a cluster.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests may fail loudly"
+)]
+
+use std::collections::BTreeSet;
+
+use dragonfly_crds::{Distribution, Invalid};
+use dragonfly_operator_core::build::{Keys, objects, services};
+use dragonfly_operator_core::validate::validate;
+use dragonfly_operator_core::{Addresses, Mesh, Settings, Wanted};
+use k8s_openapi::api::core::v1::Service;
+use serde_json::{Value, json};
+
+fn distribution(spec: &str) -> Distribution {
+    let spec: Value = serde_saphyr::from_str(spec).unwrap();
+    let object = json!({
+        "apiVersion": "d7y.io/v1alpha1", "kind": "Distribution",
+        "metadata": {"namespace": "n", "name": "m".repeat(45), "uid": "u"},
+        "spec": spec,
+    });
+    serde_json::from_value(object).unwrap()
+}
+
+fn mesh(spec: &str) -> Mesh {
+    validate(&distribution(spec), None, None).unwrap_or_else(|wrong| panic!("{wrong:?}"))
+}
+
+fn mistakes(spec: &str) -> Vec<Invalid> {
+    validate(&distribution(spec), None, None).unwrap_err()
+}
+
+fn built(mesh: &Mesh) -> Vec<Wanted> {
+    let addresses = Addresses {
+        schedulers: (0..64).map(|n| format!("10.0.0.{n}:8002")).collect(),
+        ipv6: false,
+    };
+    let keys = Keys {
+        fingerprint: "f".to_owned(),
+        join_token: Some("token".to_owned()),
+    };
+    let settings = Settings {
+        image: "dragonfly:1".to_owned(),
+        ..Settings::default()
+    };
+    let all = objects(mesh, &addresses, &keys, &settings, true);
+    all.wanted().unwrap()
+}
+
+/// The pods of every workload, with the workload's name.
+fn pods(all: &[Wanted]) -> Vec<(&str, &Value)> {
+    let found = all.iter().filter_map(|object| {
+        let pod = object.body.pointer("/spec/template/spec")?;
+        Some((object.name.as_str(), pod))
+    });
+    found.collect()
+}
+
+fn pod<'a>(all: &'a [Wanted], part: &str) -> &'a Value {
+    let named = |name: &str| name.trim_start_matches("m").starts_with(part);
+    let found = pods(all).into_iter().find(|(name, _)| named(name));
+    found.unwrap_or_else(|| panic!("no {part}")).1
+}
+
+const MESHES: [&str; 8] = [
+    "{}",
+    "{profile: Heavy, networkPolicies: {nodeCIDRs: [10.0.0.0/8]}}",
+    "{seeds: {replicas: 64, storage: {volumeClaim: {size: 1Gi}}}}",
+    "{seeds: {storage: {hostPath: {path: /data}}}}",
+    "{security: {transport: Plaintext}}",
+    "{storage: {media: Memory, quota: 1Gi}}",
+    "{peers: {storage: {emptyDir: {}}}}",
+    "{externalSchedulers: {addresses: ['a:1'], mesh: x, joinTokenSecretRef: {name: t}}, \
+      seeds: {location: External}}",
+];
+
+#[test]
+fn equal_meshes_become_equal_objects_of_one_name_each_that_go_with_the_mesh() {
+    for spec in MESHES {
+        let all = built(&mesh(spec));
+        assert_eq!(all, built(&mesh(spec)), "{spec}");
+        let mut names = BTreeSet::new();
+        for object in &all {
+            assert!(
+                names.insert((object.kind, object.name.clone())),
+                "{object:?}"
+            );
+            assert!(object.name.len() <= 63, "{}", object.name);
+            assert_eq!(object.namespace, "n");
+            let meta = &object.body["metadata"];
+            assert_eq!(meta["ownerReferences"][0]["uid"], "u", "{}", object.name);
+            assert_eq!(
+                meta["labels"]["app.kubernetes.io/managed-by"],
+                "dragonfly-operator"
+            );
+            assert_eq!(object.body["kind"], object.kind.kind);
+            assert_eq!(object.body["apiVersion"], object.kind.api_version());
+        }
+    }
+}
+
+#[test]
+fn every_pod_has_no_capability_no_shell_to_write_with_and_no_token_but_a_schedulers() {
+    for spec in MESHES {
+        for (name, pod) in pods(&built(&mesh(spec))) {
+            let container = &pod["containers"][0]["securityContext"];
+            assert_eq!(container["allowPrivilegeEscalation"], false, "{name}");
+            assert_eq!(container["readOnlyRootFilesystem"], true, "{name}");
+            assert_eq!(
+                container["capabilities"],
+                json!({"drop": ["ALL"]}),
+                "{name}"
+            );
+            let own = &pod["securityContext"];
+            assert_eq!(own["seccompProfile"]["type"], "RuntimeDefault", "{name}");
+            let scheduler = name.contains("-scheduler-");
+            assert_eq!(pod["automountServiceAccountToken"], scheduler, "{name}");
+            let of_node = pod["volumes"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|volume| volume["hostPath"].is_object());
+            let root = own["runAsUser"] == 0;
+            assert_eq!(
+                root, of_node,
+                "{name}: root where it has a directory of the node"
+            );
+            assert_eq!(own["runAsNonRoot"] == true, !root, "{name}");
+        }
+    }
+}
+
+#[test]
+fn keys_are_where_they_are_needed_and_nowhere_else() {
+    let secrets = |spec: &str, part: &str| -> Vec<String> {
+        let all = built(&mesh(spec));
+        let volumes = pod(&all, part)["volumes"].as_array().unwrap().clone();
+        let named = volumes
+            .iter()
+            .filter_map(|v| v["secret"]["secretName"].as_str());
+        named
+            .map(|name| name.trim_start_matches("m").to_owned())
+            .collect()
+    };
+    assert_eq!(secrets("{}", "-scheduler"), ["-authority"]);
+    assert_eq!(secrets("{}", "-peer"), ["-join"]);
+    assert_eq!(secrets("{}", "-seed"), ["-join"]);
+    let plain = "{security: {transport: Plaintext}}";
+    assert_eq!(secrets(plain, "-scheduler"), ["-authority"]);
+    assert!(secrets(plain, "-peer").is_empty());
+    let token = |all: &[Wanted]| all.iter().any(|o| o.name.ends_with("-join"));
+    assert!(token(&built(&mesh("{}"))) && !token(&built(&mesh(plain))));
+}
+
+#[test]
+fn content_in_memory_has_room_and_a_mesh_on_other_media_has_other_pods() {
+    let request = |spec: &str, part: &str| {
+        let all = built(&mesh(spec));
+        pod(&all, part)["containers"][0]["resources"]["requests"]["memory"].clone()
+    };
+    assert_eq!(request("{}", "-peer"), "256Mi");
+    let memory = "{storage: {media: Memory, quota: 1Gi}}";
+    assert_eq!(request(memory, "-peer"), "1280Mi");
+    assert_eq!(request(memory, "-scheduler"), "128Mi");
+    let said = "{storage: {media: Memory}, peers: {pods: {resources: {limits: {memory: 3Gi}}}}}";
+    assert_eq!(request(said, "-peer"), "3Gi");
+    let annotations = |spec: &str| {
+        let all = built(&mesh(spec));
+        let peers = all
+            .iter()
+            .find(|o| o.name.ends_with("-peer") && o.kind.kind == "DaemonSet");
+        peers.unwrap().body["spec"]["template"]["metadata"]["annotations"].clone()
+    };
+    assert_ne!(annotations("{}"), annotations(memory));
+    assert_eq!(
+        annotations("{}"),
+        annotations("{limits: {upload: 1Gi}, storage: {quota: 1Gi}}"),
+        "what nodes take while they run replaces no pod"
+    );
+}
+
+#[test]
+fn addresses_come_from_services_of_either_family() {
+    let service = |ip: &str, families: &[&str]| -> Service {
+        let spec = json!({"clusterIP": ip, "ipFamilies": families});
+        serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap()
+    };
+    let rows = [
+        (service("10.0.0.1", &["IPv4"]), "10.0.0.1:8002", false),
+        (
+            service("10.0.0.1", &["IPv4", "IPv6"]),
+            "10.0.0.1:8002",
+            true,
+        ),
+        (service("fd00::1", &["IPv6"]), "[fd00::1]:8002", true),
+    ];
+    for (service, address, ipv6) in rows {
+        let found = Addresses::of_services(&[service]).unwrap();
+        assert_eq!((found.schedulers[0].as_str(), found.ipv6), (address, ipv6));
+    }
+    assert_eq!(Addresses::of_services(&[service("", &[])]), None);
+    assert_eq!(services(&mesh("{}")).len(), 1);
+}
+
+#[test]
+fn what_an_older_schema_let_through_is_found() {
+    let rows = [
+        ("{peers: {port: 80}}", "spec.peers.port"),
+        ("{peers: {port: 70000}}", "spec.peers.port"),
+        ("{peers: {adminPort: 4000}}", "spec.peers.adminPort"),
+        (
+            "{peers: {maxUnavailablePercent: 0}}",
+            "spec.peers.maxUnavailablePercent",
+        ),
+        (
+            "{peers: {socketDirectory: /}}",
+            "spec.peers.socketDirectory",
+        ),
+        (
+            "{peers: {socketDirectory: 'run'}}",
+            "spec.peers.socketDirectory",
+        ),
+        (
+            "{peers: {storage: {hostPath: {path: /a/../b}}}}",
+            "spec.peers.storage.hostPath.path",
+        ),
+        (
+            "{peers: {storage: {hostPath: {path: /a}, emptyDir: {}}}}",
+            "spec.peers.storage",
+        ),
+        (
+            "{seeds: {storage: {hostPath: {path: /a}, volumeClaim: {size: 1}}}}",
+            "spec.seeds.storage",
+        ),
+        (
+            "{seeds: {storage: {hostPath: {path: /var/lib/dragonfly/peer}}}}",
+            "spec.seeds.storage.hostPath.path",
+        ),
+        (
+            "{networkPolicies: {nodeCIDRs: []}}",
+            "spec.networkPolicies.nodeCIDRs",
+        ),
+        (
+            "{networkPolicies: {nodeCIDRs: [10.0.0.0/33]}}",
+            "spec.networkPolicies.nodeCIDRs[0]",
+        ),
+        (
+            "{networkPolicies: {nodeCIDRs: ['fd00::/129']}}",
+            "spec.networkPolicies.nodeCIDRs[0]",
+        ),
+        (
+            "{security: {transport: Plaintext}, externalSchedulers: {addresses: ['a'], mesh: x}}",
+            "spec.externalSchedulers.addresses[0]",
+        ),
+        (
+            "{externalSchedulers: {addresses: ['a:1'], mesh: x}}",
+            "spec.externalSchedulers",
+        ),
+        (
+            "{security: {transport: Plaintext}, externalSchedulers: {addresses: [], mesh: x}}",
+            "spec.externalSchedulers.addresses",
+        ),
+    ];
+    for (spec, field) in rows {
+        let found = mistakes(spec);
+        let fields: Vec<_> = found.iter().map(|mistake| mistake.field.as_str()).collect();
+        assert_eq!(fields, [field], "{spec}: {found:?}");
+    }
+    for name in ["a.b", "9a", ""] {
+        let mut named = distribution("{}");
+        named.metadata.name = Some(name.to_owned());
+        let wrong = validate(&named, None, None).unwrap_err();
+        assert_eq!(wrong[0].field, "metadata.name", "{name}");
+    }
+}
