@@ -13,7 +13,7 @@ use dragonfly_storage::ErrorKind;
 use dragonfly_swarm::engine::Objective;
 
 use crate::links::ConnState;
-use crate::node::{Node, unix_now};
+use crate::node::Node;
 use crate::task::{Effects, Meta, Task, from_hex, lock, most_blocks};
 
 impl Node {
@@ -83,7 +83,7 @@ impl Node {
         lock(&self.tickets)
             .get(content)
             .copied()
-            .filter(|t| t.expires > unix_now())
+            .filter(|t| t.expires > self.clock.now())
     }
 
     pub(crate) fn keep_ticket(&self, ticket: Ticket) {
