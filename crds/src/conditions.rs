@@ -22,6 +22,18 @@ pub mod reason {
     pub const INVALID_SPEC: &str = "InvalidSpec";
     /// The object may not act in its namespace.
     pub const NAMESPACE_NOT_ALLOWED: &str = "NamespaceNotAllowed";
+    /// Something went wrong that may pass; it is tried again.
+    pub const FAILED: &str = "Failed";
+    /// An older Distribution has the same ports or directories of the same nodes.
+    pub const NODES_CLAIMED: &str = "NodesClaimed";
+    /// An object of a name that the mesh needs belongs to somebody else.
+    pub const NAME_TAKEN: &str = "NameTaken";
+    /// A Secret is not there or does not hold what it should.
+    pub const INVALID_SECRET: &str = "InvalidSecret";
+    /// The mesh's keys are gone although it has run with them.
+    pub const AUTHORITY_MISSING: &str = "AuthorityMissing";
+    /// The API server refuses an object that the spec asks for.
+    pub const REFUSED: &str = "Refused";
     /// No reason to be stalled.
     pub const NOT_STALLED: &str = "NotStalled";
 }

@@ -1,4 +1,5 @@
-//! The CRDs as files: `config/crd/<plural>.yaml`.
+//! The CRDs as files: `config/crd` with a kustomization of them, and the templates of the chart
+//! `charts/dragonfly-crds`.
 //!
 //! Invariant: the text depends on the types only, so a test can hold the committed files to it.
 
@@ -6,7 +7,7 @@ use std::io;
 use std::path::Path;
 
 use kube::CustomResourceExt;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{Distribution, SchedulerPool};
 
@@ -50,28 +51,57 @@ fn forbid_null(schema: &mut Value) {
     }
 }
 
-/// File names and texts.
+const HEAD: &str = "# Written by crdgen from the types in crds/; do not edit.\n";
+
+/// File names and texts for `config/crd`.
 ///
 /// # Errors
 /// When a type has no JSON or YAML.
 pub fn render() -> io::Result<Vec<(String, String)>> {
     let mut files = Vec::new();
+    let mut kustomization = format!(
+        "{HEAD}apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n"
+    );
     for (plural, crd) in crds()? {
-        let body = serde_saphyr::to_string(&crd).map_err(io::Error::other)?;
-        let text =
-            format!("# Written by crdgen from the types in crds/; do not edit.\n---\n{body}");
-        files.push((format!("d7y.io_{plural}.yaml"), text));
+        let name = format!("d7y.io_{plural}.yaml");
+        kustomization.push_str(&format!("  - {name}\n"));
+        files.push((name, text(&crd)?));
+    }
+    files.push(("kustomization.yaml".to_owned(), kustomization));
+    Ok(files)
+}
+
+/// File names and texts for the chart's templates: the same, kept when the chart is uninstalled.
+///
+/// # Errors
+/// When a type has no JSON or YAML, or a text that helm would take for a template.
+pub fn render_chart() -> io::Result<Vec<(String, String)>> {
+    let mut files = Vec::new();
+    for (plural, mut crd) in crds()? {
+        crd["metadata"]["annotations"] = json!({"helm.sh/resource-policy": "keep"});
+        let text = text(&crd)?;
+        if text.contains("{{") {
+            return Err(io::Error::other(format!(
+                "{plural}: a description with {{{{"
+            )));
+        }
+        files.push((format!("{plural}.yaml"), text));
     }
     Ok(files)
 }
 
-/// Writes [`render`]'s files.
+fn text(crd: &Value) -> io::Result<String> {
+    let body = serde_saphyr::to_string(crd).map_err(io::Error::other)?;
+    Ok(format!("{HEAD}---\n{body}"))
+}
+
+/// Writes files.
 ///
 /// # Errors
-/// When they cannot be made or written.
-pub fn write(directory: &Path) -> io::Result<()> {
+/// When they cannot be written.
+pub fn write(directory: &Path, files: &[(String, String)]) -> io::Result<()> {
     std::fs::create_dir_all(directory)?;
-    for (name, text) in render()? {
+    for (name, text) in files {
         std::fs::write(directory.join(name), text)?;
     }
     Ok(())

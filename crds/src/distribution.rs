@@ -9,7 +9,11 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::placement::{
+    Components, ExternalSchedulers, Location, Monitoring, NetworkPolicies, Peers, Pods, SeedStorage,
+};
 use crate::policy::{DecodeError, Policy};
+use crate::reports::{Failure, Rollout, Traffic};
 
 /// Pattern of sizes: what [`crate::quantity`] reads.
 macro_rules! quantity_pattern {
@@ -17,6 +21,8 @@ macro_rules! quantity_pattern {
         r"^[0-9]{1,18}([.][0-9]{1,9})?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
     };
 }
+pub(crate) use quantity_pattern;
+
 /// Pattern of lengths of time: what [`crate::duration`] reads.
 macro_rules! duration_pattern {
     () => {
@@ -38,17 +44,30 @@ macro_rules! duration_pattern {
     derive = "PartialEq",
     doc = "One mesh that distributes images and files among nodes: its seeds and peers, where content comes from, and how much of each node it may use.",
     validation = Rule::new("size(self.metadata.name) <= 45").message("metadata.name must be at most 45 characters: names of other objects are made from it"),
+    validation = Rule::new("self.metadata.name >= 'a' && !self.metadata.name.contains('.')").message("metadata.name must begin with a letter and hold no dot: Services are named after it"),
     printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#, description = "Whether the mesh does what its spec says."),
     printcolumn(name = "Profile", type_ = "string", json_path = ".spec.profile", description = "The preset of defaults."),
     printcolumn(name = "Policy", type_ = "integer", json_path = ".status.policy.revision", description = "Revision of the policy in force."),
+    printcolumn(name = "Peers", type_ = "integer", json_path = ".status.components.peers.ready", description = "Peers that are ready."),
     printcolumn(name = "Message", type_ = "string", priority = 1, json_path = r#".status.conditions[?(@.type=="Ready")].message"#, description = "Why."),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "self.seeds.emitters <= (has(self.seeds.replicas) ? self.seeds.replicas : (self.profile == 'Heavy' ? 3 : 1))",
-    "message": "must be no more than spec.seeds.replicas",
-    "fieldPath": ".seeds.emitters"
-}]))]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "self.seeds.emitters <= (has(self.seeds.replicas) ? self.seeds.replicas : (self.profile == 'Heavy' ? 3 : 1))",
+        "message": "must be no more than spec.seeds.replicas",
+        "fieldPath": ".seeds.emitters"
+    },
+    {
+        "rule": "!(has(self.schedulerPoolRef) && has(self.externalSchedulers))",
+        "message": "schedulerPoolRef and externalSchedulers exclude each other"
+    },
+    {
+        "rule": "!has(self.externalSchedulers) || self.security.transport == 'Plaintext' || has(self.externalSchedulers.joinTokenSecretRef)",
+        "message": "needs joinTokenSecretRef with transport MutualTLS",
+        "fieldPath": ".externalSchedulers"
+    }
+]))]
 #[serde(default, rename_all = "camelCase")]
 pub struct DistributionSpec {
     /// Preset for fields that are left out. Light, for one machine or a try: 1 seed, storage quota
@@ -60,10 +79,20 @@ pub struct DistributionSpec {
     /// has a pool of its own with the defaults of every field.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduler_pool_ref: Option<LocalRef>,
+    /// Schedulers that run elsewhere, instead of a pool: this cluster's nodes join their mesh.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external_schedulers: Option<ExternalSchedulers>,
     /// How the parts of the mesh talk to each other.
     pub security: Security,
     /// The nodes that fetch from origins on behalf of all others.
     pub seeds: Seeds,
+    /// The peers: one on every node that they select.
+    pub peers: Peers,
+    /// NetworkPolicies for schedulers and seeds; none when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_policies: Option<NetworkPolicies>,
+    /// What is made for the cluster's monitoring.
+    pub monitoring: Monitoring,
     /// What a node may use of its network for the mesh.
     pub limits: Limits,
     /// Where a node keeps content and how much of it.
@@ -169,6 +198,13 @@ pub struct Seeds {
     /// where a seed's link is the bottleneck. At most replicas.
     #[schemars(range(min = 1, max = 16))]
     pub emitters: i32,
+    /// Internal: the operator runs them. External: they run elsewhere and join by the mesh's token;
+    /// replicas says how many there are. They have to reach the schedulers' addresses.
+    pub location: Location,
+    /// Which nodes seeds run on, and what they get there.
+    pub pods: Pods,
+    /// Where a seed keeps content.
+    pub storage: SeedStorage,
 }
 
 impl Default for Seeds {
@@ -176,6 +212,9 @@ impl Default for Seeds {
         Self {
             replicas: None,
             emitters: 1,
+            location: Location::default(),
+            pods: Pods::default(),
+            storage: SeedStorage::default(),
         }
     }
 }
@@ -404,6 +443,20 @@ pub struct DistributionStatus {
     #[schemars(schema_with = "policy_schema")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<serde_json::Value>,
+    /// How many pods of each part there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub components: Option<Components>,
+    /// Bytes by where they came from, since this object was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
+    /// Which nodes there are, and which revision of the policy they run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
+    /// What went wrong lately, each kind once: the ten seen last. Gone a day after it was last seen.
+    #[schemars(length(max = 10))]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<Failure>,
 }
 
 impl DistributionStatus {

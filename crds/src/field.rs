@@ -74,7 +74,7 @@ pub struct Invalid {
 const MAX_SHOWN: usize = 80;
 
 /// `"value"`, cut to a length that a condition's message can hold, without the password of a URL.
-pub(crate) fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     let text = match text
         .split_once("://")
         .and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?)))

@@ -5,6 +5,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::placement::{Pods, Ready};
+
 /// Schedulers, and how they choose who gets what from whom.
 #[derive(CustomResource, JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
@@ -37,6 +39,8 @@ pub struct SchedulerPoolSpec {
     /// from them. More than one where links between zones are wider than a node's.
     #[schemars(range(min = 1, max = 16))]
     pub gateways: i32,
+    /// Which nodes schedulers run on, and what they get there.
+    pub pods: Pods,
 }
 
 impl Default for SchedulerPoolSpec {
@@ -45,6 +49,7 @@ impl Default for SchedulerPoolSpec {
             replicas: 1,
             strategy: Strategy::default(),
             gateways: 1,
+            pods: Pods::default(),
         }
     }
 }
@@ -98,4 +103,11 @@ pub struct SchedulerPoolStatus {
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+    /// Meshes that these schedulers serve; each has schedulers of its own.
+    #[schemars(range(min = 0))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distributions: Option<i32>,
+    /// Schedulers of all these meshes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedulers: Option<Ready>,
 }

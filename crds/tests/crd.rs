@@ -14,21 +14,28 @@ use serde_json::Value;
 
 #[test]
 fn committed_crds_are_what_the_types_say() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/crd");
-    let rendered = crdgen::render().unwrap();
-    for (name, text) in &rendered {
-        let committed = std::fs::read_to_string(directory.join(name)).unwrap_or_default();
-        assert!(
-            committed == *text,
-            "{name} differs: cargo run -p dragonfly-crds --features crdgen --bin crdgen"
-        );
-        assert!(text.len() < crdgen::MAX_CRD, "{name}");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let places = [
+        ("config/crd", crdgen::render().unwrap()),
+        (
+            "charts/dragonfly-crds/templates",
+            crdgen::render_chart().unwrap(),
+        ),
+    ];
+    for (directory, rendered) in places {
+        let directory = root.join(directory);
+        for (name, text) in &rendered {
+            let committed = std::fs::read_to_string(directory.join(name)).unwrap_or_default();
+            assert!(
+                committed == *text,
+                "{name} differs: cargo run -p dragonfly-crds --features crdgen --bin crdgen"
+            );
+            assert!(text.len() < crdgen::MAX_CRD, "{name}");
+        }
+        let files = std::fs::read_dir(directory).unwrap().flatten();
+        let committed = files.filter(|f| f.path().extension().is_some_and(|e| e == "yaml"));
+        assert_eq!(committed.count(), rendered.len(), "a stale file");
     }
-    assert_eq!(
-        std::fs::read_dir(directory).unwrap().count(),
-        rendered.len(),
-        "a stale file"
-    );
 }
 
 #[test]

@@ -6,24 +6,36 @@ use crate::{Failed, Result};
 
 /// The binary: `DRAGONFLY_BIN`, or the one that was built beside this program.
 pub fn dragonfly() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("DRAGONFLY_BIN") {
+    program("dragonfly", "DRAGONFLY_BIN")
+}
+
+/// The operator's: `DRAGONFLY_OPERATOR_BIN`, or the one that was built beside this program.
+pub fn operator() -> Result<PathBuf> {
+    program("dragonfly-operator", "DRAGONFLY_OPERATOR_BIN")
+}
+
+fn program(name: &str, variable: &str) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
         return absolute(Path::new(&path));
     }
     let own = own()?;
     // A test is in target/PROFILE/deps, the demo in target/PROFILE.
-    let beside = own
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|dir| dir.join("dragonfly"));
-    beside.into_iter().find(|path| path.is_file()).ok_or_else(|| {
-        let flag = if cfg!(debug_assertions) { "" } else { " --release" };
-        Failed(format!(
-            "there is no dragonfly beside {}: run `cargo build -p dragonfly{flag}` first, or name \
-             it in DRAGONFLY_BIN",
-            own.display()
-        ))
-    })
+    let beside = own.ancestors().skip(1).take(2).map(|dir| dir.join(name));
+    beside
+        .into_iter()
+        .find(|path| path.is_file())
+        .ok_or_else(|| {
+            let flag = if cfg!(debug_assertions) {
+                ""
+            } else {
+                " --release"
+            };
+            Failed(format!(
+                "there is no {name} beside {}: run `cargo build -p {name}{flag}` first, or name \
+             it in {variable}",
+                own.display()
+            ))
+        })
 }
 
 /// The directory of what was built with this program.

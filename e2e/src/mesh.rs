@@ -322,17 +322,45 @@ impl Mesh {
         token: Option<&Path>,
         place: Option<Place>,
     ) -> Result<Member> {
-        let mut member = member(&self.dragonfly, self.dir.path(), name, part, place)?;
         let scheduler = self.scheduler.listen.to_string();
+        self.joining(name, part, token, ["--scheduler", &scheduler], place)
+    }
+
+    /// One more node, that is told its mesh and its schedulers by a file.
+    pub fn another_by(&self, name: &str, part: Part, bootstrap: &Path) -> Result<Member> {
+        let file = bootstrap.display().to_string();
+        let token = self.token.as_deref();
+        self.joining(name, part, token, ["--bootstrap", &file], None)
+    }
+
+    /// One more scheduler of the same keys, not started.
+    pub fn another_scheduler(&self, name: &str) -> Result<Member> {
+        let mut other = member(&self.dragonfly, self.dir.path(), name, Part::Scheduler, None)?;
+        let to = other.state.join("mesh");
+        let wrong = |e| Failed::at(to.display(), e);
+        std::fs::create_dir_all(&to).map_err(wrong)?;
+        let keys = std::fs::read_dir(self.scheduler.state.join("mesh")).map_err(wrong)?;
+        for key in keys.flatten() {
+            std::fs::copy(key.path(), to.join(key.file_name())).map_err(wrong)?;
+        }
+        let manifests = self.manifests.display().to_string();
+        let args = ["-f", &manifests, "--name", name];
+        other.args.extend(args.map(str::to_owned));
+        Ok(other)
+    }
+
+    fn joining(
+        &self,
+        name: &str,
+        part: Part,
+        token: Option<&Path>,
+        mesh: [&str; 2],
+        place: Option<Place>,
+    ) -> Result<Member> {
+        let mut member = member(&self.dragonfly, self.dir.path(), name, part, place)?;
         let socket = member.socket.display().to_string();
-        let args = [
-            "--name",
-            name,
-            "--scheduler",
-            &scheduler,
-            "--socket",
-            &socket,
-        ];
+        let [how, whom] = mesh;
+        let args = ["--name", name, how, whom, "--socket", &socket];
         member.args.extend(args.map(str::to_owned));
         if let Some(token) = token {
             member

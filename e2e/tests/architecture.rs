@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// For each crate of the workspace, the crates of the workspace that it may use.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("dragonfly-crds", &[]),
     ("dragonfly-proto", &[]),
     ("dragonfly-swarm", &[]),
@@ -23,6 +23,10 @@ const ARROWS: [(&str, &[&str]); 13] = [
         &["dragonfly-proto", "dragonfly-swarm", "dragonfly-transport"],
     ),
     (
+        "dragonfly-kubernetes",
+        &["dragonfly-crds", "dragonfly-proto"],
+    ),
+    (
         "dragonfly-node",
         &[
             "dragonfly-proto",
@@ -32,8 +36,21 @@ const ARROWS: [(&str, &[&str]); 13] = [
             "dragonfly-transport",
         ],
     ),
+    ("dragonfly-operator-core", &["dragonfly-crds"]),
+    (
+        "dragonfly-controllers",
+        &[
+            "dragonfly-crds",
+            "dragonfly-identity",
+            "dragonfly-operator-core",
+        ],
+    ),
     // Binaries wire everything.
     ("dragonfly", &["*"]),
+    (
+        "dragonfly-operator",
+        &["dragonfly-controllers", "dragonfly-operator-core"],
+    ),
     ("dragonfly-e2e", &["*"]),
     (
         "dragonfly-cluster",
@@ -42,7 +59,11 @@ const ARROWS: [(&str, &[&str]); 13] = [
 ];
 
 /// Pure crates know no runtime, no socket, no gRPC, no client of Kubernetes.
-const PURE: [&str; 2] = ["dragonfly-crds", "dragonfly-swarm"];
+const PURE: [&str; 3] = [
+    "dragonfly-crds",
+    "dragonfly-swarm",
+    "dragonfly-operator-core",
+];
 const BANNED: [&str; 7] = [
     "tokio",
     "tonic",

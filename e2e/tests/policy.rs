@@ -165,6 +165,62 @@ async fn top_shows_an_encrypted_mesh_to_who_has_its_join_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_finds_schedulers_that_are_added_to_its_bootstrap_file_while_it_runs() {
+    let mesh = Mesh::start(&Options {
+        seeds: 0,
+        peers: 0,
+        ..Options::default()
+    })
+    .await
+    .unwrap();
+    let file = mesh.work.join("bootstrap.json");
+    let write = |schedulers: &[std::net::SocketAddr]| {
+        let text = serde_json::json!({"version": 1, "mesh": "default", "schedulers": schedulers});
+        // As a mounted ConfigMap changes: at once.
+        let new = file.with_extension("new");
+        std::fs::write(&new, text.to_string()).unwrap();
+        std::fs::rename(&new, &file).unwrap();
+    };
+    // Nobody is there yet: it waits, and looks into the file again.
+    write(&[port().unwrap()]);
+    let mut peer = mesh.another_by("late", Part::Peer, &file).unwrap();
+    peer.start().unwrap();
+    until("it asks for its certificate", || async {
+        peer.said().contains("no certificate yet")
+    })
+    .await;
+    write(&[mesh.scheduler.listen]);
+    peer.ready().await.unwrap();
+
+    let mut second = mesh.another_scheduler("scheduler-2").unwrap();
+    second.start().unwrap();
+    second.ready().await.unwrap();
+    write(&[mesh.scheduler.listen, second.listen]);
+    let sessions = async || peer.metric("dragonfly_node_scheduler_sessions").await;
+    until("a session with the second scheduler", || async {
+        sessions().await.ok() == Some(2.0)
+    })
+    .await;
+    // A broken file changes nothing, and the log says which and why.
+    std::fs::write(&file, r#"{"version":2}"#).unwrap();
+    until("it complains", || async {
+        let said = peer.said();
+        said.contains("bootstrap.json") && said.contains("this release reads version 1")
+    })
+    .await;
+    assert_eq!(sessions().await.unwrap(), 2.0);
+    // One that is listed no longer is forgotten when it is gone.
+    write(&[second.listen]);
+    second.kill();
+    write(&[mesh.scheduler.listen]);
+    until("the second one is forgotten", || async {
+        peer.said().contains("no scheduler of this mesh any more")
+    })
+    .await;
+    assert_eq!(sessions().await.unwrap(), 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn up_runs_the_samples_and_writes_their_status() {
     let dir = tempfile::tempdir().unwrap();
     let (state, said) = (dir.path().join("state"), dir.path().join("log"));
@@ -184,7 +240,7 @@ async fn up_runs_the_samples_and_writes_their_status() {
         serde_json::from_slice(&bytes).unwrap_or_default()
     };
     until("seed and two peers run the policy", || async {
-        status()["rollout"]["current"] == 3 && status()["conditions"][0]["status"] == "True"
+        status()["rollout"]["acknowledged"] == 3 && status()["conditions"][0]["status"] == "True"
     })
     .await;
     let origin = Origin::start(0).await.unwrap();

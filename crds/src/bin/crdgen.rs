@@ -1,16 +1,23 @@
-//! Writes the CRDs that the types say to a directory (default `config/crd`).
+//! Writes the CRDs that the types say below a directory (default: the current one): to `config/crd` and
+//! to the chart of the CRDs.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use dragonfly_crds::crdgen::{render, render_chart, write};
+
 fn main() -> ExitCode {
-    let directory = std::env::args_os()
+    let root = std::env::args_os()
         .nth(1)
-        .map_or_else(|| PathBuf::from("config/crd"), PathBuf::from);
-    match dragonfly_crds::crdgen::write(&directory) {
+        .map_or_else(PathBuf::new, PathBuf::from);
+    let written = render()
+        .and_then(|files| write(&root.join("config/crd"), &files))
+        .and_then(|()| render_chart())
+        .and_then(|files| write(&root.join("charts/dragonfly-crds/templates"), &files));
+    match written {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("crdgen: {}: {error}", directory.display());
+            eprintln!("crdgen: {}: {error}", root.display());
             ExitCode::FAILURE
         }
     }

@@ -63,7 +63,7 @@ impl Pass {
     fn prune(&mut self, node: &Node, value: &mut Value, path: &str) {
         match value {
             Value::Object(fields) if node.type_ == Type::Object => {
-                fields.retain(|name, child| match node.properties.get(name) {
+                fields.retain(|name, child| match node.child(name) {
                     // No field of ours is nullable: an apiserver takes null as left out.
                     Some(_) => !child.is_null(),
                     None if node.preserve => true,
@@ -78,7 +78,7 @@ impl Pass {
                     }
                 });
                 for (name, child) in fields {
-                    if let Some(schema) = node.properties.get(name) {
+                    if let Some(schema) = node.child(name) {
                         self.prune(schema, child, &join(path, name));
                     }
                 }
@@ -116,6 +116,10 @@ impl Pass {
     }
 
     fn object(&mut self, node: &Node, fields: &Map<String, Value>, path: &str) {
+        if let Some(most) = node.max_properties.filter(|most| fields.len() > *most) {
+            let message = format!("{}: must have at most {most} entries", fields.len());
+            return self.fail(path, Reason::TooMany, message);
+        }
         for name in node
             .required
             .iter()
@@ -128,7 +132,7 @@ impl Pass {
             );
         }
         for (name, child) in fields {
-            if let Some(schema) = node.properties.get(name) {
+            if let Some(schema) = node.child(name) {
                 self.shape(schema, child, &join(path, name));
             }
         }
@@ -202,7 +206,7 @@ impl Pass {
         match value {
             Value::Object(fields) => {
                 for (name, child) in fields {
-                    if let Some(schema) = node.properties.get(name) {
+                    if let Some(schema) = node.child(name) {
                         self.rules(schema, child, &join(path, name));
                     }
                 }
@@ -238,6 +242,13 @@ fn fill(node: &Node, value: &mut Value) {
             }
         }
         _ => {}
+    }
+}
+
+impl Node {
+    /// The schema of a field, or of a map's value.
+    fn child(&self, name: &str) -> Option<&Self> {
+        self.properties.get(name).or(self.values.as_deref())
     }
 }
 

@@ -92,6 +92,9 @@ struct Node {
     properties: BTreeMap<String, Self>,
     required: Vec<String>,
     preserve: bool,
+    /// What a map's values are.
+    values: Option<Box<Self>>,
+    max_properties: Option<usize>,
     items: Option<Box<Self>>,
     set: bool,
     default: Option<Value>,
@@ -112,6 +115,8 @@ impl Node {
             properties: BTreeMap::new(),
             required: Vec::new(),
             preserve: true,
+            values: None,
+            max_properties: None,
             items: None,
             set: false,
             default: None,
@@ -156,6 +161,12 @@ impl Node {
                     }
                 }
                 "required" => node.required = texts(value).ok_or(wrong("required"))?,
+                "additionalProperties" => {
+                    node.values = Some(Box::new(Self::compile(&format!("{at}.*"), value)?));
+                }
+                "maxProperties" => {
+                    node.max_properties = Some(size().ok_or(wrong("maxProperties"))?);
+                }
                 "items" => {
                     node.items = Some(Box::new(Self::compile(&format!("{at}[]"), value)?));
                 }

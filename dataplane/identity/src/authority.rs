@@ -124,7 +124,14 @@ impl Authority {
         let at = |name: &str| dir.join(name);
         let (ca_pem, ca_key) = match (read(&at("ca.pem"))?, read(&at("ca.key"))?) {
             (Some(cert), Some(key)) => (text(&cert), text(&key)),
-            _ => {
+            // Nodes trust that certificate: a new CA in its place would turn every one of them away.
+            (Some(_), None) => {
+                return Err(IdentityError::File {
+                    path: at("ca.key"),
+                    source: std::io::ErrorKind::NotFound.into(),
+                });
+            }
+            (None, _) => {
                 let (cert, key) = new_ca(mesh)?;
                 write(&at("ca.key"), key.as_bytes())?;
                 write(&at("ca.pem"), cert.as_bytes())?;
@@ -158,8 +165,9 @@ impl Authority {
         };
         // Keys that somebody else keeps, such as a mounted Secret, cannot be written, and need not be.
         let token = authority.token();
-        if read(&at("join-token"))?.is_none_or(|kept| kept != token.reveal().as_bytes()) {
-            write(&at("join-token"), token.reveal().as_bytes())?;
+        let revealed = token.reveal();
+        if read(&at("join-token"))?.is_none_or(|kept| text(&kept) != revealed) {
+            write(&at("join-token"), revealed.as_bytes())?;
         }
         Ok(authority)
     }
@@ -203,7 +211,9 @@ impl Authority {
     pub fn scheduler(&self, name: &str) -> Result<(String, String), IdentityError> {
         let key = KeyPair::generate()?;
         let uri = format!("spiffe://{}/scheduler/{name}", self.mesh);
-        let cert = self.issue(&key, vec![SCHEDULER_NAME.to_owned()], &uri, LIFETIME)?;
+        // As long as the CA: who holds the CA's key gains nothing by renewing, and a scheduler whose
+        // certificate ran out while it runs would lose every node.
+        let cert = self.issue(&key, vec![SCHEDULER_NAME.to_owned()], &uri, CA_LIFETIME)?;
         Ok((cert.pem(), key.serialize_pem()))
     }
 

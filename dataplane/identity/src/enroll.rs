@@ -299,6 +299,42 @@ mod tests {
     }
 
     #[test]
+    fn a_mounted_directory_that_holds_all_files_is_only_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = Authority::load_or_create(dir.path(), "m").unwrap();
+        // Who makes Secrets by hand often ends lines.
+        let token = format!("{}\n", made.token().reveal());
+        std::fs::write(dir.path().join("join-token"), token).unwrap();
+        let listed = || {
+            let files = std::fs::read_dir(dir.path()).unwrap().flatten();
+            let mut all: Vec<_> = files
+                .map(|f| {
+                    (
+                        f.file_name(),
+                        std::fs::read(f.path()).unwrap(),
+                        f.metadata().unwrap().modified().unwrap(),
+                    )
+                })
+                .collect();
+            all.sort();
+            all
+        };
+        let before = listed();
+        let again = Authority::load_or_create(dir.path(), "m").unwrap();
+        assert_eq!(again.token(), made.token());
+        assert_eq!(listed(), before);
+    }
+
+    #[test]
+    fn a_ca_without_its_key_is_an_error_and_no_new_ca() {
+        let dir = tempfile::tempdir().unwrap();
+        Authority::load_or_create(dir.path(), "m").unwrap();
+        std::fs::remove_file(dir.path().join("ca.key")).unwrap();
+        let error = Authority::load_or_create(dir.path(), "m").unwrap_err();
+        assert!(error.to_string().contains("ca.key"), "{error}");
+    }
+
+    #[test]
     fn an_authority_comes_back_from_its_directory() {
         let dir = tempfile::tempdir().unwrap();
         let a = Authority::load_or_create(dir.path(), "m").unwrap();

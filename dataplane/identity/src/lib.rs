@@ -10,8 +10,6 @@ mod enroll;
 mod token;
 
 pub use authority::{Authority, IdentityError};
+pub use dragonfly_transport::SCHEDULER_NAME;
 pub use enroll::{Credentials, enroll, view};
 pub use token::JoinToken;
-
-/// The name in schedulers' certificates.
-pub const SCHEDULER_NAME: &str = "scheduler.d7y.internal";

@@ -6,13 +6,18 @@ use std::time::Duration;
 use dragonfly_proto::rpc::{self, from_node};
 
 use crate::node::{Node, unix_now_ms};
-use crate::task::{Task, lock};
+use crate::task::{State, Task, lock};
 use crate::turns::weight;
 
 /// A task that nobody needed for this long is put away; it stays on disk.
 const IDLE: Duration = Duration::from_secs(60);
-/// Engines' clock: fine enough for the 10 ms within which announcements are batched.
-const TICK: Duration = Duration::from_millis(5);
+/// How often schedulers hear how this node does.
+const REPORT: Duration = Duration::from_secs(10);
+/// How long after a session began or ended, so that several make one report.
+const GATHER: Duration = Duration::from_millis(200);
+/// Engines' clock where nothing else drives them: fine enough for the 30 ms within which
+/// announcements are gathered.
+const TICK: Duration = Duration::from_millis(20);
 
 impl Node {
     /// Ticks the engines that have something to time; sleeps while there are none.
@@ -57,7 +62,7 @@ impl Node {
         }
     }
 
-    /// Puts idle tasks away, collects garbage, reports.
+    /// Puts idle tasks away, collects garbage.
     pub(crate) async fn housekeeping(self: Arc<Self>) {
         let mut every = tokio::time::interval(Duration::from_secs(10));
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -82,24 +87,62 @@ impl Node {
                     tracing::warn!(%error, "cannot make the store durable");
                 }
             }
+        }
+    }
+
+    /// Reports in time, and at once to whom the node meets: it has to know whether it counts the node.
+    pub(crate) async fn reporting(self: Arc<Self>) {
+        let mut every = tokio::time::interval(REPORT);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut sessions = self.sessions.changes();
+        loop {
+            tokio::select! {
+                _ = every.tick() => {}
+                changed = sessions.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    // Those of a mesh that starts come one after the other.
+                    tokio::time::sleep(GATHER).await;
+                    sessions.mark_unchanged();
+                }
+                () = self.stop.cancelled() => return,
+            }
             self.report();
         }
     }
 
     fn put_idle_away(&self) {
-        let mut idle = vec![];
+        self.put_away(|_, s| {
+            let limit = if s.lease.is_some() { IDLE * 2 } else { IDLE };
+            s.used.elapsed() >= limit
+        });
+        let used: std::collections::HashSet<_> = lock(&self.tasks).keys().copied().collect();
+        self.origins.keep_only(&used);
+    }
+
+    /// Space is short: puts away what is in use for other nodes alone, so that the store may evict
+    /// it; not `but`, which needs the space. Whether there was any.
+    pub(crate) fn make_room(&self, but: &Arc<Task>) -> bool {
+        self.put_away(|task, s| !Arc::ptr_eq(task, but) && s.lease.is_none())
+    }
+
+    /// Puts away those of the tasks that no client here wants for which `idle` holds; whether there
+    /// was one.
+    fn put_away(&self, idle: impl Fn(&Arc<Task>, &State) -> bool) -> bool {
+        let mut gone = vec![];
         lock(&self.tasks).retain(|_, task| {
             let s = task.state();
-            let limit = if s.lease.is_some() { IDLE * 2 } else { IDLE };
-            let keep = !s.wants.is_empty() || s.used.elapsed() < limit;
+            let keep = !s.wants.is_empty() || !idle(task, &s);
             let leased = s.lease.is_some();
             drop(s);
             if !keep {
-                idle.push((task.clone(), leased));
+                gone.push((task.clone(), leased));
             }
             keep
         });
-        for (task, leased) in idle {
+        let any = !gone.is_empty();
+        for (task, leased) in gone {
             self.close_streams(&task);
             task.notify_emission();
             if leased && !task.is_complete() {
@@ -120,8 +163,7 @@ impl Node {
                 }
             }
         }
-        let used: std::collections::HashSet<_> = lock(&self.tasks).keys().copied().collect();
-        self.origins.keep_only(&used);
+        any
     }
 
     fn report(&self) {
@@ -136,6 +178,8 @@ impl Node {
         report.connections = self.mesh().map_or(0, |m| m.len() as u32);
         report.stored_bytes = self.store.usage().bytes;
         report.tasks = reports.collect();
-        self.sessions.broadcast(from_node::Message::Report(report));
+        if self.sessions.report(&self.identity.node, &report) {
+            self.metrics.reported(&report);
+        }
     }
 }

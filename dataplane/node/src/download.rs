@@ -97,9 +97,10 @@ impl Node {
         wish: Wish,
         ahead: u64,
     ) -> Result<Download, rpc::Failure> {
+        let url = source.url.clone();
         let result = self.begin(source, wish, ahead).await;
-        if result.is_err() {
-            self.metrics.downloads_failed.inc();
+        if let Err(failure) = &result {
+            self.metrics.failed(failure, &url);
         }
         result
     }
@@ -251,9 +252,11 @@ impl Download {
     pub async fn finish(&self) -> Result<(), rpc::Failure> {
         let outcome = self.wait_done().await;
         match &outcome {
-            Ok(()) => self.node.metrics.downloads_done.inc(),
-            Err(_) => self.node.metrics.downloads_failed.inc(),
-        };
+            Ok(()) => {
+                self.node.metrics.downloads_done.inc();
+            }
+            Err(failure) => self.node.metrics.failed(failure, &self.task.meta().url),
+        }
         outcome
     }
 

@@ -154,16 +154,13 @@ impl Handler for Node {
             self.apply(&s.task, effects);
             return Err(Violation(e.to_string()));
         }
-        let written = s
-            .task
-            .store
-            .write_block(block.index, block.data, block.hash, block.proof);
+        let written = self.write_block(&s.task, &leaf, block.data, block.proof);
         if let Err(e) = written {
             let ((), effects) = s
                 .task
                 .drive(|st, now| st.engine.block_lost(now, s.neighbour, block.index));
             self.apply(&s.task, effects);
-            self.storage_failed(&s.task, &e);
+            self.not_stored(&s.task, &e);
             return Ok(None);
         }
         let seed = s
@@ -182,6 +179,10 @@ impl Handler for Node {
         self.received(&s, block.index)?;
         s.task.notify();
         Ok(self.download_limit.take(u64::from(len)))
+    }
+
+    fn has_next(&self, conn: &Arc<Conn>) -> bool {
+        conn.state::<ConnState>().is_some_and(ConnState::has_ready)
     }
 
     fn next(&self, conn: &Arc<Conn>) -> Next {

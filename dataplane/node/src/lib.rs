@@ -17,7 +17,7 @@
 //! * [`session`], `membership`: what schedulers say and are told.
 //! * `origin`, `lease`, `reading`: looking at origins; reading and signing under a lease. `alone`:
 //!   without one.
-//! * [`limits`], [`metrics`].
+//! * [`limits`], [`metrics`], `failures`: what schedulers hear of how downloads end.
 
 mod alone;
 pub mod api;
@@ -25,6 +25,7 @@ mod chores;
 mod clock;
 mod delivery;
 pub mod download;
+mod failures;
 mod find;
 mod handler;
 mod held;

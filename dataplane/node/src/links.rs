@@ -157,6 +157,11 @@ impl ConnState {
         lock(&self.turns).ready(ours);
     }
 
+    /// Whether a stream may have blocks to send.
+    pub(crate) fn has_ready(&self) -> bool {
+        lock(&self.turns).has_ready()
+    }
+
     /// How important the other side says a stream is to it.
     pub(crate) fn set_priority(&self, ours: u32, priority: u8) {
         lock(&self.turns).set_priority(ours, priority);

@@ -6,6 +6,7 @@ use dragonfly_proto::rpc;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 
+use crate::failures::Failures;
 use crate::task::lock;
 
 /// Counters since the node started.
@@ -29,31 +30,75 @@ pub struct Metrics {
     pub downloads_failed: Counter,
     /// Bytes that clients asked for and the node already held.
     pub from_cache: Counter,
-    reported: Mutex<rpc::Report>,
+    failures: Failures,
+    /// Of [`Metrics::sums`], what schedulers heard.
+    reported: Mutex<[u64; 7]>,
 }
 
 impl Metrics {
-    /// Sums since the last call, for the schedulers.
+    /// Sums since what was last [`Metrics::reported`], for the schedulers.
     pub(crate) fn since_last_report(&self) -> rpc::Report {
-        let now = rpc::Report {
-            from_origin: self.from_origin.get(),
-            from_seeds: self.from_seeds.get(),
-            from_peers: self.from_peers.get(),
-            uploaded: self.uploaded.get(),
-            tasks_done: self.downloads_done.get(),
-            tasks_failed: self.downloads_failed.get(),
-            ..rpc::Report::default()
-        };
-        let before = std::mem::replace(&mut *lock(&self.reported), now.clone());
+        let before = *lock(&self.reported);
+        let mut since = self.sums();
+        for (now, before) in since.iter_mut().zip(before) {
+            *now -= before;
+        }
+        let [
+            from_origin,
+            from_seeds,
+            from_peers,
+            from_cache,
+            uploaded,
+            tasks_done,
+            tasks_failed,
+        ] = since;
         rpc::Report {
-            from_origin: now.from_origin - before.from_origin,
-            from_seeds: now.from_seeds - before.from_seeds,
-            from_peers: now.from_peers - before.from_peers,
-            uploaded: now.uploaded - before.uploaded,
-            tasks_done: now.tasks_done - before.tasks_done,
-            tasks_failed: now.tasks_failed - before.tasks_failed,
+            from_origin,
+            from_seeds,
+            from_peers,
+            from_cache,
+            uploaded,
+            tasks_done,
+            tasks_failed,
+            failures: self.failures.counted(),
             ..rpc::Report::default()
         }
+    }
+
+    /// A report was sent to whoever counts it: the next one goes on from there.
+    pub(crate) fn reported(&self, report: &rpc::Report) {
+        let sent = [
+            report.from_origin,
+            report.from_seeds,
+            report.from_peers,
+            report.from_cache,
+            report.uploaded,
+            report.tasks_done,
+            report.tasks_failed,
+        ];
+        for (sum, sent) in lock(&self.reported).iter_mut().zip(sent) {
+            *sum += sent;
+        }
+        self.failures.take(&report.failures);
+    }
+
+    fn sums(&self) -> [u64; 7] {
+        [
+            &self.from_origin,
+            &self.from_seeds,
+            &self.from_peers,
+            &self.from_cache,
+            &self.uploaded,
+            &self.downloads_done,
+            &self.downloads_failed,
+        ]
+        .map(Counter::get)
+    }
+
+    /// A client's download ended with an error.
+    pub(crate) fn failed(&self, failure: &rpc::Failure, url: &str) {
+        self.downloads_failed.inc();
+        self.failures.add(failure, url);
     }
 
     /// Enters the counters in a registry.

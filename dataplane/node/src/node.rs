@@ -212,6 +212,7 @@ impl Node {
         });
         tokio::spawn(node.clone().tick());
         tokio::spawn(node.clone().housekeeping());
+        tokio::spawn(node.clone().reporting());
         tokio::spawn(node.clone().listen_to_schedulers(inbox));
         node.sessions.start(&node);
         Ok(node)

@@ -111,11 +111,11 @@ impl Node {
             };
             let proofs = signer.sign(&leaves);
             let mut bytes = Vec::new();
-            for ((leaf, proof), (index, data)) in leaves.iter().zip(proofs).zip(ready.drain(..)) {
+            for ((leaf, proof), (_, data)) in leaves.iter().zip(proofs).zip(ready.drain(..)) {
                 bytes.clear();
                 proof.encode(&mut bytes);
-                let written = task.store.write_block(index, &data, leaf.hash, &bytes);
-                written.map_err(|e| storage_failure(&e))?;
+                self.write_block(task, leaf, &data, &bytes)
+                    .map_err(|e| storage_failure(&e))?;
             }
         }
         let ((), effects) = task.drive(|s, now| {

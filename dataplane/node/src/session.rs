@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use dragonfly_proto::id::NodeId;
 use dragonfly_proto::rpc::scheduler_client::SchedulerClient;
 use dragonfly_proto::rpc::{self, FromNode, failure::Code, from_node, to_node};
 use dragonfly_swarm::membership::rendezvous;
@@ -57,6 +58,8 @@ struct Replica {
     /// Its name once it said so; its address until then.
     name: String,
     address: String,
+    /// Whoever keeps the list of replicas still names it, or another replica told of it.
+    listed: bool,
     out: Option<mpsc::Sender<FromNode>>,
 }
 
@@ -85,6 +88,7 @@ impl Sessions {
         let replica = |address: String| Replica {
             name: address.clone(),
             address,
+            listed: true,
             out: None,
         };
         Self {
@@ -98,11 +102,7 @@ impl Sessions {
     }
 
     pub(crate) fn start(&self, node: &Arc<Node>) {
-        let addresses: Vec<_> = lock(&self.replicas)
-            .iter()
-            .map(|r| r.address.clone())
-            .collect();
-        for address in addresses {
+        for address in self.addresses() {
             spawn_keep(node, address);
         }
     }
@@ -179,10 +179,32 @@ impl Sessions {
         }
     }
 
+    /// Tells every replica how the node does, and one of them that it is the node's home. Whether that
+    /// one was told.
+    pub(crate) fn report(&self, node: &NodeId, report: &rpc::Report) -> bool {
+        let mut key = [0; 32];
+        key[..16].copy_from_slice(&node.0);
+        let home = self.owner(&key);
+        let mut told = false;
+        for r in lock(&self.replicas).iter() {
+            let Some(out) = &r.out else { continue };
+            let is_home = home.as_ref() == Some(&r.name);
+            let report = rpc::Report {
+                home: is_home,
+                ..report.clone()
+            };
+            let sent = out.try_send(FromNode {
+                message: Some(from_node::Message::Report(report)),
+            });
+            told |= is_home && sent.is_ok();
+        }
+        told
+    }
+
     pub(crate) fn broadcast(&self, message: from_node::Message) {
         for r in lock(&self.replicas).iter() {
             if let Some(out) = &r.out {
-                // A replica that is far behind misses a report, not a request.
+                // A replica that is far behind loses its session, and hears it anew.
                 let _ = out.try_send(FromNode {
                     message: Some(message.clone()),
                 });
@@ -247,11 +269,10 @@ impl Sessions {
         };
         let found = tokio::time::timeout(FIND, found).await.ok().flatten();
         found.ok_or_else(|| {
-            let all: Vec<_> = lock(&self.replicas)
-                .iter()
-                .map(|r| r.address.clone())
-                .collect();
-            let text = format!("no scheduler answers (tried {})", all.join(", "));
+            let text = format!(
+                "no scheduler answers (tried {})",
+                self.addresses().join(", ")
+            );
             rpc::Failure::new(Code::NoSource, text)
         })
     }
@@ -293,12 +314,14 @@ impl Sessions {
             .iter_mut()
             .filter(|r| r.address == address)
         {
-            r.out = None;
-            gone = Some(r.name.clone());
+            if r.out.take().is_some() {
+                gone = Some(r.name.clone());
+            }
         }
         if let Some(name) = gone {
             // Dropping the senders wakes those who wait: they ask the next replica.
             lock(&self.waiting).retain(|_, w| w.replica != name);
+            self.connected.send_modify(|n| *n += 1);
         }
     }
 
@@ -316,11 +339,55 @@ impl Sessions {
                 replicas.push(Replica {
                     name,
                     address,
+                    listed: true,
                     out: None,
                 });
             }
         }
         new
+    }
+
+    /// The replicas that there are now: the addresses that were not known yet. One that is gone is
+    /// kept for as long as it answers.
+    fn relist(&self, listed: &[String]) -> Vec<String> {
+        let mut replicas = lock(&self.replicas);
+        for r in replicas.iter_mut() {
+            r.listed = listed.contains(&r.address);
+        }
+        let mut new = vec![];
+        for address in listed.iter().take(64) {
+            if replicas.iter().any(|r| r.address == *address) {
+                continue;
+            }
+            new.push(address.clone());
+            replicas.push(Replica {
+                name: address.clone(),
+                address: address.clone(),
+                listed: true,
+                out: None,
+            });
+        }
+        new
+    }
+
+    /// Forgets a replica without a session that nobody lists any more. Only its keeper asks, so that
+    /// there is never a second one.
+    fn let_go(&self, address: &str) -> bool {
+        let mut replicas = lock(&self.replicas);
+        let before = replicas.len();
+        replicas.retain(|r| r.address != address || r.listed);
+        replicas.len() < before
+    }
+
+    /// `host:port` of the replicas known.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        let replicas = lock(&self.replicas);
+        replicas.iter().map(|r| r.address.clone()).collect()
+    }
+
+    /// Ticks when a session begins or ends.
+    pub(crate) fn changes(&self) -> watch::Receiver<usize> {
+        self.connected.subscribe()
     }
 
     fn endpoint(&self, address: &str) -> Result<Endpoint, tonic::transport::Error> {
@@ -397,12 +464,25 @@ fn spawn_keep(node: &Arc<Node>, address: String) {
     tokio::spawn(kept);
 }
 
-/// Keeps the session to one replica until the node is gone.
+impl Node {
+    /// The schedulers that there are now, `host:port`: new ones are spoken to from here on, and those
+    /// that are gone forgotten.
+    pub fn set_schedulers(self: &Arc<Self>, listed: &[String]) {
+        for address in self.sessions.relist(listed) {
+            spawn_keep(self, address);
+        }
+    }
+}
+
+/// Keeps the session to one replica until the node is gone, or the replica for good.
 async fn keep(node: Weak<Node>, address: String) {
     let mut pause = RECONNECT_MIN;
     let mut complained = false;
     loop {
         let Some(strong) = node.upgrade() else { return };
+        if strong.sessions.let_go(&address) {
+            return tracing::info!(%address, "no scheduler of this mesh any more");
+        }
         let stop = strong.stop.clone();
         let outcome = tokio::select! {
             outcome = session(&strong, &address) => outcome,

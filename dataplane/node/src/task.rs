@@ -207,6 +207,8 @@ pub struct Task {
     /// How often in a row a source was called for and there was no scheduler to hear it.
     pub(crate) unheard: AtomicU32,
     pub(crate) next_user: AtomicU64,
+    /// Since when blocks find no space, in milliseconds of the task's time; 0 while they do.
+    short_since: AtomicU64,
     /// The engine has blocks to emit; as of when it was last driven.
     first_copies: AtomicBool,
     started: Instant,
@@ -272,6 +274,7 @@ impl Task {
             traffic: Traffic::default(),
             unheard: AtomicU32::new(0),
             next_user: AtomicU64::new(1),
+            short_since: AtomicU64::new(0),
             first_copies: AtomicBool::new(false),
             started: Instant::now(),
         };
@@ -403,6 +406,10 @@ impl Task {
         let result = {
             let mut state = self.state();
             let result = f(&mut state, now);
+            // What is due goes out with what this brings; the clock's own ticks are for quiet times.
+            if state.engine.next_timeout().is_some_and(|due| due <= now) {
+                state.engine.tick(now);
+            }
             carry_out(&mut state, &mut effects);
             self.note_first_copies(&state);
             result
@@ -430,6 +437,21 @@ impl Task {
     /// Tells the holder of the lease that what is wanted may have changed.
     pub(crate) fn notify_emission(&self) {
         self.emission.notify_one();
+    }
+
+    /// A block found no space: for how long that has been so.
+    pub(crate) fn short_of_space(&self) -> Duration {
+        let now = (self.now().as_millis() as u64).max(1);
+        let since = &self.short_since;
+        let begun = since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        Duration::from_millis(now.saturating_sub(begun.err().unwrap_or(now)))
+    }
+
+    /// A block found its space.
+    pub(crate) fn found_space(&self) {
+        if self.short_since.load(Ordering::Relaxed) != 0 {
+            self.short_since.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Ends the task for all who wait for it. The first reason counts.

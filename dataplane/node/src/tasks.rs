@@ -2,19 +2,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dragonfly_proto::geometry::Geometry;
 use dragonfly_proto::id::ContentKey;
 use dragonfly_proto::rpc::{self, failure::Code, from_node};
 use dragonfly_proto::ticket::Ticket;
-use dragonfly_proto::trust::{SignedSize, Verifier};
+use dragonfly_proto::trust::{Leaf, SignedSize, Verifier};
 use dragonfly_storage::ErrorKind;
 use dragonfly_swarm::engine::Objective;
 
 use crate::links::ConnState;
 use crate::node::Node;
 use crate::task::{Effects, Meta, Task, from_hex, lock, most_blocks};
+
+/// How long a task without space waits for what others let go of.
+const SPACE_COMES_BACK: Duration = Duration::from_millis(300);
 
 impl Node {
     /// Tasks in use.
@@ -144,7 +147,33 @@ impl Node {
         }
     }
 
-    pub(crate) fn storage_failed(&self, task: &Arc<Task>, error: &dragonfly_storage::StorageError) {
+    /// Stores a block. Where space is short, what is in use for other nodes alone gives way.
+    pub(crate) fn write_block(
+        &self,
+        task: &Arc<Task>,
+        leaf: &Leaf,
+        data: &[u8],
+        proof: &[u8],
+    ) -> dragonfly_storage::Result<()> {
+        let write = || task.store.write_block(leaf.index, data, leaf.hash, proof);
+        let written = match write() {
+            Err(e) if is_no_space(&e) && self.make_room(task) => write(),
+            done => done,
+        };
+        written.map(|_| task.found_space())
+    }
+
+    /// A block could not be stored. Space may be about to come back, from a task that was let go of
+    /// and is still held by whoever was at work for it: the block is asked for again for a while,
+    /// before the task fails.
+    pub(crate) fn not_stored(&self, task: &Arc<Task>, error: &dragonfly_storage::StorageError) {
+        let short_for = is_no_space(error).then(|| task.short_of_space());
+        if short_for.is_none_or(|time| time > SPACE_COMES_BACK) {
+            self.storage_failed(task, error);
+        }
+    }
+
+    fn storage_failed(&self, task: &Arc<Task>, error: &dragonfly_storage::StorageError) {
         task.fail(storage_failure(error));
         // Nothing more is asked for; what is held is still served.
         let ((), effects) = task.drive(|s, now| {
@@ -220,9 +249,13 @@ impl Node {
     }
 }
 
+fn is_no_space(e: &dragonfly_storage::StorageError) -> bool {
+    matches!(e.kind(), ErrorKind::DiskFull | ErrorKind::QuotaExceeded)
+}
+
 pub(crate) fn storage_failure(e: &dragonfly_storage::StorageError) -> rpc::Failure {
     let code = match e.kind() {
-        ErrorKind::DiskFull | ErrorKind::QuotaExceeded => Code::NoSpace,
+        _ if is_no_space(e) => Code::NoSpace,
         ErrorKind::NotFound | ErrorKind::NotHeld => Code::NotFound,
         ErrorKind::Conflict => Code::Changed,
         _ => Code::Internal,

@@ -44,6 +44,10 @@ impl Turns {
         }
     }
 
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
     pub(crate) fn set_priority(&mut self, stream: u32, priority: u8) {
         self.accounts.entry(stream).or_default().priority = priority;
     }

@@ -26,6 +26,23 @@ impl Failure {
     }
 }
 
+impl Sums {
+    /// Adds what was counted elsewhere or later. No sum overflows, whatever was said.
+    pub fn add(&mut self, more: &Self) {
+        for (sum, more) in [
+            (&mut self.from_origin, more.from_origin),
+            (&mut self.from_seeds, more.from_seeds),
+            (&mut self.from_peers, more.from_peers),
+            (&mut self.from_cache, more.from_cache),
+            (&mut self.delivered, more.delivered),
+            (&mut self.tasks_done, more.tasks_done),
+            (&mut self.tasks_failed, more.tasks_failed),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+    }
+}
+
 impl From<&BlockGeometry> for Geometry {
     fn from(g: &BlockGeometry) -> Self {
         Self {

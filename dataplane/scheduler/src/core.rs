@@ -1,7 +1,8 @@
 //! The scheduler's decisions: messages in, messages out, time passed in.
 //!
 //! Split by subject: `lookups` (what does a source hold, asked at the origin once), `swarms` (the
-//! members of a content, the lease), `telling` (what members hear of each other). What is to be sent
+//! members of a content, the lease), `telling` (what members hear of each other), [`crate::sketch`]
+//! (what is counted). What is to be sent
 //! piles up in `Core::out`.
 
 use std::collections::{HashMap, HashSet};
@@ -14,6 +15,7 @@ use dragonfly_proto::sign::{PublicKey, SigningKey};
 use dragonfly_swarm::membership::{Settings, ZoneId};
 
 use crate::lookups::Lookup;
+use crate::sketch::{Counts, bounded};
 use crate::swarms::TaskEntry;
 
 /// A node whose session ended is taken for dead after this, unless it comes back.
@@ -64,25 +66,14 @@ pub(crate) struct NodeEntry {
     pub(crate) rate_in: u64,
     pub(crate) rate_out: u64,
     pub(crate) reported: Duration,
+    /// This replica counts it.
+    pub(crate) home: bool,
 }
 
 impl NodeEntry {
     pub(crate) fn is_seed(&self) -> bool {
         self.hello.role() == Role::Seed
     }
-}
-
-/// Sum of what all nodes reported since this scheduler started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Bytes read from origins.
-    pub from_origin: u64,
-    /// Bytes nodes took from seeds.
-    pub from_seeds: u64,
-    /// Bytes nodes took from peers.
-    pub from_peers: u64,
-    /// Messages from nodes.
-    pub messages: u64,
 }
 
 /// The scheduler. See the module's header.
@@ -106,8 +97,7 @@ pub struct Core {
     /// Seconds since 1970 at `now` 0.
     epoch: u64,
     last_sweep: Duration,
-    /// For metrics and status.
-    pub totals: Totals,
+    pub(crate) counts: Counts,
 }
 
 /// Why a session is refused.
@@ -143,7 +133,7 @@ impl Core {
             now: Duration::ZERO,
             epoch: unix,
             last_sweep: Duration::ZERO,
-            totals: Totals::default(),
+            counts: Counts::default(),
         }
     }
 
@@ -169,8 +159,9 @@ impl Core {
     }
 
     /// A node's session begins.
-    pub fn connect(&mut self, now: Duration, hello: rpc::NodeHello) -> Result<NodeId, Refused> {
+    pub fn connect(&mut self, now: Duration, mut hello: rpc::NodeHello) -> Result<NodeId, Refused> {
         self.now = now;
+        hello.policy = hello.policy.map(bounded);
         let node = NodeId::from_slice(&hello.node)
             .ok_or_else(|| Refused("the node's identity is not 16 bytes".to_owned()))?;
         let key = hello
@@ -218,6 +209,7 @@ impl Core {
             rate_in: 0,
             rate_out: 0,
             reported: now,
+            home: old.is_some_and(|old| old.home),
         };
         self.nodes.insert(node, entry);
         if restarted {
@@ -278,7 +270,7 @@ impl Core {
             // Its session is over, and what it had was given to others.
             return;
         }
-        self.totals.messages += 1;
+        self.counts.totals.messages += 1;
         match message {
             from_node::Message::Hello(_) => {}
             from_node::Message::Resolve(m) => self.on_resolve(from, m),
@@ -293,7 +285,7 @@ impl Core {
             from_node::Message::Import(m) => self.on_import(from, m),
             from_node::Message::PolicyAck(m) => {
                 if let Some(entry) = self.nodes.get_mut(&from) {
-                    entry.hello.policy = Some(m);
+                    entry.hello.policy = Some(bounded(m));
                 }
             }
         }
@@ -311,14 +303,13 @@ impl Core {
                 task.settle();
             }
         }
-        // Whatever a node says, no sum overflows.
-        let add = |sum: &mut u64, n: u64| *sum = sum.saturating_add(n);
-        add(&mut self.totals.from_origin, report.from_origin);
-        add(&mut self.totals.from_seeds, report.from_seeds);
-        add(&mut self.totals.from_peers, report.from_peers);
         let Some(entry) = self.nodes.get_mut(&from) else {
             return;
         };
+        entry.home = report.home;
+        if entry.home {
+            self.counts.add(&report, entry.is_seed());
+        }
         let seconds = now.saturating_sub(entry.reported).as_secs_f64().max(1.0);
         let received = report
             .from_origin
@@ -328,6 +319,8 @@ impl Core {
         entry.rate_out = (report.uploaded as f64 / seconds) as u64;
         entry.reported = now;
         let t = &mut entry.totals;
+        // Whatever a node says, no sum overflows.
+        let add = |sum: &mut u64, n: u64| *sum = sum.saturating_add(n);
         add(&mut t.from_origin, report.from_origin);
         add(&mut t.from_seeds, report.from_seeds);
         add(&mut t.from_peers, report.from_peers);

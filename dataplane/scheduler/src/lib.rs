@@ -3,13 +3,15 @@
 //! No byte of content passes here. State is in memory only: after a restart nodes say again what
 //! they hold and take part in, and downloads go on meanwhile.
 //!
-//! * [`core`]: the decisions, without IO or clock.
-//! * [`service`]: gRPC around them.
+//! * [`core`]: the decisions, without IO or clock. [`sketch`]: what is counted of its nodes.
+//! * [`service`]: gRPC around them. [`replicas`]: between schedulers of one mesh.
 
 pub mod core;
 mod imports;
 mod leases;
 mod lookups;
+pub mod replicas;
 pub mod service;
+pub mod sketch;
 mod swarms;
 mod telling;

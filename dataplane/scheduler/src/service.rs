@@ -89,10 +89,16 @@ impl Service {
         self.core().inspect()
     }
 
-    /// Sums of what nodes reported.
+    /// Sums of what the nodes whose home this is reported.
     #[must_use]
-    pub fn totals(&self) -> crate::core::Totals {
-        self.core().totals
+    pub fn totals(&self) -> crate::sketch::Totals {
+        self.core().totals().clone()
+    }
+
+    /// What was counted since the last call, and what is true now.
+    #[must_use]
+    pub fn sketch(&self) -> rpc::Sketch {
+        self.core().sketch()
     }
 
     /// Whether the source of a content, a client's credentials included, is in memory.

@@ -451,11 +451,12 @@ fn messages_of_nodes_without_a_session_change_nothing() {
     w.found(node(9), 1, 1);
     let report = rpc::Report {
         from_origin: 5,
+        home: true,
         ..rpc::Report::default()
     };
     w.say(9, from_node::Message::Report(report));
     assert!(w.said.is_empty() && w.core.inspect().tasks.is_empty());
-    assert_eq!(w.core.totals.from_origin, 0);
+    assert_eq!(w.core.totals().sums.from_origin, 0);
 }
 
 #[test]

@@ -246,19 +246,45 @@ fn a_silent_neighbour_that_owes_blocks_is_dropped() {
 }
 
 #[test]
-fn a_block_is_announced_within_ten_milliseconds_but_not_to_those_that_have_it() {
+fn a_block_is_announced_within_thirty_milliseconds_but_not_to_those_that_have_it() {
     let mut engine = peer(10);
     engine.join(ZERO, A, NeighbourInfo::default());
     engine.join(ZERO, B, NeighbourInfo::default());
     engine.handle(ZERO, A, have(4)).unwrap();
-    engine.block_received(ms(20), A, 4).unwrap();
-    assert_eq!(engine.next_timeout(), Some(ms(0)));
-    engine.tick(ms(20));
-    assert_eq!(engine.next_timeout(), Some(ms(30)));
+    engine.tick(ms(0));
+    engine.block_received(ms(5), A, 4).unwrap();
+    assert_eq!(engine.next_timeout(), Some(ms(35)));
     while engine.poll().is_some() {}
-    engine.tick(ms(30));
+    engine.tick(ms(34));
+    assert_eq!(engine.poll(), None);
+    engine.tick(ms(35));
     let actions: Vec<Action> = core::iter::from_fn(|| engine.poll()).collect();
     assert_eq!(actions, [Action::Send(B, have(4))]);
+}
+
+#[test]
+fn six_blocks_are_announced_at_once_and_so_is_the_last() {
+    let mut engine = peer(7);
+    engine.join(ZERO, A, NeighbourInfo::default());
+    engine.join(ZERO, B, NeighbourInfo::default());
+    engine.handle(ZERO, A, full(7)).unwrap();
+    engine.tick(ZERO);
+    let (mut owed, mut received, mut told) = (vec![], 0, vec![]);
+    loop {
+        while let Some(action) = engine.poll() {
+            match action {
+                Action::Send(A, Control::Request(index)) => owed.push(index),
+                Action::Send(B, Control::Have(runs)) => {
+                    told.push((received, runs.iter().map(|run| run.len()).sum::<usize>()));
+                }
+                _ => {}
+            }
+        }
+        let Some(index) = owed.pop() else { break };
+        engine.block_received(ms(1), A, index).unwrap();
+        received += 1;
+    }
+    assert_eq!(told, [(6, 6), (7, 1)]);
 }
 
 #[test]

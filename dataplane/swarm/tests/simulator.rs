@@ -31,6 +31,8 @@ fn adjust(scenario: &mut Scenario, changes: &str) {
             "first-level" => settings.first_level = value as usize,
             "in-order" => config.in_order_probability = value as f32,
             "sample" => config.sample = value as u32,
+            "have-batch" => config.have_batch = value as usize,
+            "rate-from-ms" => config.rate_from = Duration::from_secs_f64(value / 1e3),
             "have-ms" => config.have_delay = Duration::from_secs_f64(value / 1e3),
             "endgame-ms" => config.endgame_after = Duration::from_secs_f64(value / 1e3),
             "unique" => config.seed_unique = value != 0.0,

@@ -20,7 +20,9 @@ mod watch;
 mod writer;
 
 pub use conn::{CloseReason, Conn};
-pub use security::{Security, SecurityError, TlsConfig, is_node, node_name};
+pub use security::{
+    SCHEDULER_NAME, Security, SecurityError, TlsConfig, is_node, is_scheduler, node_name,
+};
 pub use table::{ConnectError, Local, Mesh, Timeouts};
 
 use std::fs::File;
@@ -124,6 +126,9 @@ pub trait Handler: Send + Sync + 'static {
         stream: u32,
         block: &Block<'_>,
     ) -> Result<Option<Duration>, Violation>;
+
+    /// Whether there may be a block to send; the kernel is asked for room only then.
+    fn has_next(&self, conn: &Arc<Conn>) -> bool;
 
     /// The socket can take a block.
     fn next(&self, conn: &Arc<Conn>) -> Next;

@@ -100,6 +100,9 @@ impl Security {
     }
 }
 
+/// The name in schedulers' certificates.
+pub const SCHEDULER_NAME: &str = "scheduler.d7y.internal";
+
 /// The DNS name in a node's certificate.
 #[must_use]
 pub fn node_name(node: &NodeId) -> String {
@@ -116,7 +119,21 @@ pub(crate) fn server_name(node: &NodeId) -> Result<ServerName<'static>, Security
 /// # Errors
 /// It is another's, or no certificate.
 pub fn is_node(cert: &CertificateDer<'_>, node: &NodeId) -> Result<(), SecurityError> {
+    is_named(cert, &server_name(node)?)
+}
+
+/// Whether a certificate that chains to the mesh's CA is a scheduler's. Only a holder of the CA's key
+/// has one: the authority gives nodes no name but their own.
+///
+/// # Errors
+/// It is another's, or no certificate.
+pub fn is_scheduler(cert: &CertificateDer<'_>) -> Result<(), SecurityError> {
+    let name = ServerName::try_from(SCHEDULER_NAME).map_err(|_| SecurityError::NoNode)?;
+    is_named(cert, &name)
+}
+
+fn is_named(cert: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), SecurityError> {
     let parsed = rustls::server::ParsedCertificate::try_from(cert)?;
-    rustls::client::verify_server_name(&parsed, &server_name(node)?)?;
+    rustls::client::verify_server_name(&parsed, name)?;
     Ok(())
 }

@@ -57,19 +57,18 @@ pub(crate) fn set_receive_lowat(stream: &TcpStream, bytes: u32) -> io::Result<()
 /// Waits until the kernel would really take more: what tokio remembers of a socket is that no write
 /// was refused so far, and what is unsent then may be far above the mark of [`tune`].
 pub(crate) async fn bindable(stream: &TcpStream) -> io::Result<()> {
-    loop {
-        stream.writable().await?;
-        let asked = stream.try_io(Interest::WRITABLE, || {
-            let mut fds = [PollFd::new(stream, PollFlags::OUT)];
-            match rustix::event::poll(&mut fds, Some(&Timespec::default()))? {
-                0 => Err(io::ErrorKind::WouldBlock.into()),
-                _ => Ok(()),
-            }
-        });
-        match asked {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            done => return done,
+    stream.writable().await?;
+    let asked = stream.try_io(Interest::WRITABLE, || {
+        let mut fds = [PollFd::new(stream, PollFlags::OUT)];
+        match rustix::event::poll(&mut fds, Some(&Timespec::default()))? {
+            0 => Err(io::ErrorKind::WouldBlock.into()),
+            _ => Ok(()),
         }
+    });
+    match asked {
+        // Forgotten by tokio now: what it says next is the kernel's word.
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => stream.writable().await,
+        done => done,
     }
 }
 

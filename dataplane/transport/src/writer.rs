@@ -58,6 +58,10 @@ async fn turn<H: Handler, W: AsyncWrite + Unpin>(
         }
         return Ok(());
     }
+    if !handler.has_next(conn) {
+        conn.wake.notified().await;
+        return Ok(());
+    }
     if *full {
         bindable(socket).await?;
         *full = false;

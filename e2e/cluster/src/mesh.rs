@@ -23,6 +23,14 @@ const NAME: &str = "default";
 /// # Errors
 /// No keys can be made, or there is no place for them.
 pub fn manifest() -> Result<String> {
+    Ok(format!("{}\n---\n{MESH}", secrets()?))
+}
+
+/// The Secrets of a new mesh: `mesh-authority` for its schedulers, `mesh-join` for its nodes.
+///
+/// # Errors
+/// No keys can be made, or there is no place for them.
+pub fn secrets() -> Result<String> {
     let dir = tempfile::tempdir().map_err(|e| Failed::at("a temporary directory", e))?;
     Authority::load_or_create(dir.path(), NAME).map_err(|e| Failed::at("the mesh's keys", e))?;
     let mut all = BTreeMap::new();
@@ -40,7 +48,7 @@ pub fn manifest() -> Result<String> {
         .map(|(name, bytes)| (name.clone(), bytes.clone()))
         .collect();
     let secrets = [secret("mesh-authority", all)?, secret("mesh-join", join)?];
-    Ok(format!("{}\n---\n{MESH}", secrets.join("\n---\n")))
+    Ok(secrets.join("\n---\n"))
 }
 
 /// A Secret as JSON, which is YAML.

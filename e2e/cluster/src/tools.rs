@@ -27,6 +27,8 @@ pub enum Tool {
     Helm,
     /// kwok: fake nodes.
     Kwok,
+    /// The Lua that ArgoCD has.
+    Lua,
     /// The program of the container that holds a pod's namespaces.
     Pause,
 }
@@ -115,6 +117,15 @@ impl Tool {
                 go_mod: include_str!("../go/kwok/go.mod"),
                 go_sum: include_str!("../go/kwok/go.sum"),
                 commands: &["sigs.k8s.io/kwok/cmd/kwok"],
+                tags: "",
+                set: &[],
+            },
+            Self::Lua => Recipe {
+                name: "lua",
+                version: "1.1.1",
+                go_mod: include_str!("../go/lua/go.mod"),
+                go_sum: include_str!("../go/lua/go.sum"),
+                commands: &["github.com/yuin/gopher-lua/cmd/glua"],
                 tags: "",
                 set: &[],
             },
@@ -333,6 +344,7 @@ mod tests {
             Tool::Containerd,
             Tool::Helm,
             Tool::Kwok,
+            Tool::Lua,
         ] {
             let recipe = tool.recipe().unwrap();
             let wanted = format!("v{}", recipe.version);

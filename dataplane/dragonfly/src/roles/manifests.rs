@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::RoleError;
+use super::policy::Given;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -46,7 +47,7 @@ pub(crate) fn read(
 pub(crate) async fn follow(
     dir: PathBuf,
     name: Option<String>,
-    policies: watch::Sender<Policy>,
+    policies: watch::Sender<Given>,
     problems: watch::Sender<Option<String>>,
     stop: CancellationToken,
 ) {
@@ -61,16 +62,17 @@ pub(crate) async fn follow(
             continue;
         }
         seen = now;
-        let previous = policies.borrow().clone();
-        match read(Some(&dir), name.as_deref(), Some(&previous)) {
-            Ok(policy) => {
+        let previous = policies.borrow().policy.clone();
+        let read = read(Some(&dir), name.as_deref(), Some(&previous));
+        match read.and_then(Given::resolved) {
+            Ok(given) => {
                 problems.send_if_modified(|p| p.take().is_some());
-                if !policy.same_as(&previous) {
+                if !given.policy.same_as(&previous) {
                     tracing::info!(
-                        revision = policy.revision,
+                        revision = given.policy.revision,
                         "the manifests changed: a new policy"
                     );
-                    policies.send_replace(policy);
+                    policies.send_replace(given);
                 }
             }
             Err(e) => {

@@ -1,6 +1,9 @@
 //! The parts of a mesh as processes: wiring only. What they do is in the crates.
 
 pub(crate) mod admin;
+mod bootstrap;
+mod figures;
+mod kubernetes;
 pub(crate) mod manifests;
 pub(crate) mod node;
 pub(crate) mod policy;
@@ -88,6 +91,15 @@ pub(crate) struct MeshArgs {
         value_name = "NAME"
     )]
     pub(crate) mesh: String,
+    /// A file that says both, such as a mounted ConfigMap: schedulers that are added to it are found
+    /// without a restart
+    #[arg(
+        long,
+        env = "DRAGONFLY_BOOTSTRAP",
+        value_name = "FILE",
+        conflicts_with_all = ["schedulers", "mesh"]
+    )]
+    pub(crate) bootstrap: Option<PathBuf>,
 }
 
 /// A mesh's name on the wire.

@@ -17,10 +17,13 @@ use dragonfly_proto::rpc;
 use dragonfly_storage::{DiskMedia, MemoryMedia, Store};
 use dragonfly_transport::{Mesh, Security};
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::admin::{self, Shown};
-use super::{LogArgs, MeshArgs, RoleError, manifests, mesh_id, policy, write_atomically};
+use super::{
+    LogArgs, MeshArgs, RoleError, bootstrap, manifests, mesh_id, policy, write_atomically,
+};
 
 /// Between schedulers and nodes, so that either notices when the other is gone.
 pub(crate) const KEEPALIVE: Duration = Duration::from_secs(5);
@@ -76,7 +79,8 @@ pub(crate) struct Config {
     pub(crate) state: PathBuf,
     pub(crate) listen: SocketAddr,
     pub(crate) advertise: Vec<SocketAddr>,
-    pub(crate) schedulers: Vec<String>,
+    /// `host:port`; may change while the node runs.
+    pub(crate) schedulers: watch::Receiver<Vec<String>>,
     pub(crate) token: Option<JoinToken>,
     /// In force until a scheduler sends one, where none is on disk.
     pub(crate) policy: Option<Policy>,
@@ -90,20 +94,22 @@ pub(crate) async fn run(args: Args, role: Role) -> ExitCode {
 }
 
 async fn serve(args: Args, role: Role, stop: CancellationToken) -> Result<(), RoleError> {
-    if args.mesh.schedulers.is_empty() {
-        let text = "which mesh? Name a scheduler: --scheduler host:port (DRAGONFLY_SCHEDULERS)";
+    if args.mesh.schedulers.is_empty() && args.mesh.bootstrap.is_none() {
+        let text = "which mesh? Name a scheduler: --scheduler host:port (DRAGONFLY_SCHEDULERS), or a \
+                    file: --bootstrap FILE";
         return Err(RoleError(text.to_owned()));
     }
+    let (mesh, schedulers) = bootstrap::of(&args.mesh, &stop)?;
     let mode = if args.socket_for_all { 0o666 } else { 0o660 };
     let config = Config {
         role,
         name: args.name.unwrap_or_else(host_name),
         zone: args.zone,
-        mesh: args.mesh.mesh,
+        mesh,
         state: args.state,
         listen: args.listen,
         advertise: args.advertise,
-        schedulers: args.mesh.schedulers,
+        schedulers,
         token: args
             .mesh
             .join_token_file
@@ -165,7 +171,8 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
         .local_addr()
         .map_err(|e| RoleError::at("node port", e))?;
     let addresses = if config.advertise.is_empty() {
-        super::reachable(bound, config.schedulers.first().map(String::as_str))
+        let first = config.schedulers.borrow().first().cloned();
+        super::reachable(bound, first.as_deref())
     } else {
         config.advertise.clone()
     };
@@ -197,7 +204,7 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
         security: security.clone(),
         settings: policy::settings(&first),
         schedulers: Bootstrap {
-            addresses: config.schedulers.clone(),
+            addresses: config.schedulers.borrow().clone(),
             tls: credentials.as_ref().map(grpc),
         },
     };
@@ -209,6 +216,7 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
         config.clone(),
         stop.clone(),
     ));
+    tokio::spawn(follow_schedulers(node.clone(), config.schedulers.clone()));
     if let (Some(token), Some(credentials)) = (config.token.clone(), credentials) {
         tokio::spawn(renew(
             node.clone(),
@@ -284,7 +292,8 @@ async fn enrolled(
     let until = tokio::time::Instant::now() + ENROLL;
     let mut pause = Duration::from_millis(100);
     loop {
-        match enroll(&config.schedulers, token, id, role).await {
+        let schedulers = config.schedulers.borrow().clone();
+        match enroll(&schedulers, token, id, role).await {
             Ok(credentials) => return Ok(credentials),
             // Who is turned away once is so again: the reason at once, instead of patience.
             Err(e @ IdentityError::Unreachable(_)) if tokio::time::Instant::now() > until => {
@@ -338,6 +347,14 @@ async fn renew(
                 now.renew_after = Duration::from_secs(600);
             }
         }
+    }
+}
+
+async fn follow_schedulers(node: Arc<Node>, mut schedulers: watch::Receiver<Vec<String>>) {
+    // Ends with whoever keeps the list.
+    while schedulers.changed().await.is_ok() {
+        let listed = schedulers.borrow_and_update().clone();
+        node.set_schedulers(&listed);
     }
 }
 

@@ -76,13 +76,28 @@ pub(crate) fn scheduler(p: &Policy) -> CoreSettings {
     settings
 }
 
-/// The policy as it goes to nodes.
-pub(crate) fn update(p: &Policy) -> Result<rpc::PolicyUpdate, RoleError> {
-    let json = p.encode().map_err(|e| RoleError::at("policy", e))?;
-    Ok(rpc::PolicyUpdate {
-        uid: p.uid.clone(),
-        revision: p.revision,
-        hash: p.hash.clone(),
-        json,
-    })
+/// A policy, and how it goes to nodes.
+#[derive(Debug, Clone)]
+pub(crate) struct Given {
+    pub(crate) policy: Policy,
+    pub(crate) update: rpc::PolicyUpdate,
+}
+
+impl Given {
+    /// One that was resolved here.
+    pub(crate) fn resolved(policy: Policy) -> Result<Self, RoleError> {
+        let json = policy.encode().map_err(|e| RoleError::at("policy", e))?;
+        Ok(Self::received(policy, json))
+    }
+
+    /// One that came as these bytes: what this release does not know in it is for others.
+    pub(crate) fn received(policy: Policy, json: Vec<u8>) -> Self {
+        let update = rpc::PolicyUpdate {
+            uid: policy.uid.clone(),
+            revision: policy.revision,
+            hash: policy.hash.clone(),
+            json,
+        };
+        Self { policy, update }
+    }
 }

@@ -3,31 +3,32 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use dragonfly_crds::Policy;
 use dragonfly_crds::policy::Transport;
-use dragonfly_identity::Authority;
+use dragonfly_identity::{Authority, SCHEDULER_NAME};
+use dragonfly_kubernetes::reporter::Reporter;
 use dragonfly_proto::rpc;
 use dragonfly_scheduler::core::Core;
+use dragonfly_scheduler::replicas;
 use dragonfly_scheduler::service::Service;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic::transport::{Certificate, ClientTlsConfig, Identity, Server, ServerTlsConfig};
 
 use super::admin::{self, Shown};
-use super::{LogArgs, RoleError, manifests, mesh_id, policy};
+use super::policy::{self, Given};
+use super::{LogArgs, RoleError, figures, kubernetes, manifests, mesh_id};
 
 /// Run a scheduler: who is in which swarm, and the mesh's policy
 ///
-/// Policy comes from manifests (-f DIR), the same as on Kubernetes; edits are picked up. The join
-/// token that seeds and peers need is written to STATE/mesh/join-token.
+/// Policy comes from manifests (-f DIR) or, in a pod, from the Distribution that the operator resolved
+/// (--kubernetes); edits are picked up. The join token that seeds and peers need is written to
+/// STATE/mesh/join-token, unless it is there.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
     /// Where nodes connect
@@ -52,6 +53,9 @@ pub(crate) struct Args {
     /// Manifests: a Distribution and, if it refers to one, a SchedulerPool
     #[arg(short, long, value_name = "DIR")]
     file: Option<PathBuf>,
+    /// Policy from a Distribution's status, and reports to it; a pod's own cluster, or KUBECONFIG's
+    #[arg(long, conflicts_with = "file", requires = "distribution")]
+    kubernetes: bool,
     /// Which Distribution, where there are several: `name` or `namespace/name`
     #[arg(long, value_name = "NAME")]
     distribution: Option<String>,
@@ -78,12 +82,17 @@ pub(crate) struct Config {
     pub(crate) others: Vec<rpc::Replica>,
     pub(crate) mesh: String,
     pub(crate) authority: Arc<Authority>,
+    /// Takes what other replicas counted, where one of them writes the mesh's status.
+    pub(crate) sketches: Option<replicas::Sink>,
 }
 
 /// A scheduler that serves.
 pub(crate) struct Running {
+    pub(crate) name: String,
     pub(crate) address: String,
     pub(crate) service: Service,
+    /// How to call other replicas; none in a plaintext mesh.
+    pub(crate) to_replicas: Option<ClientTlsConfig>,
 }
 
 /// Runs the command.
@@ -102,43 +111,69 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
         }),
         None => Err(RoleError(format!("--replica {r}: write name=host:port"))),
     });
-    let first = manifests::read(args.file.as_deref(), args.distribution.as_deref(), None)?;
-    let policies = watch::Sender::new(first);
-    let problems = watch::Sender::new(None);
+    let others: Vec<_> = others.collect::<Result<_, _>>()?;
+    let shown = Arc::new(ShownScheduler::default());
+    if let Some(addr) = args.admin {
+        let addr = admin::serve(addr, shown.clone(), stop.clone()).await?;
+        tracing::info!(%addr, "health and metrics");
+    }
+    let kubernetes = if args.kubernetes {
+        let target = kubernetes::target(args.distribution.as_deref())?;
+        let connected = kubernetes::Connected::new(target, &args.state, &shown, &stop).await?;
+        Some(connected)
+    } else {
+        None
+    };
+    let policies = match &kubernetes {
+        Some(kubernetes) => match kubernetes.policies(&shown, &stop).await {
+            Some(policies) => policies,
+            None => return Ok(()),
+        },
+        None => from_manifests(args.file, args.distribution, &stop)?,
+    };
     let config = Config {
         listen: args.listen,
         advertise: args.advertise,
         name: args.name,
-        others: others.collect::<Result<_, _>>()?,
+        others: others.clone(),
         mesh: args.mesh,
         authority: Arc::new(authority),
+        sketches: kubernetes.as_ref().map(|k| k.reporter.sink()),
     };
-    if let Some(dir) = args.file {
-        let (policies, problems) = (policies.clone(), problems.clone());
-        tokio::spawn(manifests::follow(
-            dir,
-            args.distribution,
-            policies,
-            problems,
-            stop.clone(),
-        ));
-    }
-    let running = start(config, policies.subscribe(), stop.clone()).await?;
-    if let Some(addr) = args.admin {
-        let shown = Arc::new(ShownScheduler(running.service.clone()));
-        let addr = admin::serve(addr, shown, stop.clone()).await?;
-        tracing::info!(%addr, "health and metrics");
-    }
+    let first = policies.borrow().policy.clone();
+    let running = start(config, policies, stop.clone()).await?;
+    shown.serves(running.service.clone());
     let token = args.state.join("mesh/join-token");
     tracing::info!(address = running.address, join_token = %token.display(), "scheduler is up");
-    stop.cancelled().await;
-    Ok(())
+    match kubernetes {
+        Some(kubernetes) => kubernetes.report(running, &first, &others, stop).await,
+        None => {
+            stop.cancelled().await;
+            Ok(())
+        }
+    }
+}
+
+fn from_manifests(
+    file: Option<PathBuf>,
+    distribution: Option<String>,
+    stop: &CancellationToken,
+) -> Result<watch::Receiver<Given>, RoleError> {
+    let first = manifests::read(file.as_deref(), distribution.as_deref(), None)?;
+    let policies = watch::Sender::new(Given::resolved(first)?);
+    let given = policies.subscribe();
+    if let Some(dir) = file {
+        let problems = watch::Sender::new(None);
+        let follow = manifests::follow(dir, distribution, policies, problems, stop.clone());
+        tokio::spawn(follow);
+    }
+    Ok(given)
 }
 
 /// Starts a scheduler in this process.
 pub(crate) async fn start(
     config: Config,
-    mut policies: watch::Receiver<Policy>,
+    mut policies: watch::Receiver<Given>,
     stop: CancellationToken,
 ) -> Result<Running, RoleError> {
     let listener = TcpListener::bind(config.listen)
@@ -163,7 +198,7 @@ pub(crate) async fn start(
         address: address.clone(),
     });
     let first = policies.borrow_and_update().clone();
-    let secure = first.node.transport == Transport::MutualTLS;
+    let secure = first.policy.node.transport == Transport::MutualTLS;
     let unix = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
@@ -173,29 +208,40 @@ pub(crate) async fn start(
         replicas,
         mesh_id(&config.mesh),
         config.authority.signing.clone(),
-        policy::scheduler(&first),
+        policy::scheduler(&first.policy),
         unix,
     );
     let service = Service::new(core, secure);
-    service.set_policy(policy::update(&first)?, policy::scheduler(&first));
+    service.set_policy(first.update, policy::scheduler(&first.policy));
     let mut server = Server::builder().http2_keepalive_interval(Some(super::node::KEEPALIVE));
+    let mut to_replicas = None;
     if secure {
         let (cert, key) = config
             .authority
             .scheduler(&name)
             .map_err(|e| RoleError(e.to_string()))?;
         // Optional, since who enrolls has no certificate yet; a session needs one.
+        let identity = Identity::from_pem(cert, key);
+        let ca = Certificate::from_pem(config.authority.ca());
+        let client = ClientTlsConfig::new()
+            .ca_certificate(ca.clone())
+            .identity(identity.clone());
+        to_replicas = Some(client.domain_name(SCHEDULER_NAME));
         let tls = ServerTlsConfig::new()
-            .identity(Identity::from_pem(cert, key))
-            .client_ca_root(Certificate::from_pem(config.authority.ca()))
+            .identity(identity)
+            .client_ca_root(ca)
             .client_auth_optional(true);
         server = server
             .tls_config(tls)
             .map_err(|e| RoleError::at("TLS", e))?;
     }
+    let replicas = config
+        .sketches
+        .map(|s| replicas::Service::server(s, secure));
     let router = server
         .add_service(service.server())
-        .add_service(config.authority.server());
+        .add_service(config.authority.server())
+        .add_optional_service(replicas);
     let stopped = stop.clone();
     tokio::spawn(async move {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -217,53 +263,70 @@ pub(crate) async fn start(
                 changed = policies.changed() => if changed.is_err() { return },
                 () = stop.cancelled() => return,
             }
-            let policy = policies.borrow_and_update().clone();
-            match policy::update(&policy) {
-                Ok(update) => told.set_policy(update, policy::scheduler(&policy)),
-                Err(error) => tracing::error!(%error, "the policy cannot be sent"),
-            }
+            let given = policies.borrow_and_update().clone();
+            told.set_policy(given.update, policy::scheduler(&given.policy));
         }
     });
-    Ok(Running { address, service })
+    Ok(Running {
+        name,
+        address,
+        service,
+        to_replicas,
+    })
 }
 
-/// A scheduler on its admin port.
-pub(crate) struct ShownScheduler(pub(crate) Service);
+/// A scheduler on its admin port: before it serves, too.
+#[derive(Default)]
+pub(crate) struct ShownScheduler {
+    service: OnceLock<Service>,
+    waits: Mutex<String>,
+    reporter: OnceLock<Reporter>,
+}
+
+impl ShownScheduler {
+    /// One that serves.
+    pub(crate) fn of(service: Service) -> Self {
+        let shown = Self::default();
+        shown.serves(service);
+        shown
+    }
+
+    fn serves(&self, service: Service) {
+        // Once: a process has one.
+        let _ = self.service.set(service);
+    }
+
+    /// What it waits for until it serves.
+    pub(crate) fn waits(&self, what: String) {
+        *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    /// Whose figures are shown too.
+    pub(crate) fn reports(&self, reporter: Reporter) {
+        let _ = self.reporter.set(reporter);
+    }
+}
 
 impl Shown for ShownScheduler {
     fn ready(&self) -> Result<(), String> {
-        Ok(())
+        match self.service.get() {
+            Some(_) => Ok(()),
+            None => Err(self
+                .waits
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone()),
+        }
     }
 
     fn metrics(&self) -> String {
-        let (seen, totals) = (self.0.inspect(), self.0.totals());
         let mut registry = Registry::default();
         let r = registry.sub_registry_with_prefix("dragonfly_scheduler");
-        let gauge = |n: usize| ConstGauge::new(n as i64);
-        r.register("nodes", "Nodes with a session", gauge(seen.nodes.len()));
-        r.register("tasks", "Contents known", gauge(seen.tasks.len()));
-        let members = seen.tasks.iter().map(|t| t.members as usize).sum();
-        r.register("members", "Members of all contents", gauge(members));
-        let rows = [
-            (
-                "origin_read_bytes",
-                "Bytes nodes read from origins",
-                totals.from_origin,
-            ),
-            (
-                "seed_received_bytes",
-                "Bytes nodes took from seeds",
-                totals.from_seeds,
-            ),
-            (
-                "peer_received_bytes",
-                "Bytes nodes took from peers",
-                totals.from_peers,
-            ),
-            ("messages", "Messages from nodes", totals.messages),
-        ];
-        for (name, help, n) in rows {
-            r.register(name, help, ConstCounter::new(n));
+        if let Some(service) = self.service.get() {
+            figures::of_service(r, service);
+        }
+        if let Some(reporter) = self.reporter.get() {
+            figures::of_reporter(r, reporter.counted());
         }
         admin::encode(&registry)
     }

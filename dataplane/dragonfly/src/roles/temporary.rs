@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use super::node::{Config, read_token, start};
-use super::{MeshArgs, manifests};
+use super::{MeshArgs, bootstrap, manifests};
 use crate::commands::{StartNode, TemporaryNode};
 
 /// Starts it with what the environment says of the mesh.
@@ -24,6 +24,7 @@ impl StartNode for FromEnvironment {
                     .unwrap_or_default(),
                 join_token_file: variable("DRAGONFLY_JOIN_TOKEN_FILE").map(Into::into),
                 mesh: variable("DRAGONFLY_MESH").unwrap_or_else(|| "default".to_owned()),
+                bootstrap: variable("DRAGONFLY_BOOTSTRAP").map(Into::into),
             };
             // Beside the downloads, not in memory: content may be larger than that.
             let dir = tempfile::Builder::new()
@@ -35,16 +36,17 @@ impl StartNode for FromEnvironment {
             policy.node.storage.quota_bytes = 1 << 50;
             policy.node.storage.reserve_free_percent = 0;
             let stop = CancellationToken::new();
+            let (mesh_name, schedulers) = bootstrap::of(&mesh, &stop).map_err(|e| e.to_string())?;
             let socket = dir.path().join("node.sock");
             let config = Config {
                 role: Role::Peer,
                 name: format!("get-{}", std::process::id()),
                 zone: variable("DRAGONFLY_ZONE").unwrap_or_default(),
-                mesh: mesh.mesh,
+                mesh: mesh_name,
                 state: dir.path().to_owned(),
                 listen: SocketAddr::from(([0, 0, 0, 0], 0)),
                 advertise: vec![],
-                schedulers: mesh.schedulers,
+                schedulers,
                 token: token.map_err(|e| e.to_string())?,
                 policy: Some(policy),
                 socket: Some((socket.clone(), 0o600)),

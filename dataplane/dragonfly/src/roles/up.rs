@@ -4,20 +4,21 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dragonfly_crds::Policy;
 use dragonfly_crds::policy::Transport;
 use dragonfly_identity::Authority;
-use dragonfly_node::node::{Node, Role};
-use dragonfly_scheduler::service::Service;
-use serde_json::json;
+use dragonfly_kubernetes::reports::{Reports, Status};
+use dragonfly_node::node::Role;
+use dragonfly_proto::rpc::Sketch;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::admin;
+use super::policy::Given;
 use super::scheduler::{self, ShownScheduler};
-use super::{LogArgs, RoleError, manifests, node, write_atomically};
+use super::{LogArgs, RoleError, admin, bootstrap, manifests, node, write_atomically};
 
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
@@ -80,7 +81,8 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
     let authority = Authority::load_or_create(&args.state.join("mesh"), &args.mesh)
         .map_err(|e| RoleError(e.to_string()))?;
     let token = (first.node.transport == Transport::MutualTLS).then(|| authority.token());
-    let (policies, problems) = (watch::Sender::new(first.clone()), watch::Sender::new(None));
+    let given = Given::resolved(first.clone())?;
+    let (policies, problems) = (watch::Sender::new(given), watch::Sender::new(None));
     let config = scheduler::Config {
         listen: args.listen,
         advertise: None,
@@ -88,6 +90,7 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
         others: vec![],
         mesh: args.mesh.clone(),
         authority: Arc::new(authority),
+        sketches: None,
     };
     let scheduler = scheduler::start(config, policies.subscribe(), stop.clone()).await?;
     let mut nodes = vec![];
@@ -105,7 +108,7 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
             state,
             listen: SocketAddr::new(args.node_address, 0),
             advertise: vec![],
-            schedulers: vec![scheduler.address.clone()],
+            schedulers: bootstrap::fixed(vec![scheduler.address.clone()]),
             token: token.clone(),
             policy: Some(first.clone()),
             socket: Some((socket, 0o660)),
@@ -113,7 +116,7 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
         nodes.push(node::start(config, stop.clone()).await?);
     }
     if let Some(addr) = args.admin {
-        let shown = Arc::new(ShownScheduler(scheduler.service.clone()));
+        let shown = Arc::new(ShownScheduler::of(scheduler.service.clone()));
         let addr = admin::serve(addr, shown, stop.clone()).await?;
         tracing::info!(%addr, "health and metrics");
     }
@@ -136,18 +139,11 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
         "the mesh is up; try: dragonfly get --socket {} URL",
         first_socket.display()
     );
-    let mut last = String::new();
+    let mut status = StatusFile::new(&args.state);
     while !stop.is_cancelled() {
-        let policy = policies.borrow().clone();
+        let given = policies.borrow().clone();
         let problem = problems.borrow().clone();
-        report(
-            &args.state,
-            &policy,
-            problem,
-            &scheduler.service,
-            &nodes,
-            &mut last,
-        );
+        status.write(&given, problem, scheduler.service.sketch(), nodes.len());
         tokio::select! {
             () = tokio::time::sleep(STATUS_EVERY) => {}
             () = stop.cancelled() => {}
@@ -159,55 +155,69 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
     Ok(())
 }
 
-/// Writes policy and status beside the state, when they changed.
-fn report(
-    state: &Path,
-    policy: &Policy,
-    problem: Option<String>,
-    service: &Service,
-    nodes: &[Arc<Node>],
-    last: &mut String,
-) {
-    let (seen, totals) = (service.inspect(), service.totals());
-    let current = seen
-        .nodes
-        .iter()
-        .filter(|n| {
-            n.policy
-                .as_ref()
-                .is_some_and(|p| p.revision == policy.revision && p.error.is_empty())
-        })
-        .count();
-    let ready = problem.is_none() && seen.nodes.len() >= nodes.len();
-    let status = json!({
-        "policy": { "uid": policy.uid, "revision": policy.revision, "hash": policy.hash },
-        "conditions": [
-            { "type": "Ready", "status": if ready { "True" } else { "False" } },
-            { "type": "Stalled", "status": if problem.is_some() { "True" } else { "False" },
-              "message": problem.unwrap_or_default() },
-        ],
-        "rollout": { "nodes": seen.nodes.len(), "current": current },
-        "traffic": {
-            "originBytes": totals.from_origin,
-            "seedBytes": totals.from_seeds,
-            "peerBytes": totals.from_peers,
-        },
-        "tasks": seen.tasks.len(),
-    });
-    let text = format!("{status:#}\n");
-    if text == *last {
-        return;
+/// `STATE/status/distribution.json`, and the policy that is gone on from at the next start.
+struct StatusFile {
+    path: PathBuf,
+    policy: PathBuf,
+    started: Instant,
+    number: u64,
+    reports: Reports,
+    last: String,
+}
+
+impl StatusFile {
+    fn new(state: &Path) -> Self {
+        let path = state.join("status/distribution.json");
+        let found = std::fs::read(&path).ok();
+        let found: Option<Value> = found.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let found = Status::left_in(found.as_ref());
+        Self {
+            path,
+            policy: state.join("policy.json"),
+            started: Instant::now(),
+            number: 0,
+            reports: Reports::new(Duration::ZERO, found.as_ref()),
+            last: String::new(),
+        }
     }
-    let dir = state.join("status");
-    let written = std::fs::create_dir_all(&dir)
-        .map_err(|e| RoleError::at(dir.display(), e))
-        .and_then(|()| write_atomically(&dir.join("distribution.json"), text.as_bytes()))
-        .and_then(|()| {
-            let bytes = policy.encode().map_err(|e| RoleError::at("policy", e))?;
-            write_atomically(&state.join("policy.json"), &bytes)
+
+    /// Writes both when they changed.
+    fn write(&mut self, given: &Given, problem: Option<String>, sketch: Sketch, nodes: usize) {
+        let (now, clock) = (self.started.elapsed(), jiff::Timestamp::now());
+        self.number += 1;
+        let number = self.number;
+        self.reports.take(now, clock, &Sketch { number, ..sketch });
+        let policy = &given.policy;
+        let status = self.reports.status(now, clock, Some(&policy.into()));
+        for notice in self.reports.notices() {
+            tracing::warn!(reason = notice.reason, "{}", notice.note);
+        }
+        let all = i64::try_from(nodes).is_ok_and(|n| status.rollout.nodes >= n);
+        let ready = problem.is_none() && all;
+        let flag = |is: bool| if is { "True" } else { "False" };
+        let status = json!({
+            "policy": { "uid": policy.uid, "revision": policy.revision, "hash": policy.hash },
+            "conditions": [
+                { "type": "Ready", "status": flag(ready) },
+                { "type": "Stalled", "status": flag(problem.is_some()),
+                  "message": problem.unwrap_or_default() },
+            ],
+            "rollout": status.rollout,
+            "traffic": status.traffic,
+            "failures": status.failures,
         });
-    match written {
-        Ok(()) => *last = text,
-        Err(error) => tracing::warn!(%error, "status is not written"),
+        let text = format!("{status:#}\n");
+        if text == self.last {
+            return;
+        }
+        let dir = self.path.parent().unwrap_or(&self.path);
+        let written = std::fs::create_dir_all(dir)
+            .map_err(|e| RoleError::at(dir.display(), e))
+            .and_then(|()| write_atomically(&self.path, text.as_bytes()))
+            .and_then(|()| write_atomically(&self.policy, &given.update.json));
+        match written {
+            Ok(()) => self.last = text,
+            Err(error) => tracing::warn!(%error, "status is not written"),
+        }
     }
 }

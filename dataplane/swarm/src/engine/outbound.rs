@@ -92,7 +92,10 @@ impl Engine {
         if self.news_due.is_none() {
             self.news_due = Some(now + self.config.have_delay);
         }
-        if self.config.have_delay.is_zero() {
+        // Every announcement wakes every neighbour: what few blocks are worth it wait for more, but
+        // nobody waits for what has no more to come.
+        let all = self.remaining == 0 || self.news.len() >= self.config.have_batch;
+        if all || self.config.have_delay.is_zero() {
             self.flush_news(now);
         }
     }

@@ -52,10 +52,12 @@ impl Timers {
 impl Engine {
     /// Does what is due. Call it at [`Engine::next_timeout`] or later; earlier calls do nothing.
     pub fn tick(&mut self, now: Duration) {
-        if self.news_due.is_some_and(|due| now >= due) {
+        let periodic = now >= self.timers.next;
+        // What is told of rates goes out with the news: one message wakes a neighbour, not two.
+        if periodic || self.news_due.is_some_and(|due| now >= due) {
             self.flush_news(now);
         }
-        if now < self.timers.next {
+        if !periodic {
             return;
         }
         self.timers.next = now + self.config.tick;
@@ -159,11 +161,13 @@ impl Engine {
             return;
         }
         let ahead = own as f64 / mean - 1.0;
+        // Wide enough that nodes with equal links, which differ by their distance from the seed, keep
+        // their short windows: with 3 % and 1 % the slowest of 1000 took 0.1 of the limit longer.
         self.timers.window_shift = match ahead {
-            r if r < -0.03 => 5,
-            r if r < -0.01 => 2,
-            r if r > 0.03 => -2,
-            r if r > 0.01 => -1,
+            r if r < -0.08 => 5,
+            r if r < -0.04 => 2,
+            r if r > 0.08 => -2,
+            r if r > 0.04 => -1,
             _ => 0,
         };
         self.fill_all(now);

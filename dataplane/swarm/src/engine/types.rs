@@ -263,6 +263,8 @@ pub struct Config {
     pub max_blocks: u32,
     /// A block is announced at most this long after it arrived.
     pub have_delay: Duration,
+    /// And at once when so many wait to be announced.
+    pub have_batch: usize,
     /// Interval of `tick`'s periodic work.
     pub tick: Duration,
     /// A block must have been outstanding this long to be asked of a second holder at the end.
@@ -300,7 +302,8 @@ impl Default for Config {
             credit: 2,
             degree: 12,
             max_blocks: 1 << 20,
-            have_delay: Duration::from_millis(10),
+            have_delay: Duration::from_millis(30),
+            have_batch: 6,
             tick: Duration::from_millis(50),
             endgame_after: Duration::from_millis(150),
             late_after: Duration::from_millis(100),

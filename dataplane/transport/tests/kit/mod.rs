@@ -107,6 +107,12 @@ impl Handler for Notes {
             .then_some(Duration::from_secs(3600)))
     }
 
+    fn has_next(&self, conn: &Arc<Conn>) -> bool {
+        let all = self.to_send.lock().unwrap();
+        all.get(&conn.peer())
+            .is_some_and(|blocks| !blocks.is_empty())
+    }
+
     fn next(&self, conn: &Arc<Conn>) -> Next {
         let mut all = self.to_send.lock().unwrap();
         match all.get_mut(&conn.peer()).and_then(VecDeque::pop_front) {

@@ -18,10 +18,15 @@ pub struct Component {
 }
 
 /// All of them.
-pub const COMPONENTS: [Component; 2] = [
+pub const COMPONENTS: [Component; 3] = [
     Component {
         name: "dragonfly",
         aliases: &["dfget"],
+        user: NONROOT,
+    },
+    Component {
+        name: "dragonfly-operator",
+        aliases: &[],
         user: NONROOT,
     },
     Component {

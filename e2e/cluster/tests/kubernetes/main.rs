@@ -11,7 +11,9 @@ mod harness;
 mod lifecycle;
 mod mesh;
 mod neighbours;
+mod reports;
 mod trace;
+mod ways_in;
 
 use std::sync::Arc;
 

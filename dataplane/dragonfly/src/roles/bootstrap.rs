@@ -1,0 +1,216 @@
+//! Which mesh a node is of and where its schedulers are: a file, or arguments.
+//!
+//! The file is `{"version":1,"mesh":"NAME","schedulers":["HOST:PORT",…]}`; what else stands in it is
+//! for newer releases. It is read again while the node runs: a mounted ConfigMap changes by a link that
+//! is turned round, so its content is looked at, not its time.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{MeshArgs, RoleError};
+
+/// The version of the file that this release reads.
+const VERSION: u64 = 1;
+/// Largest file read, bytes.
+const MAX: u64 = 64 << 10;
+/// Most schedulers of a mesh.
+const MAX_SCHEDULERS: usize = 64;
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// What a node has to know before it speaks to anybody.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Bootstrap {
+    version: u64,
+    pub(crate) mesh: String,
+    pub(crate) schedulers: Vec<String>,
+}
+
+/// Reads the file.
+///
+/// # Errors
+/// Names the file and what is wrong in it.
+pub(crate) fn read(path: &Path) -> Result<Bootstrap, RoleError> {
+    let wrong = |what: String| RoleError::at(path.display(), what);
+    let size = std::fs::metadata(path).map_err(|e| wrong(e.to_string()))?;
+    if size.len() > MAX {
+        return Err(wrong(format!("{} bytes are too many", size.len())));
+    }
+    let bytes = std::fs::read(path).map_err(|e| wrong(e.to_string()))?;
+    parse(&bytes).map_err(wrong)
+}
+
+fn parse(bytes: &[u8]) -> Result<Bootstrap, String> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u64,
+    }
+    let shape = "write {\"version\":1,\"mesh\":\"NAME\",\"schedulers\":[\"HOST:PORT\"]}";
+    // The version first: another one may have any shape.
+    let Version { version } = serde_json::from_slice(bytes).map_err(|e| format!("{e}; {shape}"))?;
+    if version != VERSION {
+        return Err(format!(
+            "version {version}: this release reads version {VERSION}; run nodes of the operator's release"
+        ));
+    }
+    let read: Bootstrap = serde_json::from_slice(bytes).map_err(|e| format!("{e}; {shape}"))?;
+    if read.mesh.is_empty() || read.mesh.len() > 256 {
+        return Err("mesh: 1 to 256 characters".to_owned());
+    }
+    if read.schedulers.is_empty() || read.schedulers.len() > MAX_SCHEDULERS {
+        return Err(format!("schedulers: 1 to {MAX_SCHEDULERS}"));
+    }
+    for address in &read.schedulers {
+        let port = address.rsplit_once(':').map(|(_, port)| port);
+        let is_one = port.is_some_and(|p| p.parse::<u16>().is_ok_and(|p| p > 0));
+        if !is_one || address.len() > 256 || address.contains(['/', ' ']) {
+            return Err(format!("schedulers: {address:?}: write host:port"));
+        }
+    }
+    Ok(read)
+}
+
+/// The mesh's name and its schedulers, from the arguments or the file they name; the file is followed.
+pub(crate) fn of(
+    args: &MeshArgs,
+    stop: &CancellationToken,
+) -> Result<(String, watch::Receiver<Vec<String>>), RoleError> {
+    let Some(path) = &args.bootstrap else {
+        return Ok((args.mesh.clone(), fixed(args.schedulers.clone())));
+    };
+    let first = read(path)?;
+    let schedulers = watch::Sender::new(first.schedulers.clone());
+    let given = schedulers.subscribe();
+    let mesh = first.mesh.clone();
+    tokio::spawn(follow(path.clone(), first, schedulers, stop.clone()));
+    Ok((mesh, given))
+}
+
+/// Schedulers that stay the same.
+pub(crate) fn fixed(schedulers: Vec<String>) -> watch::Receiver<Vec<String>> {
+    watch::Sender::new(schedulers).subscribe()
+}
+
+async fn follow(
+    path: PathBuf,
+    mut now: Bootstrap,
+    schedulers: watch::Sender<Vec<String>>,
+    stop: CancellationToken,
+) {
+    let mut complaint = String::new();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = stop.cancelled() => return,
+        }
+        let read = read(&path).and_then(|new| {
+            if new.mesh == now.mesh {
+                return Ok(new);
+            }
+            let text = format!(
+                "the mesh is {} now, this node is of {}: restart it",
+                new.mesh, now.mesh
+            );
+            Err(RoleError::at(path.display(), text))
+        });
+        match read {
+            Ok(new) => {
+                complaint.clear();
+                if new != now {
+                    tracing::info!(schedulers = ?new.schedulers, "other schedulers from now on");
+                    schedulers.send_replace(new.schedulers.clone());
+                    now = new;
+                }
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if error != complaint {
+                    tracing::error!(error, "the schedulers stay those that they were");
+                    complaint = error;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str =
+        r#"{"version":1,"mesh":"m","schedulers":["10.0.0.1:8002","[::1]:8002"],"new":1}"#;
+
+    #[test]
+    fn a_file_says_mesh_and_schedulers_and_a_wrong_one_is_named_with_what_is_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bootstrap.json");
+        std::fs::write(&path, GOOD).unwrap();
+        let good = read(&path).unwrap();
+        assert_eq!((good.mesh.as_str(), good.schedulers.len()), ("m", 2));
+        for (text, says) in [
+            ("", "EOF"),
+            ("[]", "HOST:PORT"),
+            (
+                r#"{"version":2,"anything":[]}"#,
+                "this release reads version 1",
+            ),
+            (r#"{"version":1,"mesh":"m"}"#, "schedulers"),
+            (r#"{"version":1,"mesh":"","schedulers":["a:1"]}"#, "mesh"),
+            (r#"{"version":1,"mesh":"m","schedulers":[]}"#, "schedulers"),
+            (
+                r#"{"version":1,"mesh":"m","schedulers":["a"]}"#,
+                "host:port",
+            ),
+            (
+                r#"{"version":1,"mesh":"m","schedulers":["a:0"]}"#,
+                "host:port",
+            ),
+            (
+                r#"{"version":1,"mesh":"m","schedulers":["https://a:1/"]}"#,
+                "host:port",
+            ),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = read(&path).unwrap_err().to_string();
+            assert!(
+                error.contains("bootstrap.json") && error.contains(says),
+                "{text}: {error}"
+            );
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(
+            read(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("bootstrap.json")
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_changes_is_followed_and_a_broken_one_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bootstrap.json");
+        std::fs::write(&path, GOOD).unwrap();
+        let args = MeshArgs {
+            schedulers: vec![],
+            join_token_file: None,
+            mesh: "default".to_owned(),
+            bootstrap: Some(path.clone()),
+        };
+        let stop = CancellationToken::new();
+        let (mesh, mut given) = of(&args, &stop).unwrap();
+        assert_eq!(mesh, "m");
+        for broken in ["{", r#"{"version":1,"mesh":"other","schedulers":["a:1"]}"#] {
+            std::fs::write(&path, broken).unwrap();
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            assert!(!given.has_changed().unwrap(), "{broken}");
+        }
+        std::fs::write(&path, r#"{"version":1,"mesh":"m","schedulers":["a:1"]}"#).unwrap();
+        given.changed().await.unwrap();
+        assert_eq!(*given.borrow(), ["a:1"]);
+        stop.cancel();
+    }
+}

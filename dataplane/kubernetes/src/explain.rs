@@ -1,0 +1,85 @@
+//! What kinds of failures are called, and what to do about them.
+
+use dragonfly_crds::reports::MAX_TEXT;
+use dragonfly_proto::rpc::{FailureCount, failure::Code};
+
+/// Reason and message of failed downloads of one kind.
+pub(crate) fn failure(f: &FailureCount) -> (&'static str, String) {
+    let status = f.http_status;
+    let (reason, message) = match f.code() {
+        Code::Origin if matches!(status, 401 | 403) => (
+            DENIED,
+            format!(
+                "the origin answered {status}: it wants credentials that the request did not carry"
+            ),
+        ),
+        Code::Origin if matches!(status, 404 | 410) => (
+            "OriginNotFound",
+            format!("the origin answered {status}: check the URL"),
+        ),
+        Code::Origin if status > 0 => ("OriginRefused", format!("the origin answered {status}")),
+        Code::Origin => ("OriginRefused", "the origin refused".to_owned()),
+        Code::OriginUnavailable => (
+            "OriginUnavailable",
+            "the origin cannot be reached or does not answer well: check the seeds' network and \
+             spec.sources.http.proxy, caBundle and addresses"
+                .to_owned(),
+        ),
+        Code::Denied => (
+            "DeniedByPolicy",
+            "policy does not allow this origin: see spec.sources.http.allowedHosts and addresses"
+                .to_owned(),
+        ),
+        Code::Changed => (
+            "ContentChanged",
+            "the content changed at the origin again and again while it was distributed".to_owned(),
+        ),
+        Code::NoSource => (
+            "NoSource",
+            "nobody holds the content and nobody may fetch it: check that seeds are ready, and \
+             spec.backToSource"
+                .to_owned(),
+        ),
+        Code::NoSpace => (
+            "NoSpace",
+            "a node's disk or quota is full: free space or raise spec.storage.quota".to_owned(),
+        ),
+        Code::Digest => (
+            "DigestMismatch",
+            "the origin's bytes are not those that the digest asked for names".to_owned(),
+        ),
+        Code::NotFound => ("NotFound", "there is no such content".to_owned()),
+        Code::Invalid => ("InvalidRequest", "a client's request was wrong".to_owned()),
+        Code::Deadline => (
+            "DeadlineExceeded",
+            "it took longer than the client allowed".to_owned(),
+        ),
+        Code::Internal => (
+            "InternalError",
+            "a node failed: its log says how".to_owned(),
+        ),
+        Code::Unspecified => (
+            "Unknown",
+            "a failure that this release does not know".to_owned(),
+        ),
+    };
+    (reason, message)
+}
+
+/// An origin wants other credentials.
+pub(crate) const DENIED: &str = "OriginDenied";
+/// Nodes refused a policy.
+pub(crate) const POLICY_REFUSED: &str = "PolicyRefused";
+/// Schedulers refused a policy.
+pub(crate) const POLICY_UNREADABLE: &str = "PolicyUnreadable";
+/// No seed has a session.
+pub(crate) const NO_SEED: &str = "NoSeed";
+
+/// A text that fits into status and events.
+pub(crate) fn short(text: &str) -> String {
+    let mut end = text.len().min(MAX_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}

@@ -1,0 +1,366 @@
+//! From what replicas counted to what status says: sums, rollout, failures, what people are told.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::time::Duration;
+
+use dragonfly_crds::Policy;
+use dragonfly_kubernetes::reports::{InForce, Reports, Status};
+use dragonfly_proto::rpc::{FailureCount, PolicyCount, Sketch, Sums, failure::Code};
+use k8s_openapi::jiff::Timestamp;
+use serde_json::json;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn clock(second: u64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + i64::try_from(second).unwrap()).unwrap()
+}
+
+fn policy(revision: u64) -> InForce {
+    (&Policy {
+        uid: "u".to_owned(),
+        revision,
+        hash: format!("hash-{revision}"),
+        ..Policy::default()
+    })
+        .into()
+}
+
+fn runs(revision: u64, nodes: u32, error: &str) -> PolicyCount {
+    PolicyCount {
+        uid: "u".to_owned(),
+        revision,
+        hash: format!("hash-{revision}"),
+        nodes,
+        error: error.to_owned(),
+    }
+}
+
+fn sketch(replica: &str, number: u64) -> Sketch {
+    Sketch {
+        replica: replica.to_owned(),
+        boot: 1,
+        number,
+        ..Sketch::default()
+    }
+}
+
+fn moved(replica: &str, number: u64, origin: u64, peers: u64) -> Sketch {
+    let sums = Sums {
+        from_origin: origin,
+        from_peers: peers,
+        delivered: peers,
+        tasks_done: 1,
+        ..Sums::default()
+    };
+    Sketch {
+        sums: Some(sums),
+        ..sketch(replica, number)
+    }
+}
+
+fn refused(origin: &str, http_status: u32, count: u64) -> FailureCount {
+    FailureCount {
+        code: Code::Origin.into(),
+        http_status,
+        origin: origin.to_owned(),
+        count,
+    }
+}
+
+struct Holder(Reports);
+
+impl Holder {
+    fn new() -> Self {
+        Self(Reports::new(Duration::ZERO, None))
+    }
+
+    fn take(&mut self, second: u64, sketch: &Sketch) {
+        self.0.take(SECOND * second as u32, clock(second), sketch);
+    }
+
+    fn status(&mut self, second: u64, revision: u64) -> Status {
+        let now = SECOND * second as u32;
+        self.0.status(now, clock(second), Some(&policy(revision)))
+    }
+}
+
+#[test]
+fn replicas_sketches_add_up_and_one_that_is_sent_twice_counts_once() {
+    let mut h = Holder::new();
+    h.take(0, &moved("a", 1, 100, 900));
+    h.take(0, &moved("b", 1, 0, 1000));
+    h.take(1, &moved("b", 1, 0, 1000));
+    let t = h.status(1, 1).traffic;
+    assert_eq!((t.origin_bytes, t.peer_bytes, t.finished), (100, 1900, 2));
+    assert_eq!((t.delivered_bytes, t.saved_percent), (1900, Some(94)));
+    // Another process under the same name begins its numbers anew.
+    let again = Sketch {
+        boot: 2,
+        ..moved("b", 1, 0, 100)
+    };
+    h.take(2, &again);
+    assert_eq!(h.status(2, 1).traffic.peer_bytes, 2000);
+}
+
+#[test]
+fn sums_go_on_from_what_an_earlier_writer_left() {
+    let mut first = Holder::new();
+    first.take(0, &moved("a", 1, 100, 900));
+    first.take(
+        0,
+        &Sketch {
+            peers: 3,
+            policies: vec![runs(1, 3, "")],
+            failures: vec![refused("https://a.example", 404, 2)],
+            ..sketch("b", 1)
+        },
+    );
+    let left = first.status(0, 1);
+    assert_eq!(left.rollout.nodes, 3);
+
+    let mut next = Holder(Reports::new(Duration::ZERO, Some(&left)));
+    assert_eq!(next.status(1, 1), left, "nothing changed: nothing to write");
+    next.take(2, &moved("a", 1, 1, 9));
+    let status = next.status(2, 1);
+    assert_eq!(
+        (status.traffic.origin_bytes, status.traffic.peer_bytes),
+        (101, 909)
+    );
+    assert_eq!(status.rollout.nodes, 3, "nodes are on their way to it");
+    assert_eq!(next.status(20, 1).rollout.nodes, 0, "none came");
+    // And the same kind of failure is the same entry.
+    next.take(
+        21,
+        &Sketch {
+            failures: vec![refused("https://a.example", 404, 5)],
+            ..sketch("a", 2)
+        },
+    );
+    let failures = next.status(21, 1).failures;
+    assert_eq!((failures.len(), failures[0].count), (1, 7));
+    assert!(failures[0].first_time.0 < failures[0].last_time.0);
+}
+
+#[test]
+fn bandwidth_is_the_mean_of_half_a_minute_and_ends_with_the_traffic() {
+    let mut h = Holder::new();
+    let mut highest = 0;
+    for second in 0..120 {
+        // Nodes report every ten seconds, all at once.
+        if second % 10 == 0 && second < 60 {
+            h.take(second, &moved("a", second + 1, 0, 10_000));
+        } else if second % 10 == 0 {
+            h.take(second, &sketch("a", second + 1));
+        }
+        let t = h.status(second, 1).traffic;
+        highest = highest.max(t.peer_bytes_per_second);
+        if (40..60).contains(&second) {
+            assert!(
+                (800..=1200).contains(&t.peer_bytes_per_second),
+                "{second}: {t:?}"
+            );
+        }
+        if second > 95 {
+            assert_eq!(t.peer_bytes_per_second, 0, "{second}");
+        }
+    }
+    assert!(highest <= 2000, "{highest}");
+}
+
+#[test]
+fn an_idle_mesh_says_the_same_for_ever() {
+    let mut h = Holder::new();
+    h.take(0, &moved("a", 1, 1000, 1000));
+    let mut changes = 0;
+    let mut last = Status::default();
+    for second in 0..1000 {
+        if second % 5 == 0 {
+            let now = Sketch {
+                peers: 2,
+                seeds: 1,
+                policies: vec![runs(1, 3, "")],
+                ..sketch("a", second + 2)
+            };
+            h.take(second, &now);
+        }
+        let status = h.status(second, 1);
+        if second > 60 && status != last {
+            changes += 1;
+        }
+        last = status;
+    }
+    assert_eq!(changes, 0);
+}
+
+#[test]
+fn the_rollout_counts_nodes_by_what_they_run_and_lists_few_revisions() {
+    let mut h = Holder::new();
+    h.take(
+        0,
+        &Sketch {
+            seeds: 1,
+            peers: 9,
+            policies: vec![runs(7, 6, ""), runs(7, 2, "no media"), runs(6, 2, "")],
+            ..sketch("a", 1)
+        },
+    );
+    let old = (1..=6).map(|revision| runs(revision, 10, ""));
+    let stranger = PolicyCount {
+        uid: "another mesh".to_owned(),
+        ..runs(7, 50, "")
+    };
+    // The same revision, of a cluster that was restored: other content.
+    let restored = PolicyCount {
+        hash: "other".to_owned(),
+        ..runs(7, 4, "")
+    };
+    h.take(
+        0,
+        &Sketch {
+            peers: 70,
+            policies: old.chain([stranger, restored]).collect(),
+            ..sketch("b", 1)
+        },
+    );
+    let r = h.status(0, 7).rollout;
+    assert_eq!((r.revision, r.nodes, r.seeds, r.peers), (7, 80, 1, 79));
+    assert_eq!((r.acknowledged, r.refused), (6, 2));
+    let listed: Vec<_> = r.revisions.iter().map(|r| (r.revision, r.nodes)).collect();
+    assert_eq!(listed, [(7, 10), (6, 12), (5, 10), (4, 10), (3, 10)]);
+    let failures = h.status(0, 7).failures;
+    assert_eq!(failures[0].reason, "PolicyRefused");
+    assert!(failures[0].message.contains("no media"));
+    assert_eq!(
+        failures[0].count, 2,
+        "two nodes, however often they are counted"
+    );
+    let told = h.0.notices();
+    assert_eq!(told.len(), 1);
+    assert!(
+        told[0].note.starts_with("2 of 80 nodes"),
+        "{}",
+        told[0].note
+    );
+}
+
+#[test]
+fn a_replica_that_is_silent_is_forgotten_and_its_sums_are_not() {
+    let mut h = Holder::new();
+    let with_nodes = Sketch {
+        peers: 5,
+        active_tasks: 2,
+        ..moved("a", 1, 10, 10)
+    };
+    h.take(0, &with_nodes);
+    assert_eq!(h.status(29, 1).rollout.nodes, 5);
+    let status = h.status(31, 1);
+    assert_eq!((status.rollout.nodes, status.traffic.active_tasks), (0, 0));
+    assert_eq!(status.traffic.origin_bytes, 10);
+}
+
+#[test]
+fn of_failures_the_ten_seen_last_are_kept_for_a_day() {
+    let mut h = Holder::new();
+    for n in 0..100 {
+        let failures = vec![refused(&format!("https://{n}.example"), 500, 1)];
+        h.take(
+            n,
+            &Sketch {
+                failures,
+                ..sketch("a", n + 1)
+            },
+        );
+    }
+    let failures = h.status(100, 1).failures;
+    assert_eq!(failures.len(), 10);
+    assert_eq!(failures[0].origin.as_deref(), Some("https://99.example"));
+    assert_eq!(failures[9].origin.as_deref(), Some("https://90.example"));
+    assert!(h.status(100 + 86_400, 1).failures.is_empty());
+}
+
+#[test]
+fn people_are_told_of_denied_origins_of_missing_seeds_and_of_unreadable_policies_once() {
+    let mut h = Holder::new();
+    let mut told = vec![];
+    for second in 0..180 {
+        let now = Sketch {
+            peers: 3,
+            failures: vec![
+                refused("https://a.example", 403, 1),
+                refused("https://a.example", 500, 1),
+            ],
+            ..sketch("a", second + 1)
+        };
+        h.take(second, &now);
+        h.status(second, 1);
+        told.extend(h.0.notices().into_iter().map(|n| n.reason));
+    }
+    h.0.unreadable(SECOND * 180, clock(180), 8, "needs features");
+    told.extend(h.0.notices().into_iter().map(|n| n.reason));
+    let of = |reason: &str| told.iter().filter(|r| **r == reason).count();
+    assert_eq!(of("OriginDenied"), 3, "once a minute: {told:?}");
+    assert_eq!(of("NoSeed"), 1, "{told:?}");
+    assert_eq!(of("PolicyUnreadable"), 1, "{told:?}");
+    assert_eq!(told.len(), 5);
+    // A mesh without peers misses no seed, and one whose seed came back is watched anew.
+    let seed = Sketch {
+        seeds: 1,
+        peers: 3,
+        ..sketch("a", 1000)
+    };
+    h.take(181, &seed);
+    h.status(181, 1);
+    for second in 182..260 {
+        h.take(
+            second,
+            &Sketch {
+                peers: 3,
+                ..sketch("a", second + 1000)
+            },
+        );
+        h.status(second, 1);
+    }
+    assert_eq!(h.0.notices().len(), 1);
+}
+
+#[test]
+fn whatever_replicas_say_nothing_overflows_and_status_stays_small() {
+    let mut h = Holder::new();
+    for n in 0..1000 {
+        let text = "ü".repeat(4000);
+        let failures = (0..300).map(|m| refused(&format!("{text}{n}{m}"), 403, u64::MAX));
+        let wild = Sketch {
+            peers: u32::MAX,
+            seeds: u32::MAX,
+            active_tasks: u32::MAX,
+            policies: (0..100)
+                .map(|r| runs(u64::MAX - r, u32::MAX, &text))
+                .collect(),
+            failures: failures.collect(),
+            ..moved(&n.to_string(), u64::MAX, u64::MAX, u64::MAX)
+        };
+        h.take(n % 7, &wild);
+    }
+    let status = h.status(8, u64::MAX);
+    let size = serde_json::to_vec(&status).unwrap().len();
+    assert!(size < 16 << 10, "{size}");
+    assert_eq!(status.traffic.origin_bytes, i64::MAX);
+}
+
+#[test]
+fn what_an_earlier_writer_left_is_read_part_by_part() {
+    assert_eq!(Status::left_in(None), None);
+    assert_eq!(Status::left_in(Some(&json!({"conditions": []}))), None);
+    let found = json!({
+        "traffic": {"originBytes": 7, "unknown": true},
+        "rollout": "nonsense",
+        "failures": [{"reason": "NoSpace", "message": "m", "count": 2,
+            "firstTime": "2026-01-01T00:00:00Z", "lastTime": "2026-01-01T00:00:00Z"}],
+    });
+    let status = Status::left_in(Some(&found)).unwrap();
+    let read = (status.traffic.origin_bytes, status.failures[0].count);
+    assert_eq!(read, (7, 2));
+    // Written as it was read: a new writer of the same figures writes nothing.
+    let again = serde_json::to_value(&status).unwrap();
+    assert_eq!(Status::left_in(Some(&again)), Some(status));
+}

@@ -1,0 +1,14 @@
+//! The operator on a real API server. Most tests need nothing that acts on objects, so they share an
+//! API server alone, with the operator as a process that has no more rights than its ServiceAccount;
+//! what has to run runs on nodes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod bed;
+mod conditions;
+mod objects;
+mod schema;

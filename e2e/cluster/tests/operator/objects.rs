@@ -1,0 +1,314 @@
+//! What a mesh becomes, and that it stays so.
+
+use std::time::Duration;
+
+use dragonfly_crds::Distribution;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolumeClaim, Secret, Service, ServiceAccount,
+};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::Role;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use serde_json::json;
+
+use crate::bed::{Operator, Place, SOON, condition, shared};
+
+#[tokio::test]
+async fn one_object_becomes_a_mesh() {
+    let place = Place::of(shared().await, "t0").await;
+    place.mesh("one", "{profile: Light}").await;
+    let mesh = place.applied("one").await;
+    let policy = mesh.status.as_ref().unwrap().policy().unwrap().unwrap();
+    assert_eq!(policy.revision, 1);
+    assert_eq!(Some(policy.uid), mesh.metadata.uid);
+
+    let service: Service = place.api().get("one-scheduler-0").await.unwrap();
+    let address = service.spec.unwrap().cluster_ip.unwrap();
+    let map: ConfigMap = place.api().get("one-bootstrap").await.unwrap();
+    let bootstrap: serde_json::Value =
+        serde_json::from_str(&map.data.unwrap()["bootstrap.json"]).unwrap();
+    assert_eq!(bootstrap["schedulers"], json!([format!("{address}:8002")]));
+    assert_eq!(bootstrap["mesh"], json!(mesh.metadata.uid));
+
+    let scheduler: Deployment = place.api().get("one-scheduler-0").await.unwrap();
+    let pod = scheduler.spec.unwrap().template.spec.unwrap();
+    let args = pod.containers[0].args.clone().unwrap();
+    for wanted in [
+        "--kubernetes".to_owned(),
+        format!("--distribution={}/one", place.namespace),
+        format!("--advertise={address}:8002"),
+        "--name=scheduler-0".to_owned(),
+    ] {
+        assert!(args.contains(&wanted), "{wanted} is not in {args:?}");
+    }
+    let seed: Deployment = place.api().get("one-seed").await.unwrap();
+    assert_eq!(seed.spec.unwrap().replicas, Some(1));
+    let peers: DaemonSet = place.api().get("one-peer").await.unwrap();
+    let pod = peers.spec.unwrap().template.spec.unwrap();
+    assert_eq!(pod.host_network, Some(true));
+
+    let join: Secret = place.api().get("one-join").await.unwrap();
+    let keys: Secret = place.api().get("one-authority").await.unwrap();
+    assert_eq!(
+        join.data.unwrap()["join-token"],
+        keys.data.unwrap()["join-token"]
+    );
+    let role: Role = place.api().get("one-scheduler").await.unwrap();
+    for rule in role.rules.unwrap() {
+        let named = rule.resource_names.is_some();
+        assert!(named || rule.verbs.iter().all(|v| v == "create" || v == "patch"));
+    }
+    // Everything goes with the mesh, and nothing keeps it.
+    let account: ServiceAccount = place.api().get("one-peer").await.unwrap();
+    for owner in [
+        account.owner_references(),
+        map.metadata.owner_references.as_deref().unwrap(),
+    ] {
+        assert_eq!(Some(&owner[0].uid), mesh.metadata.uid.as_ref());
+        assert_eq!(owner[0].block_owner_deletion, None);
+    }
+    assert!(mesh.metadata.finalizers.is_none());
+}
+
+#[tokio::test]
+async fn what_somebody_changed_or_deleted_comes_back() {
+    let place = Place::of(shared().await, "t1").await;
+    place.mesh("drift", "{profile: Light}").await;
+    place.applied("drift").await;
+
+    let deployments = place.api::<Deployment>();
+    let change = json!({"spec": {"replicas": 5}, "metadata": {"labels": {"app.kubernetes.io/component": "x"}}});
+    let params = PatchParams::default();
+    deployments
+        .patch("drift-seed", &params, &Patch::Merge(&change))
+        .await
+        .unwrap();
+    place
+        .until("drift-seed", |found: &Deployment| {
+            let component = &found.labels()["app.kubernetes.io/component"];
+            let replicas = found.spec.as_ref().and_then(|s| s.replicas);
+            if replicas == Some(1) && component == "seed" {
+                Ok(())
+            } else {
+                Err(format!("{replicas:?} {component}"))
+            }
+        })
+        .await;
+
+    let maps = place.api::<ConfigMap>();
+    let before = maps.get("drift-bootstrap").await.unwrap();
+    maps.delete("drift-bootstrap", &DeleteParams::default())
+        .await
+        .unwrap();
+    place
+        .until("drift-bootstrap", |found: &ConfigMap| {
+            if found.uid() == before.uid() {
+                return Err("the old one is still there".to_owned());
+            }
+            assert_eq!(found.data, before.data);
+            Ok(())
+        })
+        .await;
+
+    // A Service that is made anew has another address: all who name it are told.
+    let services = place.api::<Service>();
+    services
+        .delete("drift-scheduler-0", &DeleteParams::default())
+        .await
+        .unwrap();
+    let address = place
+        .until("drift-scheduler-0", |found: &Service| {
+            let address = found.spec.as_ref().and_then(|s| s.cluster_ip.clone());
+            address.ok_or_else(|| "no address".to_owned())
+        })
+        .await;
+    place
+        .until("drift-bootstrap", |found: &ConfigMap| {
+            let text = &found.data.as_ref().unwrap()["bootstrap.json"];
+            if text.contains(&address) {
+                Ok(())
+            } else {
+                Err(text.clone())
+            }
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn what_the_spec_no_longer_asks_for_goes() {
+    let place = Place::of(shared().await, "t2").await;
+    place
+        .apply("{apiVersion: d7y.io/v1alpha1, kind: SchedulerPool, metadata: {name: p}, spec: {replicas: 3}}")
+        .await;
+    let wide = "{schedulerPoolRef: {name: p}, seeds: {replicas: 2, storage: {volumeClaim: {size: 1Gi}}}, \
+                networkPolicies: {nodeCIDRs: [10.0.0.0/8]}}";
+    place.mesh("m", wide).await;
+    place.applied("m").await;
+    for index in 0..2 {
+        let name = format!("m-seed-{index}");
+        place
+            .api::<PersistentVolumeClaim>()
+            .get(&name)
+            .await
+            .unwrap();
+        place.api::<Deployment>().get(&name).await.unwrap();
+    }
+    let scheduler = place
+        .api::<Deployment>()
+        .get("m-scheduler-2")
+        .await
+        .unwrap();
+    let args = scheduler.spec.unwrap().template.spec.unwrap().containers[0]
+        .args
+        .clone()
+        .unwrap();
+    let replicas = args
+        .iter()
+        .filter(|a| a.starts_with("--replica=scheduler-"));
+    assert_eq!(replicas.count(), 2);
+    place
+        .api::<PodDisruptionBudget>()
+        .get("m-seed")
+        .await
+        .unwrap();
+    place
+        .api::<PodDisruptionBudget>()
+        .get("m-scheduler")
+        .await
+        .unwrap();
+    place.api::<NetworkPolicy>().get("m-seed").await.unwrap();
+
+    // Fewer schedulers by the pool alone, the rest by the mesh.
+    place
+        .apply("{apiVersion: d7y.io/v1alpha1, kind: SchedulerPool, metadata: {name: p}, spec: {replicas: 1}}")
+        .await;
+    place.gone::<Deployment>("m-scheduler-2").await;
+    place.gone::<Service>("m-scheduler-1").await;
+    place.gone::<PodDisruptionBudget>("m-scheduler").await;
+    place
+        .mesh(
+            "m",
+            "{schedulerPoolRef: {name: p}, security: {transport: Plaintext}}",
+        )
+        .await;
+    place.gone::<Deployment>("m-seed-0").await;
+    // Nobody confirms that no pod uses them: marked is as far as it goes without controllers.
+    place
+        .until("m-seed-1", |claim: &PersistentVolumeClaim| {
+            let marked = claim.metadata.deletion_timestamp.is_some();
+            marked.then_some(()).ok_or_else(|| "not deleted".to_owned())
+        })
+        .await;
+    place.gone::<NetworkPolicy>("m-seed").await;
+    place.gone::<Secret>("m-join").await;
+    let seeds = place.api::<Deployment>().get("m-seed").await.unwrap();
+    let pod = seeds.spec.unwrap().template.spec.unwrap();
+    let args = pod.containers[0].args.clone().unwrap();
+    assert!(!args.iter().any(|a| a.contains("join-token")), "{args:?}");
+    // Schedulers sign with them whatever the transport is.
+    place.api::<Secret>().get("m-authority").await.unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_written_when_nothing_changed_even_by_an_operator_that_starts() {
+    let cluster =
+        dragonfly_cluster::Cluster::start(&dragonfly_cluster::ClusterOptions::api_server())
+            .await
+            .unwrap();
+    let client = cluster.client().await.unwrap();
+    crate::bed::install(&client, &["quiet"]).await.unwrap();
+    let place = Place {
+        client,
+        namespace: "quiet",
+    };
+    let first = Operator::start(&cluster, &["quiet"]).await.unwrap();
+    place
+        .mesh(
+            "m",
+            "{seeds: {pods: {resources: {requests: {cpu: '0.5', memory: 1024Mi}}}}}",
+        )
+        .await;
+    place.applied("m").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let writes = first.writes().await.unwrap();
+    assert!(writes > 10, "{writes}");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(first.writes().await.unwrap(), writes, "{}", first.said());
+    let status = first.stop().await.unwrap();
+    assert!(status.success(), "{status}");
+
+    let second = Operator::start(&cluster, &["quiet"]).await.unwrap();
+    let looked = dragonfly_cluster::wait::wait_until("a first look", SOON, || async {
+        let text = second.metrics().await.unwrap_or_default();
+        let done = text.contains("kind=\"Distribution\",outcome=\"done\"");
+        Ok(done.then_some(()).ok_or_else(|| second.said()))
+    });
+    looked.await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(second.writes().await.unwrap(), 0, "{}", second.said());
+    // And a change is.
+    place.mesh("m", "{seeds: {replicas: 2}}").await;
+    place
+        .until("m-seed", |found: &Deployment| {
+            let replicas = found.spec.as_ref().and_then(|s| s.replicas);
+            (replicas == Some(2))
+                .then_some(())
+                .ok_or_else(|| format!("{replicas:?}"))
+        })
+        .await;
+    assert!(second.writes().await.unwrap() > 0);
+    let mesh: Distribution = place.get("m").await;
+    assert!(condition(&mesh, "Ready").is_some());
+    drop(second);
+    cluster.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn metrics_are_scraped_where_the_cluster_knows_how() {
+    let cluster =
+        dragonfly_cluster::Cluster::start(&dragonfly_cluster::ClusterOptions::api_server())
+            .await
+            .unwrap();
+    let client = cluster.client().await.unwrap();
+    crate::bed::install(&client, &["watched"]).await.unwrap();
+    dragonfly_cluster::definitions::Neighbour::PrometheusOperator
+        .install(&client)
+        .await
+        .unwrap();
+    let place = Place {
+        client: client.clone(),
+        namespace: "watched",
+    };
+    let operator = Operator::start(&cluster, &["watched"]).await.unwrap();
+    place
+        .mesh("m", "{monitoring: {labels: {release: prometheus}}}")
+        .await;
+    place.applied("m").await;
+    let resource = kube::core::ApiResource {
+        group: "monitoring.coreos.com".to_owned(),
+        version: "v1".to_owned(),
+        api_version: "monitoring.coreos.com/v1".to_owned(),
+        kind: "PodMonitor".to_owned(),
+        plural: "podmonitors".to_owned(),
+    };
+    let monitors: kube::Api<kube::core::DynamicObject> =
+        kube::Api::namespaced_with(client, "watched", &resource);
+    let found = monitors.get("m-mesh").await.unwrap();
+    assert_eq!(found.labels()["release"], "prometheus");
+    assert_eq!(
+        found.data["spec"]["podMetricsEndpoints"][0]["port"],
+        json!("admin")
+    );
+    place.mesh("m", "{monitoring: {podMonitor: Never}}").await;
+    let gone = dragonfly_cluster::wait::wait_until("the PodMonitor", SOON, || async {
+        let found = monitors.get_opt("m-mesh").await;
+        let found = found.map_err(|e| dragonfly_cluster::Failed::at("m-mesh", e))?;
+        Ok(found.map_or(Ok(()), |_| Err(operator.said())))
+    });
+    gone.await.unwrap();
+    drop(operator);
+    cluster.stop().await.unwrap();
+}

@@ -1,0 +1,106 @@
+//! The operator's controllers: one module a kind.
+//!
+//! ```text
+//!  Distribution ─┐                       ┌► get, validate, build ─► apply, prune ─► status, event
+//!  SchedulerPool ┼─ watches ─► queue ─► reconcile
+//!  what we made ─┘   (cache)             └── (core decides, this crate asks and tells the API server)
+//! ```
+//! - [`distribution`]: a mesh into its parts; [`scheduler_pool`]: what a pool serves
+//! - [`cache`]: what the operator made, as the API server last told it
+//! - [`apply`]: server-side apply with an owner, pruning
+//! - [`authority`]: the mesh's keys, made once
+//!
+//! Invariants: one object that is wrong never keeps another from being reconciled (an object that does
+//! not decode is one object's condition; each watch has its own backoff; each reconciliation ends in
+//! time); nothing is written that is so already; the operator may end at any moment, and what it did
+//! not finish is done when it is back; nothing waits for it to be deleted (no finalizer).
+
+pub mod apply;
+pub mod authority;
+pub mod backoff;
+pub mod cache;
+mod context;
+pub mod distribution;
+pub mod metrics;
+pub mod scheduler_pool;
+mod status;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use dragonfly_operator_core::Settings;
+use kube::Client;
+use tokio_util::sync::CancellationToken;
+
+pub use context::Context;
+pub use metrics::Metrics;
+
+/// Where meshes may run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Namespaces {
+    /// Everywhere: whoever may create a Distribution anywhere has the nodes.
+    All,
+    /// In these.
+    Listed(BTreeSet<String>),
+}
+
+impl Namespaces {
+    /// Whether meshes of a namespace are run.
+    pub fn allow(&self, namespace: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Listed(names) => names.contains(namespace),
+        }
+    }
+}
+
+impl std::fmt::Display for Namespaces {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::All => f.write_str("all namespaces"),
+            Self::Listed(names) => {
+                let names: Vec<_> = names.iter().map(String::as_str).collect();
+                f.write_str(&names.join(", "))
+            }
+        }
+    }
+}
+
+/// What the operator is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where meshes may run.
+    pub namespaces: Namespaces,
+    /// What shows in objects.
+    pub settings: Settings,
+    /// This process, in events.
+    pub instance: Option<String>,
+}
+
+/// How many objects of a kind are worked on at once.
+const AT_ONCE: u16 = 8;
+
+/// Reconciles until stopped; what is under way then is finished. `ready` is set once the cluster's
+/// Distributions are known.
+pub async fn run(
+    client: Client,
+    options: Options,
+    metrics: Arc<Metrics>,
+    ready: Arc<AtomicBool>,
+    stop: CancellationToken,
+) {
+    let (context, streams) = Context::new(client, options, metrics);
+    let pools = cache::Pools::new(&context.client);
+    let context = Arc::new(context);
+    let known = context.cache.distributions.clone();
+    tokio::spawn(async move {
+        if known.wait_until_ready().await.is_ok() {
+            ready.store(true, Ordering::Relaxed);
+        }
+    });
+    futures::join!(
+        distribution::run(context.clone(), streams, stop.clone()),
+        scheduler_pool::run(context, pools, stop),
+    );
+}

@@ -1,0 +1,185 @@
+//! `dragonfly-operator`: runs the meshes that a cluster's Distributions ask for. Wiring only.
+
+mod admin;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use dragonfly_controllers::{Metrics, Namespaces, Options};
+use dragonfly_operator_core::Settings;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Runs the meshes that a cluster's Distributions ask for
+#[derive(Debug, Parser)]
+#[command(name = "dragonfly-operator", version)]
+struct Args {
+    /// A namespace in which Distributions are run; repeatable, `*` for all. Whoever may create a
+    /// Distribution there has the nodes that it selects [default: the operator's own]
+    #[arg(
+        long = "namespace",
+        env = "DRAGONFLY_NAMESPACES",
+        value_delimiter = ',',
+        value_name = "NAME"
+    )]
+    namespaces: Vec<String>,
+    /// The operator's own namespace
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME", hide = true)]
+    own_namespace: Option<String>,
+    /// The operator's own pod
+    #[arg(long, env = "POD_NAME", value_name = "NAME", hide = true)]
+    own_name: Option<String>,
+    /// The data plane's image
+    #[arg(long, env = "DRAGONFLY_IMAGE", value_name = "IMAGE")]
+    image: String,
+    /// When nodes pull it: Always, IfNotPresent or Never
+    #[arg(long, env = "DRAGONFLY_IMAGE_PULL_POLICY", value_name = "POLICY")]
+    image_pull_policy: Option<String>,
+    /// A Secret in each mesh's namespace that it is pulled with; repeatable
+    #[arg(
+        long = "image-pull-secret",
+        env = "DRAGONFLY_IMAGE_PULL_SECRETS",
+        value_delimiter = ',',
+        value_name = "NAME"
+    )]
+    image_pull_secrets: Vec<String>,
+    /// Where /healthz, /readyz and /metrics are
+    #[arg(long, default_value = "[::]:8080", value_name = "ADDRESS")]
+    admin: SocketAddr,
+    /// What to log: a level, or filters such as `info,dragonfly_controllers=debug`
+    #[arg(
+        long,
+        env = "DRAGONFLY_LOG",
+        default_value = "info",
+        value_name = "FILTER"
+    )]
+    log: String,
+    /// A line of JSON for each event
+    #[arg(long)]
+    log_json: bool,
+}
+
+/// Why the operator does not run, for people.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Failed(String);
+
+impl Failed {
+    fn at(what: impl std::fmt::Display, e: impl std::fmt::Display) -> Self {
+        Self(format!("{what}: {e}"))
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    log(&args);
+    match run(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the operator ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log(args: &Args) {
+    let filter = tracing_subscriber::EnvFilter::new(&args.log);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(std::io::stderr);
+    if args.log_json {
+        logs.json().init();
+    } else {
+        logs.init();
+    }
+}
+
+async fn run(args: Args) -> Result<(), Failed> {
+    // Once in the process, before anything speaks TLS.
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| Failed("a second provider of TLS in one process".to_owned()))?;
+    let options = options(&args)?;
+    let client = kube::Client::try_default()
+        .await
+        .map_err(|e| Failed::at("the API server's address and credentials", e))?;
+    let stop = CancellationToken::new();
+    let metrics = Arc::new(Metrics::default());
+    let ready = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let shown = admin::Shown {
+        metrics: metrics.clone(),
+        ready: ready.clone(),
+    };
+    let addr = admin::serve(args.admin, shown, stop.clone()).await?;
+    tracing::info!(%addr, namespaces = %options.namespaces, image = options.settings.image,
+        "the operator is up");
+    on_signal(stop.clone())?;
+    let reconciling = dragonfly_controllers::run(client, options, metrics, ready, stop.clone());
+    reconciling.await;
+    // A watch that ends by itself would leave a pod that looks well and does nothing.
+    if !stop.is_cancelled() {
+        return Err(Failed("the controllers ended by themselves".to_owned()));
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn options(args: &Args) -> Result<Options, Failed> {
+    let named: BTreeSet<_> = args
+        .namespaces
+        .iter()
+        .filter(|name| !name.is_empty())
+        .cloned()
+        .collect();
+    let namespaces = if named.contains("*") {
+        Namespaces::All
+    } else if !named.is_empty() {
+        Namespaces::Listed(named)
+    } else if let Some(own) = &args.own_namespace {
+        Namespaces::Listed([own.clone()].into())
+    } else {
+        let text =
+            "which namespaces? Outside of a pod name them: --namespace (DRAGONFLY_NAMESPACES)";
+        return Err(Failed(text.to_owned()));
+    };
+    if let Some(policy) = &args.image_pull_policy
+        && !["Always", "IfNotPresent", "Never"].contains(&policy.as_str())
+    {
+        let text = format!("--image-pull-policy {policy}: must be Always, IfNotPresent or Never");
+        return Err(Failed(text));
+    }
+    Ok(Options {
+        namespaces,
+        settings: Settings {
+            image: args.image.clone(),
+            image_pull_policy: args.image_pull_policy.clone(),
+            image_pull_secrets: args
+                .image_pull_secrets
+                .iter()
+                .filter(|name| !name.is_empty())
+                .cloned()
+                .collect(),
+        },
+        instance: args.own_name.clone(),
+    })
+}
+
+fn on_signal(stop: CancellationToken) -> Result<(), Failed> {
+    let wrong = |e| Failed::at("waiting for signals", e);
+    let mut terminated = signal(SignalKind::terminate()).map_err(wrong)?;
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(wrong)?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminated.recv() => {}
+            _ = interrupted.recv() => {}
+        }
+        tracing::info!("stopping: what is under way is finished");
+        stop.cancel();
+    });
+    Ok(())
+}
