@@ -323,14 +323,14 @@ impl Mesh {
         place: Option<Place>,
     ) -> Result<Member> {
         let scheduler = self.scheduler.listen.to_string();
-        self.joining(name, part, token, ["--scheduler", &scheduler], place)
+        self.joining(name, part, token, place, ["--scheduler", &scheduler])
     }
 
     /// One more node, that is told its mesh and its schedulers by a file.
     pub fn another_by(&self, name: &str, part: Part, bootstrap: &Path) -> Result<Member> {
         let file = bootstrap.display().to_string();
         let token = self.token.as_deref();
-        self.joining(name, part, token, ["--bootstrap", &file], None)
+        self.joining(name, part, token, None, ["--bootstrap", &file])
     }
 
     /// One more scheduler of the same keys, not started.
@@ -354,8 +354,8 @@ impl Mesh {
         name: &str,
         part: Part,
         token: Option<&Path>,
-        mesh: [&str; 2],
         place: Option<Place>,
+        mesh: [&str; 2],
     ) -> Result<Member> {
         let mut member = member(&self.dragonfly, self.dir.path(), name, part, place)?;
         let socket = member.socket.display().to_string();

@@ -106,11 +106,11 @@ impl Mesh {
     }
 
     async fn write_policy(&self, policy: Value) -> Result<()> {
-        let patch = json!({
+        let patch = Patch::Apply(json!({
             "apiVersion": "d7y.io/v1alpha1",
             "kind": "Distribution",
             "status": {"policy": policy},
-        });
+        }));
         let params = PatchParams::apply("dragonfly-operator").force();
         let patch = Patch::Apply(patch);
         let patched = self
