@@ -17,7 +17,7 @@ use crate::node::Node;
 use crate::task::{Effects, Meta, Task, from_hex, lock, most_blocks};
 
 /// How long a task without space waits for what others let go of.
-const SPACE_COMES_BACK: Duration = Duration::from_millis(300);
+pub(crate) const SPACE_COMES_BACK: Duration = Duration::from_secs(2);
 
 impl Node {
     /// Tasks in use.

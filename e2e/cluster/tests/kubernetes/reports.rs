@@ -112,7 +112,6 @@ impl Mesh {
             "status": {"policy": policy},
         }));
         let params = PatchParams::apply("dragonfly-operator").force();
-        let patch = Patch::Apply(patch);
         let patched = self
             .distributions
             .patch_status("mesh", &params, &patch);
