@@ -186,6 +186,7 @@ impl Core {
                 replicas: self.replicas.clone(),
                 authorities: vec![self.authority.public().to_vec()],
                 mesh: self.mesh.to_vec(),
+                unix: self.unix(),
             }),
         );
         if let Some(policy) = &self.policy {
