@@ -125,7 +125,9 @@ pub struct Failure {
     #[schemars(range(min = 0))]
     pub count: i64,
     /// When it was first seen.
+    #[schemars(extend("maxLength" = 40))]
     pub first_time: Time,
     /// When it was last seen.
+    #[schemars(extend("maxLength" = 40))]
     pub last_time: Time,
 }
