@@ -335,7 +335,13 @@ impl Mesh {
 
     /// One more scheduler of the same keys, not started.
     pub fn another_scheduler(&self, name: &str) -> Result<Member> {
-        let mut other = member(&self.dragonfly, self.dir.path(), name, Part::Scheduler, None)?;
+        let mut other = member(
+            &self.dragonfly,
+            self.dir.path(),
+            name,
+            Part::Scheduler,
+            None,
+        )?;
         let to = other.state.join("mesh");
         let wrong = |e| Failed::at(to.display(), e);
         std::fs::create_dir_all(&to).map_err(wrong)?;

@@ -112,9 +112,7 @@ impl Mesh {
             "status": {"policy": policy},
         }));
         let params = PatchParams::apply("dragonfly-operator").force();
-        let patched = self
-            .distributions
-            .patch_status("mesh", &params, &patch);
+        let patched = self.distributions.patch_status("mesh", &params, &patch);
         patched.await.map_err(|e| Failed::at("status.policy", e))?;
         Ok(())
     }
