@@ -139,3 +139,37 @@ fn there_is_one_provider_of_cryptography() {
         "ring is in the build"
     );
 }
+
+/// The files of a directory and of those below it whose names end so.
+fn files_below(dir: &std::path::Path, end: &str, found: &mut Vec<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let (path, name) = (entry.path(), entry.file_name());
+        if path.is_dir() && name != "target" && !name.as_encoded_bytes().starts_with(b".") {
+            files_below(&path, end, found);
+        } else if name.to_string_lossy().ends_with(end) {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_test_that_the_table_of_faults_names_is_there() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut files = vec![];
+    files_below(&root.join("e2e"), ".rs", &mut files);
+    files_below(&root.join("dataplane"), ".rs", &mut files);
+    let sources: Vec<_> = files
+        .iter()
+        .map(|path| std::fs::read_to_string(path).unwrap())
+        .collect();
+    let text = std::fs::read_to_string(root.join("docs/testing.md")).unwrap();
+    let table = text.split("## Faults and bad input").nth(1).unwrap();
+    let rows = table.lines().filter(|line| line.starts_with("| "));
+    let words = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
+    let names: Vec<_> = words.filter(|word| word.len() > 20).collect();
+    assert!(names.len() > 30, "{names:?}");
+    for name in names {
+        let wanted = format!("fn {name}(");
+        assert!(sources.iter().any(|s| s.contains(&wanted)), "{name}");
+    }
+}

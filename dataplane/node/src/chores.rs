@@ -124,7 +124,9 @@ impl Node {
     /// Space is short: puts away what is in use for other nodes alone, so that the store may evict
     /// it; not `but`, which needs the space. Whether there was any.
     pub(crate) fn make_room(&self, but: &Arc<Task>) -> bool {
-        self.put_away(|task, s| !Arc::ptr_eq(task, but) && s.lease.is_none())
+        // A lease on what is all here, or has failed, is of no use to anybody.
+        let over = |task: &Arc<Task>| task.is_complete() || task.failure().is_some();
+        self.put_away(|task, s| !Arc::ptr_eq(task, but) && (s.lease.is_none() || over(task)))
     }
 
     /// Puts away those of the tasks that no client here wants for which `idle` holds; whether there

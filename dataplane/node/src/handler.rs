@@ -13,7 +13,7 @@ use dragonfly_transport::{
 };
 
 use crate::links::{ConnState, Stream};
-use crate::node::{Node, unix_now};
+use crate::node::Node;
 use crate::task::{Link, Task, most_blocks, new_neighbour_id};
 use crate::wire;
 
@@ -360,7 +360,7 @@ impl Node {
         let authorities = self.authorities();
         if let Err(e) = hello
             .ticket
-            .check(&authorities, &content, &conn.peer(), unix_now())
+            .check(&authorities, &content, &conn.peer(), self.clock.now())
         {
             return refuse(e.to_string());
         }

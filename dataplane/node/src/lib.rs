@@ -22,6 +22,7 @@
 mod alone;
 pub mod api;
 mod chores;
+mod clock;
 mod delivery;
 pub mod download;
 mod failures;

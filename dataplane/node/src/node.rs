@@ -19,6 +19,7 @@ use dragonfly_transport::{Local, Mesh, Security, Timeouts};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::MeshClock;
 use crate::limits::{RateLimit, Recent};
 use crate::metrics::Metrics;
 use crate::origin::PendingOrigins;
@@ -128,6 +129,7 @@ pub struct Node {
     pub metrics: Metrics,
     pub(crate) active: Notify,
     pub(crate) stop: CancellationToken,
+    pub(crate) clock: MeshClock,
 }
 
 impl std::fmt::Debug for Node {
@@ -191,6 +193,7 @@ impl Node {
             metrics: Metrics::default(),
             active: Notify::new(),
             stop: CancellationToken::new(),
+            clock: MeshClock::default(),
         });
         let local = Local {
             node: node.identity.node,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use dragonfly_proto::geometry::Geometry;
 use dragonfly_proto::id::{ContentKey, RequestKey};
 use dragonfly_proto::rpc::{self, failure::Code, from_node};
-use dragonfly_source::{Begun, Kind, Metadata, Request, Validator};
+use dragonfly_source::{Begun, Fault, Kind, Metadata, Request, Validator};
 use tokio::sync::oneshot;
 
 use crate::node::{Node, unix_now_ms};
@@ -80,6 +80,8 @@ pub(crate) fn request(source: &rpc::Source) -> Result<Request, rpc::Failure> {
 /// An origin's error as others are told of it.
 pub(crate) fn source_failure(e: &dragonfly_source::Error) -> rpc::Failure {
     let code = match e.kind() {
+        // No range was asked for, or one within what it said: that is its doing, not a client's.
+        Kind::RangeNotSatisfiable if e.fault() == Fault::Origin => Code::Origin,
         Kind::InvalidRequest | Kind::RangeNotSatisfiable | Kind::Unsupported => Code::Invalid,
         Kind::Refused => Code::Denied,
         Kind::Unauthorized | Kind::Forbidden | Kind::NotFound | Kind::Status => Code::Origin,

@@ -18,7 +18,7 @@ use futures::future::BoxFuture;
 use crate::node::Node;
 use crate::origin::source_failure;
 use crate::task::{Task, lock};
-use crate::tasks::storage_failure;
+use crate::tasks::{SPACE_COMES_BACK, storage_failure};
 
 /// A lease under which nothing was wanted for this long stops reading; it is taken up again when
 /// something is.
@@ -51,7 +51,7 @@ impl Node {
             let chunk = match fetch.next().now_or_never() {
                 Some(chunk) => chunk,
                 None => {
-                    self.publish(task, &mut ready)?;
+                    self.publish_soon(task, &mut ready).await?;
                     fetch.next().await
                 }
             };
@@ -63,14 +63,14 @@ impl Node {
                 .fetch_add(chunk.data.len() as u64, Ordering::Relaxed);
             blocks.add(chunk, &mut ready)?;
             if ready.len() >= MAX_RUN {
-                self.publish(task, &mut ready)?;
+                self.publish_soon(task, &mut ready).await?;
             }
             if task.failure().is_some() || self.stop.is_cancelled() || !may_read(task) {
                 return Ok(());
             }
         }
         if sequential && task.geometry().total_len().is_none() {
-            self.publish(task, &mut ready)?;
+            self.publish_soon(task, &mut ready).await?;
             let effects = {
                 let _same_word = lock(&task.signing);
                 let Some(signer) = task.state().lease.clone() else {
@@ -83,7 +83,7 @@ impl Node {
             self.apply(task, effects);
             blocks.finish(&mut ready);
         }
-        self.publish(task, &mut ready)
+        self.publish_soon(task, &mut ready).await
     }
 
     /// Signs, stores and offers blocks that the origin delivered, while this node may.
@@ -103,6 +103,7 @@ impl Node {
                 hash: *blake3::hash(data).as_bytes(),
             })
             .collect();
+        let (mut stored, mut outcome) = (0, Ok(()));
         {
             let _same_word = lock(&task.signing);
             let Some(signer) = task.state().lease.clone() else {
@@ -111,22 +112,47 @@ impl Node {
             };
             let proofs = signer.sign(&leaves);
             let mut bytes = Vec::new();
-            for ((leaf, proof), (_, data)) in leaves.iter().zip(proofs).zip(ready.drain(..)) {
+            for ((leaf, proof), (_, data)) in leaves.iter().zip(proofs).zip(ready.iter()) {
                 bytes.clear();
                 proof.encode(&mut bytes);
-                self.write_block(task, leaf, &data, &bytes)
-                    .map_err(|e| storage_failure(&e))?;
+                if let Err(error) = self.write_block(task, leaf, data, &bytes) {
+                    outcome = Err(storage_failure(&error));
+                    break;
+                }
+                stored += 1;
             }
+            // What was not stored stays, for who tries again.
+            ready.drain(..stored);
         }
         let ((), effects) = task.drive(|s, now| {
             s.used = Instant::now();
             leaves
                 .iter()
+                .take(stored)
                 .for_each(|l| s.engine.origin_block_ready(now, l.index));
         });
         self.apply(task, effects);
         task.notify();
-        Ok(())
+        outcome
+    }
+
+    /// The same, and where there is no space waits a moment for what was let go of to be free.
+    async fn publish_soon(
+        &self,
+        task: &Arc<Task>,
+        ready: &mut Vec<(u32, Vec<u8>)>,
+    ) -> Result<(), rpc::Failure> {
+        let since = Instant::now();
+        loop {
+            match self.publish(task, ready) {
+                Err(failure)
+                    if failure.code() == Code::NoSpace && since.elapsed() < SPACE_COMES_BACK =>
+                {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                outcome => return outcome,
+            }
+        }
     }
 }
 

@@ -532,6 +532,7 @@ async fn session(node: &Arc<Node>, address: &str) -> Result<(), String> {
     let Some(to_node::Message::Welcome(welcome)) = first.and_then(|m| m.message) else {
         return Err("the scheduler did not say welcome".to_owned());
     };
+    node.clock.heard(welcome.unix);
     node.add_authorities(
         welcome
             .authorities

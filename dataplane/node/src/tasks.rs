@@ -13,11 +13,11 @@ use dragonfly_storage::ErrorKind;
 use dragonfly_swarm::engine::Objective;
 
 use crate::links::ConnState;
-use crate::node::{Node, unix_now};
+use crate::node::Node;
 use crate::task::{Effects, Meta, Task, from_hex, lock, most_blocks};
 
 /// How long a task without space waits for what others let go of.
-const SPACE_COMES_BACK: Duration = Duration::from_millis(300);
+pub(crate) const SPACE_COMES_BACK: Duration = Duration::from_secs(2);
 
 impl Node {
     /// Tasks in use.
@@ -86,7 +86,7 @@ impl Node {
         lock(&self.tickets)
             .get(content)
             .copied()
-            .filter(|t| t.expires > unix_now())
+            .filter(|t| t.expires > self.clock.now())
     }
 
     pub(crate) fn keep_ticket(&self, ticket: Ticket) {

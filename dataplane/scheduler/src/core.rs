@@ -186,11 +186,16 @@ impl Core {
                 replicas: self.replicas.clone(),
                 authorities: vec![self.authority.public().to_vec()],
                 mesh: self.mesh.to_vec(),
+                unix: self.unix(),
             }),
         );
         if let Some(policy) = &self.policy {
             let runs = hello.policy.as_ref();
-            if runs.is_none_or(|r| r.uid != policy.uid || r.hash != policy.hash) {
+            // The revision too: what a restored cluster counts anew is acknowledged anew.
+            let same = |r: &rpc::PolicyAck| {
+                (&r.uid, r.revision, &r.hash) == (&policy.uid, policy.revision, &policy.hash)
+            };
+            if !runs.is_some_and(same) {
                 self.send(node, to_node::Message::Policy(policy.clone()));
             }
         }

@@ -189,9 +189,10 @@ async fn only_a_scheduler_of_the_mesh_may_tell_what_was_counted() {
     assert!(said.unwrap_err().contains("scheduler-1 writes"));
 
     // A node of this mesh, in possession of the join token.
+    let token = authority.token();
     let node = enroll(
         std::slice::from_ref(&address),
-        &authority.token(),
+        &token,
         NodeId([3; 16]),
         Role::Seed,
     );

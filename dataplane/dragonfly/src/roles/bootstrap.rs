@@ -85,7 +85,8 @@ pub(crate) fn of(
     let schedulers = watch::Sender::new(first.schedulers.clone());
     let given = schedulers.subscribe();
     let mesh = first.mesh.clone();
-    tokio::spawn(follow(path.clone(), first, schedulers, stop.clone()));
+    let follow = follow(path.clone(), first, schedulers, LOOK_EVERY, stop.clone());
+    tokio::spawn(follow);
     Ok((mesh, given))
 }
 
@@ -98,12 +99,13 @@ async fn follow(
     path: PathBuf,
     mut now: Bootstrap,
     schedulers: watch::Sender<Vec<String>>,
+    every: Duration,
     stop: CancellationToken,
 ) {
     let mut complaint = String::new();
     loop {
         tokio::select! {
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = tokio::time::sleep(every) => {}
             () = stop.cancelled() => return,
         }
         let read = read(&path).and_then(|new| {
@@ -189,23 +191,19 @@ mod tests {
         );
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_file_that_changes_is_followed_and_a_broken_one_changes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("bootstrap.json");
         std::fs::write(&path, GOOD).unwrap();
-        let args = MeshArgs {
-            schedulers: vec![],
-            join_token_file: None,
-            mesh: "default".to_owned(),
-            bootstrap: Some(path.clone()),
-        };
-        let stop = CancellationToken::new();
-        let (mesh, mut given) = of(&args, &stop).unwrap();
-        assert_eq!(mesh, "m");
+        let first = read(&path).unwrap();
+        let schedulers = watch::Sender::new(first.schedulers.clone());
+        let mut given = schedulers.subscribe();
+        let (every, stop) = (Duration::from_millis(5), CancellationToken::new());
+        tokio::spawn(follow(path.clone(), first, schedulers, every, stop.clone()));
         for broken in ["{", r#"{"version":1,"mesh":"other","schedulers":["a:1"]}"#] {
             std::fs::write(&path, broken).unwrap();
-            tokio::time::sleep(Duration::from_secs(10)).await;
+            tokio::time::sleep(every * 20).await;
             assert!(!given.has_changed().unwrap(), "{broken}");
         }
         std::fs::write(&path, r#"{"version":1,"mesh":"m","schedulers":["a:1"]}"#).unwrap();

@@ -161,13 +161,18 @@ impl Engine {
             return;
         }
         let ahead = own as f64 / mean - 1.0;
-        // Wide enough that nodes with equal links, which differ by their distance from the seed, keep
-        // their short windows: with 3 % and 1 % the slowest of 1000 took 0.1 of the limit longer.
-        self.timers.window_shift = match ahead {
-            r if r < -0.08 => 5,
-            r if r < -0.04 => 2,
-            r if r > 0.08 => -2,
-            r if r > 0.04 => -1,
+        // How much sooner or later this node will be done, in parts of the whole. Nodes with equal
+        // links lag by their distance from the seed, which does not grow: they keep short windows.
+        let done = self.total.map_or(1.0, |all| {
+            f64::from(self.held.count()) / f64::from(all.max(1))
+        });
+        let beyond = |ratio: f64, lag: f64| ahead.abs() > ratio && ahead.abs() * done > lag;
+        let (far, near) = (beyond(0.03, 0.015), beyond(0.01, 0.008));
+        self.timers.window_shift = match (ahead < 0.0, far, near) {
+            (true, true, _) => 5,
+            (true, false, true) => 2,
+            (false, true, _) => -2,
+            (false, false, true) => -1,
             _ => 0,
         };
         self.fill_all(now);

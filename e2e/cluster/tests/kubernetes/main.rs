@@ -8,6 +8,7 @@
 
 mod ends;
 mod harness;
+mod installed;
 mod lifecycle;
 mod mesh;
 mod neighbours;
@@ -29,6 +30,7 @@ async fn shared() -> Arc<Cluster> {
 async fn load(cluster: &Cluster, name: &str) -> Result<String> {
     let program = match name {
         "dragonfly" => dragonfly_e2e::binary::dragonfly()?,
+        "dragonfly-operator" => dragonfly_e2e::binary::operator()?,
         _ => env!("CARGO_BIN_EXE_test-origin").into(),
     };
     let image = component(name)?.image(Architecture::HERE, &program)?;

@@ -24,6 +24,8 @@ pub(crate) struct Seen {
     dir: PathBuf,
     /// Who holds it: another cluster may have its number a moment later.
     pub(crate) supervisor: i32,
+    /// When it began, as processes' beginnings are counted.
+    began: Option<u64>,
     processes: BTreeSet<Process>,
     /// As links to them read: `net:[4026532008]`.
     namespaces: BTreeSet<String>,
@@ -39,6 +41,7 @@ impl Seen {
             number: number.parse().unwrap(),
             dir: dir.to_owned(),
             supervisor: holder(dir).unwrap(),
+            began: began(holder(dir).unwrap()),
             processes: BTreeSet::new(),
             namespaces: BTreeSet::new(),
             marks: vec![],
@@ -143,6 +146,10 @@ impl Seen {
 
     fn traces_of(&self, id: i32, its_own: bool) -> Vec<String> {
         let mut why = vec![];
+        if began(id) < self.began {
+            // It was there before the cluster.
+            return why;
+        }
         let line = command_line(id);
         if began(id).is_some_and(|began| self.processes.contains(&Process { id, began })) {
             why.push("was one of the cluster's".to_owned());
