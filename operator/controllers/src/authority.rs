@@ -240,7 +240,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_keys_is_said() {
-        let rows: [(fn(&mut Data), &str); 4] = [
+        type Change = fn(&mut Data);
+        let rows: [(Change, &str); 4] = [
             (|data| _ = data.remove("ca.key"), "has no key ca.key"),
             (
                 |data| data.get_mut("ca.key").unwrap().0 = b"x".to_vec(),

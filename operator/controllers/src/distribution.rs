@@ -30,12 +30,10 @@ use crate::apply::ApplyError;
 use crate::authority::KeysError;
 use crate::cache::Streams;
 use crate::context::said;
-use crate::{AT_ONCE, Context};
+use crate::{AT_ONCE, Context, LIMIT};
 
 type Guarded = DeserializeGuard<Distribution>;
 
-/// Longest reconciliation: the API server does not answer.
-const LIMIT: Duration = Duration::from_secs(60);
 /// Changes of many children at once are one visit.
 const TOGETHER: Duration = Duration::from_millis(250);
 /// How often what is well is looked at all the same: Secrets are not watched.

@@ -28,6 +28,7 @@ mod status;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use dragonfly_operator_core::Settings;
 use kube::Client;
@@ -78,6 +79,8 @@ pub struct Options {
     pub instance: Option<String>,
 }
 
+/// Longest reconciliation: the API server does not answer.
+const LIMIT: Duration = Duration::from_secs(60);
 /// How many objects of a kind are worked on at once.
 const AT_ONCE: u16 = 8;
 

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::Pools;
 use crate::context::said;
-use crate::{AT_ONCE, Context};
+use crate::{AT_ONCE, Context, LIMIT};
 
 type Guarded = DeserializeGuard<SchedulerPool>;
 
@@ -77,7 +77,8 @@ fn failed(pool: Arc<Guarded>, error: &Error, shared: Arc<Shared>) -> Action {
 
 async fn reconcile(pool: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Error> {
     let began = Instant::now();
-    let ended = visit(&pool, &shared).await;
+    let ended = tokio::time::timeout(LIMIT, visit(&pool, &shared)).await;
+    let ended = ended.unwrap_or_else(|_| Err(Error(format!("not done within {LIMIT:?}"))));
     let outcome = if ended.is_ok() { "done" } else { "failed" };
     shared
         .context

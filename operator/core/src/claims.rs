@@ -209,7 +209,8 @@ mod tests {
     #[test]
     fn other_ports_and_directories_let_two_meshes_share_nodes() {
         let first = mesh("a", 1, |_| ());
-        let rows: [(fn(&mut Distribution), Option<&str>); 4] = [
+        type Change = fn(&mut Distribution);
+        let rows: [(Change, Option<&str>); 4] = [
             (
                 |d| d.spec.peers.port = 5000,
                 Some("spec.peers.adminPort: 4001"),

@@ -119,6 +119,16 @@ pub fn trouble(object: &Value) -> Option<String> {
     if !is_observed(object) {
         return Some(format!("{name}: just changed"));
     }
+    let number = |field: &str| object.pointer(field).and_then(Value::as_i64);
+    // A DaemonSet says nothing of why its pods may not be made.
+    if number("/status/desiredNumberScheduled").is_some_and(|wanted| wanted > 0)
+        && number("/status/currentNumberScheduled") == Some(0)
+    {
+        return Some(format!(
+            "{name}: no pod was made yet; if that stays so, kubectl describe daemonset {name} says why \
+             (peers need Pod Security level privileged)"
+        ));
+    }
     let conditions = object.pointer("/status/conditions")?.as_array()?;
     let text = |condition: &Value, field: &str| {
         let found = condition.get(field).and_then(Value::as_str);
@@ -345,6 +355,17 @@ mod tests {
             ]},
         });
         assert_eq!(trouble(&object).unwrap(), "m-seed: pods is forbidden");
+        let mut peers = json!({
+            "metadata": {"name": "m-peer", "generation": 1},
+            "status": {
+                "observedGeneration": 1,
+                "desiredNumberScheduled": 2,
+                "currentNumberScheduled": 0,
+            },
+        });
+        assert!(trouble(&peers).unwrap().contains("Pod Security"));
+        peers["status"]["currentNumberScheduled"] = json!(2);
+        assert_eq!(trouble(&peers), None);
     }
 
     #[test]

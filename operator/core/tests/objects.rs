@@ -233,7 +233,7 @@ fn what_an_older_schema_let_through_is_found() {
             "spec.peers.storage",
         ),
         (
-            "{seeds: {storage: {hostPath: {path: /a}, volumeClaim: {size: 1}}}}",
+            "{seeds: {storage: {hostPath: {path: /a}, volumeClaim: {size: 1Gi}}}}",
             "spec.seeds.storage",
         ),
         (

@@ -168,7 +168,8 @@ pub(crate) const ALLOWED: [&str; 16] = [
 /// The shared API server and operator.
 pub(crate) struct Bed {
     pub(crate) cluster: Arc<Cluster>,
-    pub(crate) operator: Operator,
+    /// Runs for as long as the tests do.
+    _operator: Operator,
 }
 
 /// One for all tests of this binary.
@@ -182,7 +183,10 @@ pub(crate) async fn shared() -> &'static Bed {
             .await
             .unwrap();
         let operator = Operator::start(&cluster, &ALLOWED).await.unwrap();
-        Bed { cluster, operator }
+        Bed {
+            cluster,
+            _operator: operator,
+        }
     });
     started.await
 }
