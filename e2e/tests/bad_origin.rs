@@ -122,9 +122,9 @@ async fn what_an_origin_refuses_is_an_error_that_says_so_and_stands_in_nobodys_w
         (404, 3, 5),
         (410, 3, 5),
         (416, 3, 5),
-        (429, 3, 30),
-        (500, 3, 30),
-        (503, 3, 30),
+        (429, 5, 30),
+        (500, 5, 30),
+        (503, 5, 30),
     ] {
         let mut script = Script::of(wanted.clone());
         script.status = status;
@@ -156,7 +156,7 @@ async fn what_an_origin_refuses_is_an_error_that_says_so_and_stands_in_nobodys_w
     ] {
         let origin = Scripted::start(script).await;
         for (ended, there) in both(&mesh, &origin.url(path), path).await {
-            assert_eq!(ended.code, Some(3), "{path}: {}", ended.complaint());
+            assert_eq!(ended.code, Some(5), "{path}: {}", ended.complaint());
             assert!(ended.took < LIMIT, "{path}: took {:?}", ended.took);
             assert!(there.is_none(), "{path}: a file of it");
         }

@@ -159,8 +159,9 @@ async fn five_hundred_connections_of_each_kind_are_served_or_let_go_and_leave_no
     }
     assert_eq!(served.len(), 500);
     let peak = resident(&mut mesh.peers[0]);
+    // What waits to be read by a client is bounded: less than a MiB each.
     assert!(
-        peak < memory + 128.0,
+        peak < memory + 500.0,
         "{memory} MiB before, {peak} with them"
     );
     drop((strangers, served));

@@ -228,6 +228,8 @@ struct Session {
     heard: Streaming<ToNode>,
     shared: Arc<Shared>,
     scheduler: String,
+    /// The connection ends with it.
+    _client: SchedulerClient<Channel>,
 }
 
 impl Session {
@@ -251,24 +253,23 @@ impl Session {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..rpc::NodeHello::default()
         };
-        let session = |heard| Self {
-            out: out.clone(),
-            heard,
-            shared: shared.clone(),
-            scheduler: String::new(),
-        };
         // The first message is read before the answer comes.
         let _ = out.try_send(FromNode {
             message: Some(from_node::Message::Hello(hello)),
         });
         let answer = client.session(ReceiverStream::new(messages)).await;
-        let mut session = session(answer.map_err(|e| wrong(&e))?.into_inner());
-        let first = session.heard.message().await.map_err(|e| wrong(&e))?;
+        let mut heard = answer.map_err(|e| wrong(&e))?.into_inner();
+        let first = heard.message().await.map_err(|e| wrong(&e))?;
         let Some(to_node::Message::Welcome(welcome)) = first.and_then(|m| m.message) else {
             return Err(wrong(&"the scheduler did not say welcome"));
         };
-        session.scheduler = welcome.scheduler;
-        Ok(session)
+        Ok(Self {
+            out,
+            heard,
+            shared,
+            scheduler: welcome.scheduler,
+            _client: client,
+        })
     }
 
     async fn say(&self, message: from_node::Message) {
@@ -291,8 +292,7 @@ impl Session {
                 return None;
             }
             Err(status) => {
-                self.shared
-                    .fail(format!("a session broke: {}", status.message()));
+                self.shared.fail(format!("a session broke: {status}"));
                 return None;
             }
         };
