@@ -56,10 +56,10 @@ test-full: test arm64 ## make test, then what takes long: simulated scenarios, t
 	cargo test --locked -p dragonfly-cluster -- --ignored --nocapture
 
 .PHONY: arm64
-arm64: ## The binary for 64-bit ARM, cross-compiled, to be tested
+arm64: ## The binaries for 64-bit ARM, cross-compiled, to be tested
 	@scripts/setup.sh arm64
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
-		cargo build --locked -p dragonfly --target aarch64-unknown-linux-gnu
+		cargo build --locked -p dragonfly -p dragonfly-operator --target aarch64-unknown-linux-gnu
 
 .PHONY: cluster
 cluster: ## A real Kubernetes that stays, with the data plane's image in its registry (NODES=, FAMILY=)

@@ -1,4 +1,4 @@
-//! The image for 64-bit ARM: its files alone, run by an emulator of the processor.
+//! The images for 64-bit ARM: their files alone, run by an emulator of the processor.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::path::{Path, PathBuf};
@@ -9,12 +9,12 @@ use dragonfly_e2e::origin::Origin;
 use dragonfly_e2e::sample;
 
 /// What `make arm64` builds, beside what tests are built into.
-fn program() -> PathBuf {
+fn program(name: &str) -> PathBuf {
     let target = Path::new(env!("CARGO_BIN_EXE_cluster"))
         .ancestors()
         .nth(2)
         .unwrap();
-    let program = target.join("aarch64-unknown-linux-gnu/debug/dragonfly");
+    let program = target.join("aarch64-unknown-linux-gnu/debug").join(name);
     assert!(
         program.is_file(),
         "{} is not there: run `make arm64`",
@@ -24,10 +24,10 @@ fn program() -> PathBuf {
 }
 
 /// An image's files in a directory, and the emulator among them.
-fn unpacked() -> tempfile::TempDir {
-    let image = component("dragonfly")
+fn unpacked(name: &str) -> tempfile::TempDir {
+    let image = component(name)
         .unwrap()
-        .image(Architecture::Arm64, &program())
+        .image(Architecture::Arm64, &program(name))
         .unwrap();
     let dir = tempfile::tempdir().unwrap();
     let blobs = image.blobs();
@@ -42,10 +42,10 @@ fn unpacked() -> tempfile::TempDir {
 }
 
 /// Nothing but the image can be reached.
-fn run(root: &Path, args: &[&str]) -> String {
+fn run(root: &Path, name: &str, args: &[&str]) -> String {
     let out = Command::new("chroot")
         .arg(root)
-        .args(["/emulator", "/usr/bin/dragonfly"])
+        .args(["/emulator", &format!("/usr/bin/{name}")])
         .args(args)
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/bin")
@@ -59,8 +59,8 @@ fn run(root: &Path, args: &[&str]) -> String {
 #[tokio::test]
 #[ignore = "needs a cross-compiled binary: make test-full builds it"]
 async fn the_arm64_image_says_its_version_and_gets_a_file() {
-    let root = unpacked();
-    assert!(run(root.path(), &["--version"]).starts_with("dragonfly "));
+    let root = unpacked("dragonfly");
+    assert!(run(root.path(), "dragonfly", &["--version"]).starts_with("dragonfly "));
     let source = sample::random(&root.path().join("source"), 3 << 20, 1).unwrap();
     let origin = Origin::start(0).await.unwrap();
     let url = origin.serve("file.bin", &source.path).unwrap();
@@ -69,6 +69,7 @@ async fn the_arm64_image_says_its_version_and_gets_a_file() {
     let got = tokio::task::spawn_blocking(move || {
         run(
             &path,
+            "dragonfly",
             &[
                 "get",
                 &url,
@@ -86,4 +87,14 @@ async fn the_arm64_image_says_its_version_and_gets_a_file() {
         .unwrap()
         .len();
     assert_eq!((written, origin.sent()), (source.len, source.len));
+}
+
+#[test]
+#[ignore = "needs a cross-compiled binary: make test-full builds it"]
+fn the_arm64_image_of_the_operator_says_its_version_and_what_it_takes() {
+    let root = unpacked("dragonfly-operator");
+    let said = run(root.path(), "dragonfly-operator", &["--version"]);
+    assert!(said.starts_with("dragonfly-operator "), "{said}");
+    let help = run(root.path(), "dragonfly-operator", &["--help"]);
+    assert!(help.contains("--image"), "{help}");
 }
