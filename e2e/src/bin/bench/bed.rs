@@ -63,7 +63,7 @@ impl<'a> Bed<'a> {
         let conf = dir.join("nginx.conf");
         // Each run has a path of its own, so that no cache answers it, and one file on disk.
         let text = format!(
-            "daemon off; pid {0}/nginx.pid; error_log {0}/nginx.log; worker_processes 1;\n\
+            "daemon off; master_process off; pid {0}/nginx.pid; error_log {0}/nginx.log; worker_processes 1;\n\
              events {{ worker_connections 1024; }}\n\
              http {{ log_format sent '$body_bytes_sent'; access_log {0}/sent.log sent; sendfile on;\n\
              server {{ listen 8080; root {0}/www;\n\
