@@ -305,6 +305,11 @@ impl Node {
         self.sessions.broadcast(from_node::Message::PolicyAck(ack));
     }
 
+    /// Whether it ran, or refused, a policy of its mesh so far; by its defaults until then.
+    pub fn has_policy(&self) -> bool {
+        !lock(&self.policy).uid.is_empty()
+    }
+
     pub(crate) fn authorities(&self) -> Vec<PublicKey> {
         self.authorities
             .read()

@@ -148,7 +148,10 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
     std::fs::create_dir_all(&config.state).map_err(|e| RoleError::at(config.state.display(), e))?;
     let id = node_id(&dir("node-id"))?;
     let kept = last_good(&dir("policy.json"));
-    let first = match kept.or(config.policy.clone()) {
+    let given = kept.or(config.policy.clone());
+    // Defaults until a scheduler has said what the mesh does are nobody's policy.
+    let is_given = given.is_some();
+    let first = match given {
         Some(policy) => policy,
         None => manifests::read(None, None, None)?,
     };
@@ -209,7 +212,9 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
         },
     };
     let node = Node::start(parts, listener).map_err(|e| RoleError(e.to_string()))?;
-    node.acknowledge(ack(&first, None));
+    if is_given {
+        node.acknowledge(ack(&first, None));
+    }
     tokio::spawn(follow_policy(
         node.clone(),
         first,
@@ -370,6 +375,8 @@ fn ack(policy: &Policy, error: Option<String>) -> rpc::PolicyAck {
 /// Runs what schedulers send; what cannot be run is refused and the last good policy stays.
 async fn follow_policy(node: Arc<Node>, mut now: Policy, config: Config, stop: CancellationToken) {
     let mut policies = node.policies();
+    // One may have come before this was listening.
+    policies.mark_changed();
     loop {
         tokio::select! {
             changed = policies.changed() => if changed.is_err() { return },
@@ -440,6 +447,9 @@ impl Shown for ShownNode {
     fn ready(&self) -> Result<(), String> {
         if self.0.schedulers().is_empty() {
             return Err("no session with a scheduler".to_owned());
+        }
+        if !self.0.has_policy() {
+            return Err("no scheduler has told the mesh's policy yet".to_owned());
         }
         Ok(())
     }
