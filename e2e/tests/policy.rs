@@ -68,6 +68,46 @@ async fn an_edit_reaches_every_node_and_a_wrong_one_changes_nothing_but_says_whe
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_to_keep_content_in_memory_is_started_anew_and_then_does() {
+    let mut mesh = Mesh::prepare(&Options {
+        peers: 1,
+        spec: "  storage: {media: Memory, quota: 256Mi}\n".to_owned(),
+        ..Options::default()
+    })
+    .unwrap();
+    mesh.scheduler.start().unwrap();
+    mesh.scheduler.ready().await.unwrap();
+    for node in mesh.seeds.iter_mut().chain(&mut mesh.peers) {
+        node.start().unwrap();
+        let ended = tokio::time::timeout(LIMIT, async {
+            loop {
+                match node.ready().await {
+                    // Until it has heard what it is to do.
+                    Ok(()) => tokio::time::sleep(Duration::from_millis(20)).await,
+                    Err(ended) => return ended.to_string(),
+                }
+            }
+        });
+        let ended = ended.await.unwrap();
+        assert!(ended.contains("exit status: 0"), "{ended}");
+        node.start().unwrap();
+        node.ready().await.unwrap();
+    }
+    let origin = Origin::start(0).await.unwrap();
+    let source = sample::random(&mesh.dir().join("source"), 8 * MIB, 1).unwrap();
+    let url = origin.serve("file.bin", &source.path).unwrap();
+    let get = mesh.get(0, &url, &[]).unwrap();
+    let (output, ended) = (get.output.clone(), get.wait(LIMIT).await.unwrap());
+    assert_eq!(ended.code, Some(0), "{}", ended.complaint());
+    assert_eq!(sample::digest(&output).unwrap(), source.digest);
+    for node in mesh.seeds.iter().chain(&mesh.peers) {
+        let files = sample::files_below(&node.state);
+        let kept = files.iter().map(|f| f.metadata().map_or(0, |m| m.len()));
+        assert!(kept.sum::<u64>() < MIB, "{}: {files:?}", node.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nodes_without_a_token_or_with_another_meshs_are_turned_away() {
     let mesh = Mesh::start(&Options {
         peers: 1,

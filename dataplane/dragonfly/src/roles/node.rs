@@ -387,9 +387,24 @@ async fn follow_policy(node: Arc<Node>, mut now: Policy, config: Config, stop: C
         };
         let taken = Policy::decode(&update.json)
             .map_err(|e| e.to_string())
-            .and_then(|policy| apply(&node, &now, &policy, &update.json, &config).map(|()| policy));
+            .and_then(|policy| {
+                let when = apply(&node, &now, &policy, &update.json, &config)?;
+                Ok((policy, when))
+            });
         match taken {
-            Ok(policy) => {
+            Ok((policy, When::NextStart)) => {
+                let why = "spec.storage.media: taken with the next start of this node";
+                node.acknowledge(ack(&policy, Some(why.to_owned())));
+                // Where all is one process its end would be everybody's.
+                if config.policy.is_none() {
+                    tracing::warn!(
+                        "content is kept on another medium from now on: this node ends, to be started anew"
+                    );
+                    return stop.cancel();
+                }
+                tracing::warn!(why, "start anew");
+            }
+            Ok((policy, When::Now)) => {
                 node.acknowledge(ack(&policy, None));
                 tracing::info!(revision = policy.revision, "running a new policy");
                 now = policy;
@@ -411,6 +426,13 @@ async fn follow_policy(node: Arc<Node>, mut now: Policy, config: Config, stop: C
     }
 }
 
+/// From when on a policy is in force.
+enum When {
+    Now,
+    /// It is kept for the next start: content cannot move while the node runs.
+    NextStart,
+}
+
 /// `bytes` are the policy as it came: what this release does not know in it is kept for the next.
 fn apply(
     node: &Arc<Node>,
@@ -418,7 +440,7 @@ fn apply(
     policy: &Policy,
     bytes: &[u8],
     config: &Config,
-) -> Result<(), String> {
+) -> Result<When, String> {
     let encrypted = config.token.is_some();
     if (policy.node.transport == Transport::MutualTLS) != encrypted {
         let hint = if encrypted { "without" } else { "with" };
@@ -427,17 +449,18 @@ fn apply(
             policy.node.transport
         ));
     }
-    if policy.node.storage.media != now.node.storage.media {
-        return Err("spec.storage.media cannot change while a node runs: restart it".to_owned());
-    }
     let fetcher = policy::fetcher(&policy.source_http).map_err(|e| e.to_string())?;
     let storage = policy::storage(&policy.node.storage);
+    let keep = || write_atomically(&config.state.join("policy.json"), bytes);
+    if policy.node.storage.media != now.node.storage.media {
+        return keep().map(|()| When::NextStart).map_err(|e| e.to_string());
+    }
     node.store()
         .set_options(storage)
         .map_err(|e| e.to_string())?;
     node.set_fetcher(fetcher);
     node.apply_settings(policy::settings(policy));
-    write_atomically(&config.state.join("policy.json"), bytes).map_err(|e| e.to_string())
+    keep().map(|()| When::Now).map_err(|e| e.to_string())
 }
 
 /// A node on its admin port.
