@@ -53,9 +53,7 @@ impl Status {
     #[must_use]
     pub fn left_in(status: Option<&Value>) -> Option<Self> {
         let status = status?;
-        if status.get("traffic").or(status.get("rollout")).is_none() {
-            return None;
-        }
+        status.get("traffic").or(status.get("rollout"))?;
         Some(Self {
             traffic: part(status, "traffic"),
             rollout: part(status, "rollout"),
