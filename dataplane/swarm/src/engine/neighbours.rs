@@ -40,7 +40,7 @@ impl Engine {
     }
 
     /// The scheduler gave this neighbour's place to another: nothing more is asked of it, and when
-    /// what was asked has come, [`Action::Part`] follows. So no byte under way is lost.
+    /// what was asked has come, [`super::Action::Part`] follows. So no byte under way is lost.
     pub fn part(&mut self, now: Duration, id: NeighbourId) {
         if let Some(at) = self.slot(id) {
             self.neighbours[at].parting.get_or_insert(now);
