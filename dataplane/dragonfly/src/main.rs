@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     // The environment's word goes before this one.
     if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
-        runtime.worker_threads(threads());
+        runtime.worker_threads(dragonfly_node::threads());
     }
     match runtime.enable_all().build() {
         Ok(runtime) => runtime.block_on(command()),
@@ -55,14 +55,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Half of the processors, at most 8: a node's agent leaves room to what the node is there for. One
-/// thread moves about as many bytes as two that hand them to each other on two processors, and its
-/// download ends a little sooner (`docs/performance.md`).
-fn threads() -> usize {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    (processors / 2).clamp(1, 8)
 }
 
 async fn command() -> ExitCode {

@@ -214,7 +214,7 @@ impl Node {
             ..rpc::Lease::default()
         };
         let (node, emitted) = (self.clone(), task.clone());
-        tokio::spawn(async move {
+        self.threads.spawn(async move {
             let ended = tokio::select! {
                 ended = node.emit(&emitted, &lease) => ended,
                 () = node.stop.cancelled() => return,

@@ -6,10 +6,13 @@
 //! * Who may connect is the socket's mode. A client names no isolation domain: its credentials make
 //!   one (`download.rs`).
 //! * Each call is a task of tokio that ends with its client.
+//! * Clients have threads of their own: however many there are, the node's part in the mesh goes on
+//!   beside them.
 //!
 //! What those two calls do is in `delivery`. The calls about what the node holds are in `inventory`,
 //! taking content from clients in `import`.
 
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,7 +22,7 @@ use dragonfly_proto::rpc::node_server::{Node as NodeApi, NodeServer};
 use dragonfly_proto::rpc::{
     self, DownloadEvent, ReadChunk, download_event, failure::Code, read_chunk,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
@@ -114,12 +117,37 @@ impl Api {
     ///
     /// # Errors
     /// The server broke.
-    pub async fn run(mut self, stop: CancellationToken) -> Result<(), ApiError> {
+    pub async fn run(self, stop: CancellationToken) -> Result<(), ApiError> {
+        let _end_calls = self.shared.stop.clone().drop_guard();
+        let threads = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(crate::threads())
+            .thread_name("clients")
+            .enable_all()
+            .build()
+            .map_err(ApiError::Threads)?;
+        let (ended, outcome) = oneshot::channel();
+        // A runtime waits for its threads when it goes: not in one of another.
+        std::thread::Builder::new()
+            .name("clients".to_owned())
+            .spawn(move || {
+                let served = threads.block_on(self.serve(stop));
+                threads.shutdown_timeout(Duration::from_secs(1));
+                let _ = ended.send(served);
+            })
+            .map_err(ApiError::Threads)?;
+        outcome.await.unwrap_or(Ok(()))
+    }
+
+    async fn serve(mut self, stop: CancellationToken) -> Result<(), ApiError> {
         let (Some(api), Some(side)) = (self.api.listener.take(), self.side.listener.take()) else {
             return Ok(());
         };
+        let listen = |l: UnixListener| {
+            tokio::net::UnixListener::from_std(l)
+                .map_err(|e| ApiError::Listen(self.api.path.clone(), e))
+        };
+        let (api, side) = (listen(api)?, listen(side)?);
         let over = self.shared.stop.clone();
-        let _end_calls = over.clone().drop_guard();
         let service = NodeServer::new(Service(self.shared.clone()))
             .max_decoding_message_size(rpc::MAX_MESSAGE);
         let server = tonic::transport::Server::builder()

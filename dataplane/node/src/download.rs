@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dragonfly_proto::rpc::{self, failure::Code};
 use dragonfly_swarm::engine::ReaderId;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::node::Node;
 use crate::task::{Task, lock};
@@ -98,7 +99,14 @@ impl Node {
         ahead: u64,
     ) -> Result<Download, rpc::Failure> {
         let url = source.url.clone();
-        let result = self.begin(source, wish, ahead).await;
+        // What looking and fetching leaves running is the mesh's part, whoever asks.
+        let node = self.clone();
+        let begin = self
+            .threads
+            .spawn(async move { node.begin(source, wish, ahead).await });
+        let result = AbortOnDropHandle::new(begin)
+            .await
+            .unwrap_or_else(|e| Err(rpc::Failure::new(Code::Internal, e.to_string())));
         if let Err(failure) = &result {
             self.metrics.failed(failure, &url);
         }

@@ -263,7 +263,7 @@ impl Handler for Node {
             return self.hello_again(&other, &contents);
         }
         let Some(node) = self.me() else { return };
-        tokio::spawn(async move {
+        self.threads.spawn(async move {
             tokio::time::sleep(ANOTHER).await;
             if let Some(other) = node.mesh().and_then(|m| m.get(&peer)) {
                 node.hello_again(&other, &contents);
@@ -481,7 +481,7 @@ impl Node {
         let (Some(node), Some(task), conn) = (self.me(), self.find(&content), conn.clone()) else {
             return;
         };
-        tokio::spawn(async move {
+        self.threads.spawn(async move {
             tokio::time::sleep(Duration::from_millis(pause)).await;
             if !conn.is_closed()
                 && let Some(links) = conn.state::<ConnState>()

@@ -51,3 +51,13 @@ mod turns;
 mod users;
 mod vouched;
 mod wire;
+
+/// Threads for a node's part in the mesh, and as many for its clients: half of the processors, at
+/// most 8, for a node's agent leaves room to what the node is there for. One thread moves about as
+/// many bytes as two that hand them to each other on two processors, and its download ends a little
+/// sooner (`docs/performance.md`).
+#[must_use]
+pub fn threads() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    (processors / 2).clamp(1, 8)
+}

@@ -16,6 +16,7 @@ use dragonfly_proto::ticket::Ticket;
 use dragonfly_source::{Fetcher, QueryFilter};
 use dragonfly_storage::Store;
 use dragonfly_transport::{Local, Mesh, Security, Timeouts};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -129,6 +130,8 @@ pub struct Node {
     pub metrics: Metrics,
     pub(crate) active: Notify,
     pub(crate) stop: CancellationToken,
+    /// Where the node's part in the mesh runs; its clients' calls are elsewhere.
+    pub(crate) threads: Handle,
     pub(crate) clock: MeshClock,
 }
 
@@ -193,6 +196,7 @@ impl Node {
             metrics: Metrics::default(),
             active: Notify::new(),
             stop: CancellationToken::new(),
+            threads: Handle::current(),
             clock: MeshClock::default(),
         });
         let local = Local {

@@ -245,7 +245,7 @@ impl Node {
             self.origins.put(content, begun);
             if let Some(node) = self.me() {
                 // A body that nobody takes occupies the origin.
-                tokio::spawn(async move {
+                self.threads.spawn(async move {
                     tokio::select! {
                         () = tokio::time::sleep(BEGUN_KEPT) => node.origins.drop_old_bodies(),
                         () = node.stop.cancelled() => {}

@@ -83,7 +83,7 @@ impl Node {
                 .filter_map(|a| a.parse().ok())
                 .collect();
             let (node, task) = (self.clone(), task.clone());
-            tokio::spawn(async move {
+            self.threads.spawn(async move {
                 let Some(mesh) = node.mesh() else { return };
                 match mesh.connect(id, &addrs).await {
                     Ok(conn) => {

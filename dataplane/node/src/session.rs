@@ -461,7 +461,7 @@ fn unexpected() -> rpc::Failure {
 fn spawn_keep(node: &Arc<Node>, address: String) {
     let kept: futures::future::BoxFuture<'static, ()> =
         Box::pin(keep(Arc::downgrade(node), address));
-    tokio::spawn(kept);
+    node.threads.spawn(kept);
 }
 
 impl Node {

@@ -2,9 +2,10 @@
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 
 /// Why the API cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -18,12 +19,15 @@ pub enum ApiError {
     /// The system refused.
     #[error("cannot listen on {0}: {1} (does the directory exist, and may this user write there?)")]
     Listen(PathBuf, #[source] io::Error),
+    /// No threads for clients.
+    #[error("cannot start threads for clients: {0}")]
+    Threads(#[source] io::Error),
     /// The gRPC server broke.
     #[error("serving the API: {0}")]
     Serve(#[from] tonic::transport::Error),
 }
 
-/// A listening socket that is removed with this, if it is still this one.
+/// A listening socket that is removed with this, if it is still this one. Of no runtime yet.
 #[derive(Debug)]
 pub(crate) struct Bound {
     pub(crate) listener: Option<UnixListener>,
@@ -51,7 +55,11 @@ impl Bound {
         }
         let first = path.with_file_name(format!(".{:08x}", fastrand::u32(..)));
         let listener = UnixListener::bind(&first).map_err(fail)?;
-        let placed = std::fs::set_permissions(&first, std::fs::Permissions::from_mode(mode))
+        let placed = listener
+            .set_nonblocking(true)
+            .and_then(|()| {
+                std::fs::set_permissions(&first, std::fs::Permissions::from_mode(mode))
+            })
             .and_then(|()| std::fs::metadata(&first))
             .and_then(|m| std::fs::rename(&first, path).map(|()| m.ino()));
         match placed {

@@ -35,7 +35,7 @@ impl Node {
             }
         }
         let (conn, stop) = (Arc::downgrade(conn), self.stop.clone());
-        tokio::spawn(async move {
+        self.threads.spawn(async move {
             tokio::select! {
                 () = tokio::time::sleep(PATIENCE) => {}
                 () = stop.cancelled() => return,

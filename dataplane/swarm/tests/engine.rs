@@ -239,10 +239,25 @@ fn a_silent_neighbour_that_owes_blocks_is_dropped() {
     let mut engine = peer(2);
     engine.join(ZERO, A, NeighbourInfo::default());
     engine.handle(ZERO, A, full(2)).unwrap();
-    engine.tick(ms(900));
-    engine.tick(ms(1100));
-    let actions: Vec<Action> = core::iter::from_fn(|| engine.poll()).collect();
-    assert!(actions.contains(&Action::Drop(A)));
+    let mut dropped_by = |until: u64| {
+        (0..until).step_by(50).for_each(|at| engine.tick(ms(at)));
+        let mut actions = core::iter::from_fn(|| engine.poll());
+        actions.any(|a| a == Action::Drop(A))
+    };
+    assert!(!dropped_by(3000));
+    assert!(dropped_by(3200));
+}
+
+#[test]
+fn a_node_that_stood_still_itself_does_not_call_its_neighbours_silent() {
+    let mut engine = peer(2);
+    engine.join(ZERO, A, NeighbourInfo::default());
+    engine.handle(ZERO, A, full(2)).unwrap();
+    engine.tick(ms(50));
+    engine.tick(ms(20_000));
+    engine.tick(ms(22_500));
+    let mut actions = core::iter::from_fn(|| engine.poll());
+    assert!(!actions.any(|a| a == Action::Drop(A)));
 }
 
 #[test]

@@ -9,6 +9,9 @@ use core::time::Duration;
 /// How long a neighbour to part from may take to send what it owes.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// A tick that is this late tells that this node, not its neighbours, stood still.
+const LATE: Duration = Duration::from_millis(250);
+
 /// Clocks and the little state that only timers need.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
@@ -60,6 +63,7 @@ impl Engine {
         if !periodic {
             return;
         }
+        self.forgive_own_lateness(now);
         self.timers.next = now + self.config.tick;
         self.drop_silent(now);
         self.end_partings(now);
@@ -84,6 +88,18 @@ impl Engine {
         match (self.news_due, periodic) {
             (Some(news), Some(periodic)) => Some(news.min(periodic)),
             (news, periodic) => news.or(periodic),
+        }
+    }
+
+    /// What a node did not hear while it got no processor itself is nobody's silence.
+    fn forgive_own_lateness(&mut self, now: Duration) {
+        let late = now.saturating_sub(self.timers.next);
+        if late < LATE {
+            return;
+        }
+        for n in &mut self.neighbours {
+            n.last_heard = (n.last_heard + late).min(now);
+            n.last_data = (n.last_data + late).min(now);
         }
     }
 

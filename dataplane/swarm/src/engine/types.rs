@@ -309,7 +309,7 @@ impl Default for Config {
             late_after: Duration::from_millis(100),
             reader_span: 64,
             reemit_after: Duration::from_millis(400),
-            silence: Duration::from_secs(1),
+            silence: Duration::from_secs(3),
             stall: Duration::from_secs(10),
             orphan_after: Duration::from_secs(3),
             refill_interval: Duration::from_millis(250),
