@@ -57,9 +57,7 @@ impl Bound {
         let listener = UnixListener::bind(&first).map_err(fail)?;
         let placed = listener
             .set_nonblocking(true)
-            .and_then(|()| {
-                std::fs::set_permissions(&first, std::fs::Permissions::from_mode(mode))
-            })
+            .and_then(|()| std::fs::set_permissions(&first, std::fs::Permissions::from_mode(mode)))
             .and_then(|()| std::fs::metadata(&first))
             .and_then(|m| std::fs::rename(&first, path).map(|()| m.ino()));
         match placed {
