@@ -16,6 +16,7 @@ mod reader;
 mod security;
 mod socket;
 mod table;
+mod tls;
 mod watch;
 mod writer;
 

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::conn::{CloseReason, Conn};
-use crate::socket::set_receive_lowat;
+use crate::socket::{Shared, set_receive_lowat};
 use crate::{Block, Handler, Violation, Welcome};
 
 /// Control frames are small and many: read ahead this much, bytes.
@@ -22,25 +22,33 @@ const READ_AHEAD: usize = 16 << 10;
 const HASH_STEP: usize = 64 << 10;
 /// Most bytes of a block to wait for at once: hashing goes on beside the arrival of the rest.
 const WAIT_FOR: usize = 64 << 10;
-/// Bytes that TLS may have taken from the socket and not given out when it has to wait: a record short
-/// of its end (RFC 8446, section 5.2: 2^14 + 256 + 5).
-const TLS_HOLDS: usize = 17 << 10;
 /// A block buffer unused for this long is given back.
 const IDLE_BUFFER: Duration = Duration::from_secs(5);
 
-pub(crate) async fn run<H: Handler, R: AsyncRead + Unpin>(
+/// Where a connection's bytes come from.
+pub(crate) trait Input: AsyncRead + Unpin + Send {
+    /// Bytes it may have taken from the socket and not given out when it has to wait.
+    const HOLDS: usize;
+
+    /// Nothing came for a while.
+    fn rest(&mut self) {}
+}
+
+impl Input for Shared {
+    const HOLDS: usize = 0;
+}
+
+pub(crate) async fn run<H: Handler, R: Input>(
     conn: &Arc<Conn>,
     handler: &H,
     io: R,
     socket: &TcpStream,
-    encrypted: bool,
 ) -> CloseReason {
     let mut reader = FrameReader {
         source: Source {
             io,
             conn,
             socket,
-            holds: if encrypted { TLS_HOLDS } else { 0 },
             lowat: 1,
         },
         ahead: vec![0; READ_AHEAD],
@@ -56,7 +64,7 @@ pub(crate) async fn run<H: Handler, R: AsyncRead + Unpin>(
     }
 }
 
-async fn step<H: Handler, R: AsyncRead + Unpin>(
+async fn step<H: Handler, R: Input>(
     conn: &Arc<Conn>,
     handler: &H,
     reader: &mut FrameReader<'_, R>,
@@ -67,7 +75,10 @@ async fn step<H: Handler, R: AsyncRead + Unpin>(
         // Between bursts a thousand connections must not each sit on a megabyte.
         match timeout(IDLE_BUFFER, reader.fill(1)).await {
             Ok(filled) => filled?,
-            Err(_) => *block = Vec::new(),
+            Err(_) => {
+                *block = Vec::new();
+                reader.source.io.rest();
+            }
         }
     }
     let mut head = [0; FrameHeader::LEN];
@@ -84,7 +95,7 @@ async fn step<H: Handler, R: AsyncRead + Unpin>(
     }
 }
 
-async fn data<H: Handler, R: AsyncRead + Unpin>(
+async fn data<H: Handler, R: Input>(
     conn: &Arc<Conn>,
     handler: &H,
     reader: &mut FrameReader<'_, R>,
@@ -139,16 +150,14 @@ struct Source<'a, R> {
     io: R,
     conn: &'a Conn,
     socket: &'a TcpStream,
-    /// Bytes that may sit between the socket and this reader.
-    holds: usize,
     /// What the socket was told to wait for.
     lowat: u32,
 }
 
-impl<R: AsyncRead + Unpin> Source<'_, R> {
+impl<R: Input> Source<'_, R> {
     /// Some bytes into `out`; `sure` bytes are certain to come.
     async fn read(&mut self, out: &mut [u8], sure: usize) -> Result<usize, CloseReason> {
-        let want = sure.saturating_sub(self.holds).clamp(1, WAIT_FOR) as u32;
+        let want = sure.saturating_sub(R::HOLDS).clamp(1, WAIT_FOR) as u32;
         let (io, socket, lowat) = (&mut self.io, self.socket, &mut self.lowat);
         let mut buf = ReadBuf::new(out);
         let done = poll_fn(|cx| {
@@ -178,7 +187,7 @@ struct FrameReader<'a, R> {
     end: usize,
 }
 
-impl<R: AsyncRead + Unpin> FrameReader<'_, R> {
+impl<R: Input> FrameReader<'_, R> {
     /// Waits for more bytes, of which `sure` are certain to come; the read-ahead buffer is empty.
     async fn fill(&mut self, sure: usize) -> Result<(), CloseReason> {
         let n = self.source.read(&mut self.ahead, sure).await?;

@@ -50,14 +50,17 @@ impl TlsConfig {
         let verifier =
             WebPkiClientVerifier::builder_with_provider(store.clone(), provider.clone()).build()?;
         let versions = &[&rustls::version::TLS13];
-        let server = ServerConfig::builder_with_provider(provider.clone())
+        let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)?
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain.clone(), key.clone_key())?;
-        let client = ClientConfig::builder_with_provider(provider)
+        let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)?
             .with_root_certificates(store)
             .with_client_auth_cert(chain, key.clone_key())?;
+        // Records are made by this crate (`tls`).
+        server.enable_secret_extraction = true;
+        client.enable_secret_extraction = true;
         Ok(Self {
             client: Arc::new(client),
             server: Arc::new(server),

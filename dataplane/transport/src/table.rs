@@ -9,27 +9,22 @@ use std::time::Duration;
 
 use dragonfly_proto::frame::{FrameError, Greeting};
 use dragonfly_proto::id::NodeId;
-use rustls::pki_types::CertificateDer;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::conn::{CloseReason, Conn};
+use crate::reader::{self, Input};
 use crate::security::{Security, SecurityError, is_node, server_name};
 use crate::socket::{self, Shared};
-use crate::{Handler, reader, watch, writer};
+use crate::tls::{self, Tls};
+use crate::writer::{self, Output};
+use crate::{Handler, watch};
 
 /// Callers that may be in the middle of TLS and greeting at once; further ones wait in the kernel's
 /// queue, so that a crowd of silent callers costs a bounded number of descriptors.
 const MAX_GREETING: usize = 1024;
-
-/// Bytes read from a socket at once beneath TLS.
-const TLS_READ: usize = 32 << 10;
-/// Bytes that may be encrypted before they are written: a block of the smallest size and its header
-/// in one go.
-const TLS_WRITE: usize = 160 << 10;
 
 /// Who this node is to others.
 #[derive(Debug, Clone, Copy)]
@@ -239,49 +234,50 @@ impl<H: Handler> Mesh<H> {
         let shared = Shared(socket.clone());
         let limit = self.timeouts.greet;
         let security = |e: io::Error| ConnectError::Security(addr, tls_error(&e));
-        match (self.security.current(), dialled) {
+        let (mut reader, mut writer, cert) = match (self.security.current(), dialled) {
             (None, _) => {
-                let mut io = shared;
-                let peer = self.greet(&mut io, addr, dialled, limit).await?;
-                self.spawn(peer, addr, dialled.is_some(), io.clone(), io, socket, false)
+                let (mut reader, mut writer) = (shared.clone(), shared);
+                let peer = self
+                    .greet(&mut reader, &mut writer, addr, dialled, limit)
+                    .await?;
+                return self.spawn(peer, addr, dialled.is_some(), reader, writer, socket);
             }
-            (Some(tls), Some(node)) => {
+            (Some(ours), Some(node)) => {
                 let name = server_name(&node).map_err(|e| ConnectError::Security(addr, e))?;
-                let connect = TlsConnector::from(tls.client).connect(name, beneath_tls(shared));
-                let mut io = within(limit, connect).await.map_err(security)?;
-                io.get_mut().1.set_buffer_limit(Some(TLS_WRITE));
-                let peer = self.greet(&mut io, addr, dialled, limit).await?;
-                let (r, w) = tokio::io::split(io);
-                self.spawn(peer, addr, true, r, w, socket, true)
+                let shaken = within(limit, tls::connect(ours.client, name, shared)).await;
+                let Tls { reader, writer, .. } = shaken.map_err(security)?;
+                (reader, writer, None)
             }
-            (Some(tls), None) => {
-                let accept = TlsAcceptor::from(tls.server).accept(beneath_tls(shared));
-                let mut io = within(limit, accept).await.map_err(security)?;
-                io.get_mut().1.set_buffer_limit(Some(TLS_WRITE));
-                let cert = io.get_ref().1.peer_certificates().and_then(<[_]>::first);
-                let cert: Option<CertificateDer<'static>> = cert.map(|c| c.clone().into_owned());
-                let cert = cert.ok_or(ConnectError::Security(addr, SecurityError::NoNode))?;
-                let peer = self.greet(&mut io, addr, None, limit).await?;
-                is_node(&cert, &peer).map_err(|e| ConnectError::Security(addr, e))?;
-                let (r, w) = tokio::io::split(io);
-                self.spawn(peer, addr, false, r, w, socket, true)
+            (Some(ours), None) => {
+                let shaken = within(limit, tls::accept(ours.server, shared)).await;
+                let shaken = shaken.map_err(security)?;
+                let nobody = ConnectError::Security(addr, SecurityError::NoNode);
+                let cert = shaken.certificate.ok_or(nobody)?;
+                (shaken.reader, shaken.writer, Some(cert))
             }
+        };
+        let peer = self
+            .greet(&mut reader, &mut writer, addr, dialled, limit)
+            .await?;
+        if let Some(cert) = cert {
+            is_node(&cert, &peer).map_err(|e| ConnectError::Security(addr, e))?;
         }
+        self.spawn(peer, addr, dialled.is_some(), reader, writer, socket)
     }
 
-    async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
+    async fn greet<R: Input, W: Output>(
         &self,
-        io: &mut S,
+        reader: &mut R,
+        writer: &mut W,
         addr: SocketAddr,
         expected: Option<NodeId>,
         limit: Duration,
     ) -> Result<NodeId, ConnectError> {
         let ours = Greeting::new(self.local.node, self.local.mesh).encode();
         let exchange = async {
-            io.write_all(&ours).await?;
-            io.flush().await?;
+            writer.say(&ours).await?;
             let mut theirs = [0; Greeting::LEN];
-            io.read_exact(&mut theirs).await.map(|_| theirs)
+            reader.read_exact(&mut theirs).await.map(|_| theirs)
         };
         let theirs = within(limit, exchange)
             .await
@@ -298,10 +294,6 @@ impl<H: Handler> Mesh<H> {
         Ok(g.node)
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of one connection, made just above"
-    )]
     fn spawn<R, W>(
         self: &Arc<Self>,
         peer: NodeId,
@@ -310,11 +302,10 @@ impl<H: Handler> Mesh<H> {
         r: R,
         w: W,
         socket: Arc<TcpStream>,
-        encrypted: bool,
     ) -> Result<Arc<Conn>, ConnectError>
     where
-        R: AsyncRead + Unpin + Send + 'static,
-        W: AsyncWrite + Unpin + Send + 'static,
+        R: Input + 'static,
+        W: Output + 'static,
     {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let conn = Conn::new(id, peer, addr, dialled);
@@ -331,9 +322,9 @@ impl<H: Handler> Mesh<H> {
             mesh.handler.opened(&c);
             let handler = &*mesh.handler;
             let reason = tokio::select! {
-                reason = reader::run(&c, handler, r, &socket, encrypted) => reason,
+                reason = reader::run(&c, handler, r, &socket) => reason,
                 reason = watch::run(&c, &socket, silence) => reason,
-                reason = writer::run(&c, handler, w, &socket, encrypted) => reason,
+                reason = writer::run(&c, handler, w, &socket) => reason,
                 () = c.stop.notified() => c.reason(),
             };
             c.close(reason);
@@ -369,11 +360,6 @@ impl<H: Handler> Mesh<H> {
     fn conns(&self) -> std::sync::MutexGuard<'_, HashMap<NodeId, Arc<Conn>>> {
         self.conns.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// rustls asks for 4 KiB at a time.
-fn beneath_tls(socket: Shared) -> BufReader<Shared> {
-    BufReader::with_capacity(TLS_READ, socket)
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {

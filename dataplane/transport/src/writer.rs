@@ -3,33 +3,47 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use dragonfly_proto::frame::DataHeader;
-use tokio::io::{AsyncWrite, AsyncWriteExt, Interest};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::conn::{CloseReason, Conn};
-use crate::socket::{bindable, send_more};
+use crate::socket::{Shared, bindable, send_more};
 use crate::{Handler, Next, Outgoing, Payload};
 
-/// Bytes of a file read at once where they must pass through this process.
-const COPY_STEP: usize = 128 << 10;
+/// What a connection that says nothing for this long holds is given back.
+const IDLE_BUFFER: Duration = Duration::from_secs(5);
 
-pub(crate) async fn run<H: Handler, W: AsyncWrite + Unpin>(
+/// How bytes leave: as they are, or encrypted.
+pub(crate) trait Output: Send {
+    /// Sends bytes.
+    fn say(&mut self, bytes: &[u8]) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Sends a block behind its header.
+    fn block(
+        &mut self,
+        header: &[u8],
+        payload: &Payload,
+    ) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Nothing will be sent for a while.
+    fn rest(&mut self) {}
+}
+
+pub(crate) async fn run<H: Handler, W: Output>(
     conn: &Arc<Conn>,
     handler: &H,
-    mut io: W,
+    mut out: W,
     socket: &TcpStream,
-    encrypted: bool,
 ) -> CloseReason {
     let mut buf = Vec::new();
     // Whether the kernel may be out of room: something was written since it was asked.
     let mut full = true;
     loop {
-        let done = turn(
-            conn, handler, &mut io, socket, encrypted, &mut buf, &mut full,
-        )
-        .await;
+        let done = turn(conn, handler, &mut out, socket, &mut buf, &mut full).await;
         if let Err(e) = done {
             return CloseReason::Lost(e.to_string());
         }
@@ -37,12 +51,11 @@ pub(crate) async fn run<H: Handler, W: AsyncWrite + Unpin>(
 }
 
 /// Sends what is queued, then at most one block; waits when there is neither.
-async fn turn<H: Handler, W: AsyncWrite + Unpin>(
+async fn turn<H: Handler, W: Output>(
     conn: &Arc<Conn>,
     handler: &H,
-    io: &mut W,
+    out: &mut W,
     socket: &TcpStream,
-    encrypted: bool,
     buf: &mut Vec<u8>,
     full: &mut bool,
 ) -> io::Result<()> {
@@ -51,15 +64,14 @@ async fn turn<H: Handler, W: AsyncWrite + Unpin>(
     if !buf.is_empty() {
         conn.said.store(true, Ordering::Relaxed);
         *full = true;
-        io.write_all(buf).await?;
-        io.flush().await?;
+        out.say(buf).await?;
         if buf.capacity() > 256 << 10 {
             *buf = Vec::new();
         }
         return Ok(());
     }
     if !handler.has_next(conn) {
-        conn.wake.notified().await;
+        idle(conn, out).await;
         return Ok(());
     }
     if *full {
@@ -75,23 +87,24 @@ async fn turn<H: Handler, W: AsyncWrite + Unpin>(
             conn.said.store(true, Ordering::Relaxed);
             *full = true;
             block.header(buf);
-            if encrypted {
-                sealed(io, &block.payload, buf).await?;
-            } else {
-                send_more(socket, buf).await?;
-                plain(io, socket, &block.payload).await?;
-            }
-            io.flush().await?;
+            out.block(buf, &block.payload).await?;
             let len = block.payload.len();
             conn.sent.fetch_add(u64::from(len), Ordering::Relaxed);
             handler.sent(conn, block.stream, block.index, len);
         }
-        Next::Idle => conn.wake.notified().await,
+        Next::Idle => idle(conn, out).await,
         Next::Later(pause) => {
-            let _ = tokio::time::timeout(pause, conn.wake.notified()).await;
+            let _ = timeout(pause, conn.wake.notified()).await;
         }
     }
     Ok(())
+}
+
+async fn idle<W: Output>(conn: &Conn, out: &mut W) {
+    if timeout(IDLE_BUFFER, conn.wake.notified()).await.is_err() {
+        out.rest();
+        conn.wake.notified().await;
+    }
 }
 
 impl Outgoing {
@@ -105,42 +118,16 @@ impl Outgoing {
     }
 }
 
-async fn plain<W: AsyncWrite + Unpin>(
-    io: &mut W,
-    socket: &TcpStream,
-    payload: &Payload,
-) -> io::Result<()> {
-    match payload {
-        Payload::Bytes(bytes) => io.write_all(bytes).await,
-        Payload::File { file, offset, len } => send_file(socket, file, *offset, *len).await,
+impl Output for Shared {
+    async fn say(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(bytes).await
     }
-}
 
-/// Through this process, since it has to be encrypted; what is in `buf` goes in the same records.
-async fn sealed<W: AsyncWrite + Unpin>(
-    io: &mut W,
-    payload: &Payload,
-    buf: &mut Vec<u8>,
-) -> io::Result<()> {
-    match payload {
-        Payload::Bytes(bytes) => {
-            io.write_all(buf).await?;
-            io.write_all(bytes).await
-        }
-        Payload::File { file, offset, len } => {
-            let (mut at, end) = (*offset, *offset + u64::from(*len));
-            while at < end {
-                let filled = buf.len();
-                buf.resize(filled + COPY_STEP.min((end - at) as usize), 0);
-                let n = rustix::io::pread(file, &mut buf[filled..], at)?;
-                if n == 0 {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                io.write_all(&buf[..filled + n]).await?;
-                buf.clear();
-                at += n as u64;
-            }
-            Ok(())
+    async fn block(&mut self, header: &[u8], payload: &Payload) -> io::Result<()> {
+        send_more(&self.0, header).await?;
+        match payload {
+            Payload::Bytes(bytes) => self.write_all(bytes).await,
+            Payload::File { file, offset, len } => send_file(&self.0, file, *offset, *len).await,
         }
     }
 }
