@@ -9,8 +9,8 @@ use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc::scheduler_server::{Scheduler, SchedulerServer};
 use dragonfly_proto::rpc::{self, FromNode, ToNode, from_node};
 use tokio::sync::{Notify, mpsc};
-use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -37,7 +37,8 @@ struct Inner {
 
 struct Session {
     number: u64,
-    out: mpsc::Sender<Result<ToNode, Status>>,
+    // Boxed: a channel has room for some at any time, and there are thousands of sessions.
+    out: mpsc::Sender<Box<ToNode>>,
 }
 
 impl Service {
@@ -135,7 +136,7 @@ impl Service {
             let Some(session) = sessions.get(&node) else {
                 continue;
             };
-            let message = Ok(ToNode {
+            let message = Box::new(ToNode {
                 message: Some(message),
             });
             if session.out.try_send(message).is_err() {
@@ -219,7 +220,8 @@ impl Scheduler for Service {
         tracing::info!(%node, name, "session began");
         let service = self.clone();
         tokio::spawn(async move { service.read(node, number, from).await });
-        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+        let messages = ReceiverStream::new(messages).map(|message| Ok(*message));
+        Ok(Response::new(Box::pin(messages)))
     }
 
     async fn inspect(

@@ -29,6 +29,8 @@ pub enum Tool {
     Kwok,
     /// The Lua that ArgoCD has.
     Lua,
+    /// The Prometheus operator.
+    PrometheusOperator,
     /// The program of the container that holds a pod's namespaces.
     Pause,
 }
@@ -126,6 +128,15 @@ impl Tool {
                 go_mod: include_str!("../go/lua/go.mod"),
                 go_sum: include_str!("../go/lua/go.sum"),
                 commands: &["github.com/yuin/gopher-lua/cmd/glua"],
+                tags: "",
+                set: &[],
+            },
+            Self::PrometheusOperator => Recipe {
+                name: "prometheus-operator",
+                version: "0.85.0",
+                go_mod: include_str!("../go/prometheus-operator/go.mod"),
+                go_sum: include_str!("../go/prometheus-operator/go.sum"),
+                commands: &["github.com/prometheus-operator/prometheus-operator/cmd/operator"],
                 tags: "",
                 set: &[],
             },
@@ -345,6 +356,7 @@ mod tests {
             Tool::Helm,
             Tool::Kwok,
             Tool::Lua,
+            Tool::PrometheusOperator,
         ] {
             let recipe = tool.recipe().unwrap();
             let wanted = format!("v{}", recipe.version);

@@ -144,5 +144,35 @@ async fn run(cluster: &Cluster) -> Result<(), Failed> {
         let all = rollout.peers == peers && rollout.seeds == 1 && rollout.acknowledged == peers + 1;
         Ok(if told && all { Ok(()) } else { Err(shown) })
     })
-    .await
+    .await?;
+    uninstall(cluster, &samples).await
+}
+
+/// The chart first, the mesh after it, the kinds last: nothing waits for an operator that is gone.
+async fn uninstall(cluster: &Cluster, samples: &str) -> Result<(), Failed> {
+    let client = cluster.client().await?;
+    let of_mesh = || pod::with_labels(&client, NAMESPACE, "app.kubernetes.io/instance=default");
+    let before = of_mesh().await?.len();
+    helm(
+        cluster,
+        &["uninstall", "dragonfly", "-n", NAMESPACE, "--wait"],
+    )
+    .await?;
+    assert_eq!(of_mesh().await?.len(), before, "the mesh serves on");
+    let line = ["delete", "-n", NAMESPACE, "--timeout=60s", "-f", samples];
+    kubectl(cluster, &line).await?;
+    wait_until("the mesh's pods to be gone", READY, || async {
+        let left = of_mesh().await?;
+        let names: Vec<_> = left.iter().map(ResourceExt::name_any).collect();
+        Ok(if names.is_empty() {
+            Ok(())
+        } else {
+            Err(names.join(", "))
+        })
+    })
+    .await?;
+    helm(cluster, &["uninstall", "dragonfly-crds", "--wait"]).await?;
+    let kinds = kubectl(cluster, &["get", "crds", "-o", "name"]).await?;
+    assert!(!kinds.contains("d7y.io"), "{kinds}");
+    Ok(())
 }

@@ -10,6 +10,9 @@
 
 mod bed;
 mod conditions;
+mod monitoring;
+mod nodes;
 mod objects;
 mod running;
 mod schema;
+mod shapes;

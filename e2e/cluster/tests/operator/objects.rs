@@ -266,53 +266,6 @@ async fn nothing_is_written_when_nothing_changed_even_by_an_operator_that_starts
     cluster.stop().await.unwrap();
 }
 
-#[tokio::test]
-async fn metrics_are_scraped_where_the_cluster_knows_how() {
-    let cluster =
-        dragonfly_cluster::Cluster::start(&dragonfly_cluster::ClusterOptions::api_server())
-            .await
-            .unwrap();
-    let client = cluster.client().await.unwrap();
-    crate::bed::install(&client, &["watched"]).await.unwrap();
-    dragonfly_cluster::definitions::Neighbour::PrometheusOperator
-        .install(&client)
-        .await
-        .unwrap();
-    let place = Place {
-        client: client.clone(),
-        namespace: "watched",
-    };
-    let operator = Operator::start(&cluster, &["watched"]).await.unwrap();
-    place
-        .mesh("m", "{monitoring: {labels: {release: prometheus}}}")
-        .await;
-    place.applied("m").await;
-    let resource = kube::core::ApiResource {
-        group: "monitoring.coreos.com".to_owned(),
-        version: "v1".to_owned(),
-        api_version: "monitoring.coreos.com/v1".to_owned(),
-        kind: "PodMonitor".to_owned(),
-        plural: "podmonitors".to_owned(),
-    };
-    let monitors: kube::Api<kube::core::DynamicObject> =
-        kube::Api::namespaced_with(client, "watched", &resource);
-    let found = monitors.get("m-mesh").await.unwrap();
-    assert_eq!(found.labels()["release"], "prometheus");
-    assert_eq!(
-        found.data["spec"]["podMetricsEndpoints"][0]["port"],
-        json!("admin")
-    );
-    place.mesh("m", "{monitoring: {podMonitor: Never}}").await;
-    let gone = dragonfly_cluster::wait::wait_until("the PodMonitor", SOON, || async {
-        let found = monitors.get_opt("m-mesh").await;
-        let found = found.map_err(|e| dragonfly_cluster::Failed::at("m-mesh", e))?;
-        Ok(found.map_or(Ok(()), |_| Err(operator.said())))
-    });
-    gone.await.unwrap();
-    drop(operator);
-    cluster.stop().await.unwrap();
-}
-
 /// Pods as the mesh's workloads make them, tried against a level of Pod Security.
 async fn taken_at(place: &Place, level: &str) -> [bool; 3] {
     let namespaces: kube::Api<k8s_openapi::api::core::v1::Namespace> =

@@ -1,142 +1,21 @@
 //! The operator in a pod, and the mesh that it runs on real nodes.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use dragonfly_cluster::image::{Architecture, component};
 use dragonfly_cluster::wait::{ready_deployment, wait_for, wait_until};
-use dragonfly_cluster::{Cluster, ClusterOptions, Failed, Result, apply, mesh, pod, pods_possible};
+use dragonfly_cluster::{Cluster, ClusterOptions, Failed, mesh, pod};
 use dragonfly_crds::Distribution;
-use dragonfly_e2e::sample;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams};
-use kube::{Client, ResourceExt};
 use serde_json::json;
-use tokio::sync::OnceCell;
 
-use crate::bed::{Place, condition, install, read};
-
-const SYSTEM: &str = "dragonfly-system";
-/// How long pods may take on a machine that does other things too.
-const READY: Duration = Duration::from_secs(180);
-
-async fn load(cluster: &Cluster, name: &str) -> Result<String> {
-    let program = match name {
-        "dragonfly" => dragonfly_e2e::binary::dragonfly()?,
-        "dragonfly-operator" => dragonfly_e2e::binary::operator()?,
-        _ => env!("CARGO_BIN_EXE_test-origin").into(),
-    };
-    let image = component(name)?.image(Architecture::HERE, &program)?;
-    cluster.load_image(&image, &format!("{name}:dev")).await
-}
-
-/// Two nodes with the operator as `config/` installs it, and an origin.
-async fn shared() -> Arc<Cluster> {
-    static READY_ONCE: OnceCell<Arc<Cluster>> = OnceCell::const_new();
-    let started = READY_ONCE.get_or_init(|| async {
-        let cluster = Cluster::shared(&ClusterOptions::nodes(2)).await.unwrap();
-        let client = cluster.client().await.unwrap();
-        install(&client, &[SYSTEM]).await.unwrap();
-        let operator = load(&cluster, "dragonfly-operator").await.unwrap();
-        let dragonfly = load(&cluster, "dragonfly").await.unwrap();
-        load(&cluster, "test-origin").await.unwrap();
-        let text = read("config/operator/deployment.yaml")
-            .unwrap()
-            .replace(
-                "image: dragonfly-operator:dev",
-                &format!("image: {operator}"),
-            )
-            .replace("value: dragonfly:dev", &format!("value: {dragonfly}"));
-        pods_possible(&client, SYSTEM).await.unwrap();
-        apply::yaml(&client, SYSTEM, &text).await.unwrap();
-        apply::yaml(&client, SYSTEM, mesh::ORIGIN).await.unwrap();
-        let deployments: Api<Deployment> = Api::namespaced(client.clone(), SYSTEM);
-        for name in ["dragonfly-operator", "origin"] {
-            let ready = wait_for(&deployments, name, READY, ready_deployment).await;
-            if let Err(wrong) = ready {
-                let shown = dragonfly_cluster::diagnostics::of_namespace(&client, SYSTEM).await;
-                panic!("{wrong}\n{shown}");
-            }
-        }
-        cluster
-    });
-    started.await.clone()
-}
-
-async fn ready(place: &Place, name: &str) -> Distribution {
-    let api: Api<Distribution> = place.api();
-    let waited = wait_for(&api, name, READY, |mesh| {
-        let mesh = mesh.ok_or("not there")?;
-        let ready = condition(mesh, "Ready").ok_or("nothing is said yet")?;
-        let current = ready.observed_generation == mesh.metadata.generation;
-        if current && ready.status == "True" {
-            Ok(mesh.clone())
-        } else {
-            Err(format!("{ready:?}"))
-        }
-    });
-    match waited.await {
-        Ok(mesh) => mesh,
-        Err(wrong) => {
-            let shown =
-                dragonfly_cluster::diagnostics::of_namespace(&place.client, place.namespace).await;
-            panic!("{wrong}\n{shown}");
-        }
-    }
-}
-
-/// A pod of a user on a node, that gets a file through the node's peer.
-fn getter(node: &str, url: &str, digest: &str) -> String {
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": format!("get-{node}")},
-        "spec": {
-            "nodeName": node,
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": false,
-            // The socket is root's and its group's.
-            "securityContext": {"runAsUser": 0, "runAsGroup": 0},
-            "containers": [{
-                "name": "get", "image": "registry.test/dragonfly:dev",
-                "args": ["get", url, "-O", "/out/file", "--digest", digest, "-q"],
-                "volumeMounts": [
-                    {"name": "socket", "mountPath": "/run/dragonfly"},
-                    {"name": "out", "mountPath": "/out"},
-                ],
-            }],
-            "volumes": [
-                {"name": "socket", "hostPath": {"path": "/run/dragonfly", "type": "Directory"}},
-                {"name": "out", "emptyDir": {}},
-            ],
-        },
-    })
-    .to_string()
-}
-
-async fn origin_url(client: &Client) -> String {
-    let services: Api<Service> = Api::namespaced(client.clone(), SYSTEM);
-    let origin = services.get("origin").await.unwrap();
-    let address = origin.spec.unwrap().cluster_ip.unwrap();
-    format!("http://{address}/{}", mesh::CONTENT.0)
-}
-
-async fn origin_sent(client: &Client) -> u64 {
-    let origins = pod::with_labels(client, SYSTEM, "app=origin")
-        .await
-        .unwrap();
-    let log = pod::log(client, SYSTEM, &origins[0].name_any())
-        .await
-        .unwrap();
-    let last = log.lines().rfind(|line| line.contains(" sent "));
-    last.and_then(|line| line.rsplit(' ').next()?.parse().ok())
-        .unwrap_or_default()
-}
+use crate::bed::{Place, condition, read};
+use crate::nodes::{READY, SYSTEM, every_node_gets, ready, with_operator};
 
 /// One test, for meshes on the same nodes exclude each other: from the first object to the last trace.
 #[tokio::test]
 async fn two_objects_make_a_mesh_that_serves_every_node_and_goes_without_a_trace() {
-    let cluster = shared().await;
+    let cluster = with_operator(&ClusterOptions::nodes(2)).await;
     let client = cluster.client().await.unwrap();
     let place = Place {
         client: client.clone(),
@@ -155,32 +34,13 @@ async fn two_objects_make_a_mesh_that_serves_every_node_and_goes_without_a_trace
         (1, 1, 2)
     );
 
-    let (url, (_, len)) = (origin_url(&client).await, mesh::CONTENT);
-    let dir = tempfile::tempdir().unwrap();
-    let digest = sample::random(&dir.path().join("content"), len, len)
-        .unwrap()
-        .digest;
-    let pods: Api<Pod> = place.api();
-    for node in cluster.nodes() {
-        place.apply(&getter(node.name(), &url, &digest)).await;
-        let name = format!("get-{}", node.name());
-        let ended = wait_for(&pods, &name, READY, |pod| {
-            let status = pod.and_then(|p| p.status.as_ref()).ok_or("not there")?;
-            match status.phase.as_deref() {
-                Some("Succeeded") => Ok(()),
-                _ => Err(dragonfly_cluster::diagnostics::pod_state(status)),
-            }
-        });
-        if let Err(wrong) = ended.await {
-            let shown = dragonfly_cluster::diagnostics::of_namespace(&client, SYSTEM).await;
-            panic!("{wrong}\n{shown}");
-        }
-    }
-    assert_eq!(origin_sent(&client).await, len, "each byte once");
+    let sent = every_node_gets(&cluster, &place).await;
+    assert_eq!(sent, mesh::CONTENT.1, "each byte once");
 
     policy_reaches_peers(&place).await;
     without_operator(&place).await;
     leaves_no_trace(&cluster, &place).await;
+    cluster.stop().await.unwrap();
 }
 
 /// A change by `kubectl apply` is run by every node, without a restart.
@@ -344,10 +204,7 @@ async fn leaves_no_trace(cluster: &Cluster, place: &Place) {
     }
 }
 
-async fn names<K>(
-    api: &Api<K>,
-    labels: &ListParams,
-) -> std::result::Result<Vec<String>, kube::Error>
+async fn names<K>(api: &Api<K>, labels: &ListParams) -> Result<Vec<String>, kube::Error>
 where
     K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
 {

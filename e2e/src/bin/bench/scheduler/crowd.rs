@@ -43,8 +43,17 @@ pub(super) struct Crowd {
     peers: usize,
     channels: Channels,
     shared: Arc<Shared>,
-    /// When joining begins and how long it may take.
-    join: watch::Sender<Option<(Instant, Duration)>>,
+    /// Which contents are to be joined.
+    join: watch::Sender<Option<Round>>,
+}
+
+/// Each node joins one more content, at a moment of its own.
+#[derive(Debug, Clone, Copy)]
+struct Round {
+    /// From 0.
+    number: usize,
+    begins: Instant,
+    within: Duration,
 }
 
 #[derive(Default)]
@@ -176,10 +185,15 @@ impl Crowd {
         self.check()
     }
 
-    /// Has all nodes join within a time, each at a moment of its own, and waits for that time and for
-    /// the last answer.
-    pub(super) async fn join(&self, within: Duration) -> Result<()> {
-        self.join.send_replace(Some((Instant::now(), within)));
+    /// Has all nodes join a content within a time, each at a moment of its own, another one than in
+    /// rounds before, and waits for that time and for the last answer.
+    pub(super) async fn join(&self, number: usize, within: Duration) -> Result<()> {
+        lock(&self.shared.replies).clear();
+        self.join.send_replace(Some(Round {
+            number,
+            begins: Instant::now(),
+            within,
+        }));
         tokio::time::sleep(within).await;
         let until = Instant::now() + LIMIT;
         while lock(&self.shared.replies).len() < self.peers {
@@ -209,7 +223,7 @@ impl Crowd {
         }
     }
 
-    /// How long each node waited for its answer, ascending.
+    /// How long each node waited for its answer in the last round, ascending.
     pub(super) fn replies(&self) -> Vec<Duration> {
         let mut replies = lock(&self.shared.replies).clone();
         replies.sort_unstable();
@@ -351,16 +365,15 @@ impl Session {
         }
     }
 
-    /// A peer: it wants one content, at a moment of its own, and reports from time to time.
-    async fn peer(mut self, n: usize, mut join: watch::Receiver<Option<(Instant, Duration)>>) {
+    /// A peer: it wants a content each round, at a moment of its own, and reports from time to time.
+    async fn peer(mut self, n: usize, mut join: watch::Receiver<Option<Round>>) {
         let mut rng = fastrand::Rng::with_seed(n as u64);
         let (moment, phase) = (rng.f64(), REPORT.mul_f64(rng.f64()));
         let begun = tokio::time::Instant::now();
         let mut report = tokio::time::interval_at(begun + phase, REPORT);
-        let mut due: Option<tokio::time::Instant> = None;
+        let mut due: Option<(tokio::time::Instant, usize)> = None;
         let mut asked: Option<Instant> = None;
-        let mut content: Vec<u8> = vec![];
-        let mut known = HashSet::new();
+        let mut contents: Vec<Vec<u8>> = vec![];
         loop {
             tokio::select! {
                 message = self.hear() => match message {
@@ -371,25 +384,29 @@ impl Session {
                             return self.shared.fail(format!("not resolved: {}", failure.message));
                         }
                         let waited = asked.map(|at| at.elapsed()).unwrap_or_default();
-                        content = resolved.content;
+                        contents.push(resolved.content);
                         let joined = resolved.joined.unwrap_or_default();
-                        known.extend(joined.members.into_iter().map(|m| m.node));
+                        let known: HashSet<_> = joined.members.into_iter().map(|m| m.node).collect();
                         lock(&self.shared.neighbours).push(known.len());
                         lock(&self.shared.replies).push(waited);
                     }
                     Some(_) => {}
                 },
-                changed = join.changed(), if due.is_none() => {
-                    let Some((at, within)) = changed.ok().and(*join.borrow_and_update()) else { return };
-                    due = Some((at + within.mul_f64(moment)).into());
+                changed = join.changed() => {
+                    let Some(round) = changed.ok().and(*join.borrow_and_update()) else { return };
+                    let at = round.begins + round.within.mul_f64(moment);
+                    due = Some((at.into(), round.number));
                 }
-                () = until(due), if asked.is_none() && due.is_some() => {
+                number = until(due), if due.is_some() => {
+                    due = None;
                     asked = Some(Instant::now());
-                    self.say(from_node::Message::Resolve(self.question(n))).await;
+                    self.say(from_node::Message::Resolve(self.question(n, number))).await;
                 }
                 _ = report.tick() => {
-                    let held = rpc::TaskReport { content: content.clone(), held: 1, complete: false };
-                    let tasks = if content.is_empty() { vec![] } else { vec![held] };
+                    let held = |content: &Vec<u8>| rpc::TaskReport {
+                        content: content.clone(), held: 1, complete: false,
+                    };
+                    let tasks = contents.iter().map(held).collect();
                     let report = rpc::Report { tasks, connections: 12, ..rpc::Report::default() };
                     self.say(from_node::Message::Report(report)).await;
                 }
@@ -397,13 +414,13 @@ impl Session {
         }
     }
 
-    fn question(&self, n: usize) -> rpc::Resolve {
+    fn question(&self, n: usize, round: usize) -> rpc::Resolve {
         let url = format!(
             "https://registry.example/v2/image/blobs/{}",
-            n % self.shared.tasks
+            (n + round) % self.shared.tasks
         );
         rpc::Resolve {
-            id: 1,
+            id: round as u64 + 1,
             request_key: RequestKey::derive("", &url, &[]).0.to_vec(),
             source: Some(rpc::Source {
                 url,
@@ -414,9 +431,12 @@ impl Session {
     }
 }
 
-async fn until(due: Option<tokio::time::Instant>) {
+async fn until(due: Option<(tokio::time::Instant, usize)>) -> usize {
     match due {
-        Some(due) => tokio::time::sleep_until(due).await,
+        Some((due, number)) => {
+            tokio::time::sleep_until(due).await;
+            number
+        }
         None => std::future::pending().await,
     }
 }
