@@ -48,12 +48,17 @@ test: setup ## All tests that are quick; needs Rust and Go on a Debian, and root
 	cargo test --locked -p dragonfly-client --test python -- --ignored
 
 .PHONY: test-full
-test-full: test arm64 ## make test, then what takes long: simulated scenarios, throughput, a thousand nodes, arm64
+test-full: test arm64 ## make test, then what takes long: simulated scenarios, throughput, a thousand nodes, arm64, other versions of Kubernetes
 	cargo build --release -p dragonfly
 	cargo test --release -p dragonfly-swarm -- --ignored --nocapture
 	cargo test --release -p dragonfly-storage --test throughput -- --ignored --nocapture
 	target/release/dragonfly simulate --peers 5000 --scenario equal
 	cargo test --locked -p dragonfly-cluster -- --ignored --nocapture
+	for api in oldest-api-server newest-api-server; do \
+		at=$$(target/debug/cluster build $$api | grep -o '/.*/kube-apiserver'); \
+		KUBEBUILDER_ASSETS=$${at%/*} cargo test --locked -p dragonfly-cluster --test operator -- \
+			--skip running:: --skip shapes::; \
+	done
 
 .PHONY: arm64
 arm64: ## The binaries for 64-bit ARM, cross-compiled, to be tested

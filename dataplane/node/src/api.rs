@@ -37,7 +37,7 @@ pub use crate::socket::ApiError;
 use crate::socket::Bound;
 
 /// Messages that may wait for a client that reads slowly.
-const QUEUE: usize = 8;
+const QUEUE: usize = 4;
 /// Calls one connection may have under way.
 const STREAMS: u32 = 256;
 const MAX_HEADERS: usize = 64;

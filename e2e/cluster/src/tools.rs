@@ -19,6 +19,10 @@ use crate::hex;
 pub enum Tool {
     /// kube-apiserver, etcd.
     ApiServer,
+    /// The same of the oldest Kubernetes that the operator is for.
+    OldestApiServer,
+    /// The same of the newest.
+    NewestApiServer,
     /// Everything else of Kubernetes.
     Kubernetes,
     /// containerd 2.x.
@@ -48,12 +52,23 @@ struct Recipe {
     set: &'static [&'static str],
 }
 
-const GIT_VERSION: &[&str] = &[
-    "k8s.io/component-base/version.gitVersion=v1.35.4",
-    "k8s.io/component-base/version.gitMajor=1",
-    "k8s.io/component-base/version.gitMinor=35",
-    "k8s.io/component-base/version.gitTreeState=clean",
-];
+/// What the linker sets, so that a Kubernetes says which it is.
+macro_rules! git_version {
+    ($minor:literal, $patch:literal) => {
+        &[
+            concat!(
+                "k8s.io/component-base/version.gitVersion=v1.",
+                $minor,
+                ".",
+                $patch
+            ),
+            "k8s.io/component-base/version.gitMajor=1",
+            concat!("k8s.io/component-base/version.gitMinor=", $minor),
+            "k8s.io/component-base/version.gitTreeState=clean",
+        ]
+    };
+}
+
 const PAUSE: &str = include_str!("../images/pause.c");
 
 impl Tool {
@@ -79,16 +94,31 @@ impl Tool {
                 "k8s.io/kubernetes/cmd/kubectl",
             ],
             tags: "",
-            set: GIT_VERSION,
+            set: git_version!("35", "4"),
+        };
+        let api_server = Recipe {
+            name: "apiserver",
+            commands: &[
+                "k8s.io/kubernetes/cmd/kube-apiserver",
+                "go.etcd.io/etcd/server/v3",
+            ],
+            ..kubernetes
         };
         Some(match self {
-            Self::ApiServer => Recipe {
-                name: "apiserver",
-                commands: &[
-                    "k8s.io/kubernetes/cmd/kube-apiserver",
-                    "go.etcd.io/etcd/server/v3",
-                ],
-                ..kubernetes
+            Self::ApiServer => api_server,
+            Self::OldestApiServer => Recipe {
+                version: "1.33.13",
+                go_mod: include_str!("../go/api-server-oldest/go.mod"),
+                go_sum: include_str!("../go/api-server-oldest/go.sum"),
+                set: git_version!("33", "13"),
+                ..api_server
+            },
+            Self::NewestApiServer => Recipe {
+                version: "1.37.2",
+                go_mod: include_str!("../go/api-server-newest/go.mod"),
+                go_sum: include_str!("../go/api-server-newest/go.sum"),
+                set: git_version!("37", "2"),
+                ..api_server
             },
             Self::Kubernetes => kubernetes,
             Self::Containerd => Recipe {
@@ -351,6 +381,8 @@ mod tests {
     fn every_version_is_the_one_its_module_requires() {
         for tool in [
             Tool::ApiServer,
+            Tool::OldestApiServer,
+            Tool::NewestApiServer,
             Tool::Kubernetes,
             Tool::Containerd,
             Tool::Helm,

@@ -174,7 +174,7 @@ impl Seen {
         if groups(id)
             .iter()
             .any(|(_, g)| g.starts_with("/dragonfly-e2e/"))
-            && !self.is_member(id)
+            && !(its_own && self.is_member(id))
         {
             return why;
         }
