@@ -13,7 +13,7 @@
 //! taking content from clients in `import`.
 
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -117,7 +117,10 @@ impl Api {
     ///
     /// # Errors
     /// The server broke.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), ApiError> {
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), ApiError> {
+        let (Some(api), Some(side)) = (self.api.listener.take(), self.side.listener.take()) else {
+            return Ok(());
+        };
         let _end_calls = self.shared.stop.clone().drop_guard();
         let threads = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(crate::threads())
@@ -126,30 +129,36 @@ impl Api {
             .build()
             .map_err(ApiError::Threads)?;
         let (ended, outcome) = oneshot::channel();
-        // A runtime waits for its threads when it goes: not in one of another.
+        let (shared, path) = (self.shared.clone(), self.api.path.clone());
+        // A runtime waits for its threads when it goes: not in one of another. The sockets' files go
+        // with this call, which ends with the node, not with that thread.
         std::thread::Builder::new()
             .name("clients".to_owned())
             .spawn(move || {
-                let served = threads.block_on(self.serve(stop));
+                let served = threads.block_on(shared.serve(&path, api, side, stop));
                 threads.shutdown_timeout(Duration::from_secs(1));
                 let _ = ended.send(served);
             })
             .map_err(ApiError::Threads)?;
         outcome.await.unwrap_or(Ok(()))
     }
+}
 
-    async fn serve(mut self, stop: CancellationToken) -> Result<(), ApiError> {
-        let (Some(api), Some(side)) = (self.api.listener.take(), self.side.listener.take()) else {
-            return Ok(());
-        };
+impl Shared {
+    async fn serve(
+        self: Arc<Self>,
+        path: &Path,
+        api: UnixListener,
+        side: UnixListener,
+        stop: CancellationToken,
+    ) -> Result<(), ApiError> {
         let listen = |l: UnixListener| {
-            tokio::net::UnixListener::from_std(l)
-                .map_err(|e| ApiError::Listen(self.api.path.clone(), e))
+            tokio::net::UnixListener::from_std(l).map_err(|e| ApiError::Listen(path.to_owned(), e))
         };
         let (api, side) = (listen(api)?, listen(side)?);
-        let over = self.shared.stop.clone();
-        let service = NodeServer::new(Service(self.shared.clone()))
-            .max_decoding_message_size(rpc::MAX_MESSAGE);
+        let over = self.stop.clone();
+        let service =
+            NodeServer::new(Service(self.clone())).max_decoding_message_size(rpc::MAX_MESSAGE);
         let server = tonic::transport::Server::builder()
             .max_concurrent_streams(STREAMS)
             .initial_stream_window_size(2 << 20)
@@ -159,9 +168,9 @@ impl Api {
                 UnixListenerStream::new(api),
                 over.clone().cancelled_owned(),
             );
-        tracing::info!(socket = %self.api.path.display(), "clients are served");
-        let side = side::serve(side, self.shared.tickets.clone(), over.clone());
-        let chores = self.shared.chores();
+        tracing::info!(socket = %path.display(), "clients are served");
+        let side = side::serve(side, self.tickets.clone(), over.clone());
+        let chores = self.chores();
         let end = async {
             tokio::select! {
                 () = stop.cancelled() => over.cancel(),
@@ -176,9 +185,7 @@ impl Api {
             () = end => Ok(()),
         }
     }
-}
 
-impl Shared {
     async fn chores(&self) {
         let mut every = tokio::time::interval(Duration::from_millis(500));
         loop {
