@@ -82,8 +82,9 @@ impl Process {
                 return Ok(status);
             }
             if Instant::now() > until {
+                let doing = threads(self.child.id()).join(", ");
                 return Err(Failed(format!(
-                    "{} did not end within {limit:?}",
+                    "{} did not end within {limit:?}: {doing}",
                     self.name
                 )));
             }
@@ -96,6 +97,24 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// What each thread of a process is called, its state and what it waits for in the kernel (proc(5)).
+fn threads(id: u32) -> Vec<String> {
+    let read = |path: &Path, name: &str| {
+        let text = std::fs::read_to_string(path.join(name)).unwrap_or_default();
+        text.trim().to_owned()
+    };
+    let listed = std::fs::read_dir(format!("/proc/{id}/task"));
+    let tasks = listed.into_iter().flatten().flatten().map(|e| e.path());
+    tasks
+        .map(|path| {
+            let stat = read(&path, "stat");
+            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.get(..1));
+            let (name, waits) = (read(&path, "comm"), read(&path, "wchan"));
+            format!("{name} {} {waits}", state.unwrap_or("gone"))
+        })
+        .collect()
 }
 
 /// A log that restarts of a process go on with.

@@ -125,12 +125,12 @@ impl Node {
     /// it; not `but`, which needs the space. Whether there was any.
     pub(crate) fn make_room(&self, but: &Arc<Task>) -> bool {
         // A lease on what is all here, or has failed, is of no use to anybody.
-        let over = |task: &Arc<Task>| task.is_complete() || task.failure().is_some();
-        self.put_away(|task, s| !Arc::ptr_eq(task, but) && (s.lease.is_none() || over(task)))
+        let over = |task: &Task, s: &State| task.is_complete() || s.failure.is_some();
+        self.put_away(|task, s| !Arc::ptr_eq(task, but) && (s.lease.is_none() || over(task, s)))
     }
 
-    /// Puts away those of the tasks that no client here wants for which `idle` holds; whether there
-    /// was one.
+    /// Puts away those of the tasks that no client here wants for which `idle` holds, which is called
+    /// with the task's state locked; whether there was one.
     fn put_away(&self, idle: impl Fn(&Arc<Task>, &State) -> bool) -> bool {
         let mut gone = vec![];
         lock(&self.tasks).retain(|_, task| {

@@ -320,6 +320,36 @@ async fn a_full_disk_is_a_clear_error_there_and_the_others_finish() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seed_short_of_space_for_several_contents_at_once_says_so_and_works_on() {
+    let w = world(false).await;
+    let small = tempfile::tempdir().unwrap();
+    let _seed = w
+        .mesh
+        .node_of(100, 1, Role::Seed, Settings::default(), small, 6 << 20)
+        .await;
+    let peer = w.mesh.node(1, Role::Peer).await;
+    sessions().await;
+    let mut origins = vec![];
+    for n in 0..4 {
+        let mut script = Script::of(bytes(4 << 20, n));
+        script.rate = 4 << 20;
+        origins.push(Scripted::start(script).await);
+    }
+    let urls: Vec<_> = origins.iter().map(|o| o.url("file")).collect();
+    let reads = urls.iter().map(|url| read_all(&peer, url));
+    let got = within("downloads", 60, futures::future::join_all(reads)).await;
+    for (n, got) in got.into_iter().enumerate() {
+        match got {
+            Ok(body) => assert!(body == bytes(4 << 20, n as u64), "content {n}"),
+            Err(failure) => assert_eq!(failure.code(), Code::NoSpace, "{}", failure.message),
+        }
+    }
+    let little = Scripted::start(Script::of(bytes(1 << 20, 6))).await;
+    let got = within("a small one", 20, read_all(&peer, &little.url("little"))).await;
+    assert!(got.unwrap() == bytes(1 << 20, 6));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn content_that_changes_under_way_is_fetched_anew_and_never_mixed() {
     let w = world(false).await;
     let seed = w.mesh.node(100, Role::Seed).await;
