@@ -183,6 +183,31 @@ pub struct Security {
     /// MutualTLS: encrypted, both ends prove who they are. Plaintext: neither, and faster on old
     /// processors; only for networks where every machine is trusted.
     pub transport: Transport,
+    /// Machines that are let in no more, although their certificates are good: by Kubernetes' name of
+    /// the node, or by the identity of a node that joined by token. In force within seconds. An entry
+    /// may go once the machine is clean, or three days after it is gone.
+    #[schemars(
+        length(max = 128),
+        inner(
+            length(min = 1, max = 253),
+            regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
+        )
+    )]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub revoked_nodes: Vec<String>,
+    /// Raise it to have the mesh's CA replaced, such as after somebody may have seen its key: the new
+    /// one is trusted from then on, signs ten minutes later, and the old one is trusted for as long as
+    /// certificates by it are good. It is replaced by itself when two thirds of its year are over.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    #[serde(skip_serializing_if = "is_zero")]
+    pub ca_generation: i32,
+}
+
+/// For what is left out of objects at its default.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+const fn is_zero(n: &i32) -> bool {
+    *n == 0
 }
 
 /// The nodes that fetch from origins.

@@ -46,6 +46,7 @@ pub fn resolve(
         back_to_source: spec.back_to_source == Permission::Allowed,
         objective: spec.objective,
         storage: storage(&mut mesh, &spec.storage, &preset),
+        revoked: spec.security.revoked_nodes.clone(),
     };
     let source_http = http(&mut mesh, &spec.sources.http, &preset);
 

@@ -38,14 +38,26 @@ impl Clocks {
         Ok(Self { dir, library })
     }
 
-    /// Gives a member that does not run yet a clock of its own.
-    pub fn give(&self, member: &mut Member) {
+    fn variables(&self, name: &str) -> [(String, String); 2] {
         let variables = [
             ("LD_PRELOAD", self.library.clone()),
-            ("CLOCK_FILE", self.dir.join(&member.name)),
+            ("CLOCK_FILE", self.dir.join(name)),
         ];
-        let named = variables.map(|(name, path)| (name.to_owned(), path.display().to_string()));
-        member.environment.extend(named);
+        variables.map(|(name, path)| (name.to_owned(), path.display().to_string()))
+    }
+
+    /// Gives a member that does not run yet a clock of its own.
+    pub fn give(&self, member: &mut Member) {
+        member.environment.extend(self.variables(&member.name));
+    }
+
+    /// Variables, `NAME=VALUE`, of a process that is to have the clock of this name.
+    #[must_use]
+    pub fn environment(&self, name: &str) -> Vec<String> {
+        let variables = self.variables(name).into_iter();
+        variables
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect()
     }
 
     /// Gives every member of a mesh that does not run yet a clock of its own.

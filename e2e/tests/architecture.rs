@@ -43,6 +43,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
             "dragonfly-crds",
             "dragonfly-identity",
             "dragonfly-operator-core",
+            "dragonfly-proto",
         ],
     ),
     // Binaries wire everything.
@@ -152,24 +153,57 @@ fn files_below(dir: &std::path::Path, end: &str, found: &mut Vec<std::path::Path
     }
 }
 
-#[test]
-fn every_test_that_the_table_of_faults_names_is_there() {
+/// The text of every Rust file of the project.
+fn sources() -> Vec<String> {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut files = vec![];
-    files_below(&root.join("e2e"), ".rs", &mut files);
-    files_below(&root.join("dataplane"), ".rs", &mut files);
-    let sources: Vec<_> = files
+    for dir in ["crds", "dataplane", "e2e", "operator"] {
+        files_below(&root.join(dir), ".rs", &mut files);
+    }
+    let texts = files
         .iter()
-        .map(|path| std::fs::read_to_string(path).unwrap())
-        .collect();
-    let text = std::fs::read_to_string(root.join("docs/testing.md")).unwrap();
-    let table = text.split("## Faults and bad input").nth(1).unwrap();
-    let rows = table.lines().filter(|line| line.starts_with("| "));
+        .map(|path| std::fs::read_to_string(path).unwrap());
+    texts.collect()
+}
+
+/// What stands in backquotes in the tables of a page and is as long as the name of a test.
+fn named_tests(page: &str, after: &str) -> Vec<String> {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let text = std::fs::read_to_string(root.join(page)).unwrap();
+    let tables = text.split_once(after).unwrap().1;
+    let rows = tables.lines().filter(|line| line.starts_with("| "));
     let words = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
-    let names: Vec<_> = words.filter(|word| word.len() > 20).collect();
-    assert!(names.len() > 30, "{names:?}");
-    for name in names {
-        let wanted = format!("fn {name}(");
-        assert!(sources.iter().any(|s| s.contains(&wanted)), "{name}");
+    let is_name = |word: &&str| word.len() > 20 && word.contains('_') && !word.contains('.');
+    words.filter(is_name).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_test_that_the_table_of_faults_names_is_there() {
+    let sources = sources();
+    for (page, after, least) in [
+        ("docs/testing.md", "## Faults and bad input", 30),
+        ("docs/threat-model.md", "## Attacks by who", 30),
+    ] {
+        let names = named_tests(page, after);
+        assert!(names.len() > least, "{page}: {names:?}");
+        for name in names {
+            let wanted = format!("fn {name}(");
+            assert!(
+                sources.iter().any(|s| s.contains(&wanted)),
+                "{page}: {name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_attack_of_the_threat_model_names_a_test() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let text = std::fs::read_to_string(root.join("docs/threat-model.md")).unwrap();
+    let tables = text.split_once("## Attacks by who").unwrap().1;
+    let rows = tables.lines().filter(|line| line.starts_with("| "));
+    for row in rows.filter(|row| !row.starts_with("| attack") && !row.starts_with("| ---")) {
+        let last = row.trim_end_matches(" |").rsplit("| ").next().unwrap();
+        assert!(last.starts_with('`') && last.len() > 20, "{row}");
     }
 }

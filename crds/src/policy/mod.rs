@@ -85,6 +85,10 @@ pub struct NodePolicy {
     pub objective: Objective,
     /// Where content is kept.
     pub storage: StoragePolicy,
+    /// Machines whose certificates are refused although they are good: Kubernetes' names, or nodes'
+    /// identities.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub revoked: Vec<String>,
 }
 
 /// Where a node keeps content.

@@ -5,27 +5,22 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use dragonfly_proto::id::NodeId;
 use dragonfly_proto::rpc::identity_server::{Identity, IdentityServer};
 use dragonfly_proto::rpc::{self, Role};
 use dragonfly_proto::sign::{KeyError, SigningKey};
-use dragonfly_transport::node_name;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
-    SanType,
-};
-use rustls::pki_types::CertificateSigningRequestDer;
+use dragonfly_transport::{Role as As, Who, node_name};
+use rcgen::KeyPair;
 use tonic::{Request, Response, Status};
 
+use crate::ca::Ca;
+use crate::enroll::Credentials;
 use crate::{JoinToken, SCHEDULER_NAME};
 
 /// How long a node's certificate holds; it is renewed at a third.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(72 * 3600);
-/// Certificates hold from a little before now, for clocks differ.
-const SKEW: Duration = Duration::from_secs(300);
 /// How long somebody who only looks holds a certificate.
 pub(crate) const VIEW: Duration = Duration::from_secs(3600);
 const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -61,9 +56,15 @@ pub enum IdentityError {
     /// No scheduler answered; one may soon.
     #[error("no scheduler answers: {0}")]
     Unreachable(String),
-    /// A scheduler gave what is no certificate.
+    /// What should be a CA's certificate is none.
     #[error("the CA's certificate: {0}")]
     Ca(rustls::pki_types::pem::Error),
+    /// A CA's certificate and key that cannot be used together.
+    #[error("the CA's certificate and key: {0}")]
+    Mismatch(String),
+    /// What should be a signing request is none, or another key signed it.
+    #[error("the signing request: {0}")]
+    Request(String),
 }
 
 /// The CA, the signing key and the join secret of a mesh.
@@ -113,6 +114,19 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
     fs::rename(&temp, path).map_err(file)
 }
 
+/// The key that signs tickets and epochs, of a directory that may hold nothing else.
+///
+/// # Errors
+/// There is none, or it is no key.
+pub fn signing_key(dir: &Path) -> Result<SigningKey, IdentityError> {
+    let path = dir.join("authority.key");
+    let bytes = read(&path)?.ok_or_else(|| IdentityError::File {
+        path,
+        source: std::io::ErrorKind::NotFound.into(),
+    })?;
+    Ok(SigningKey::from_pkcs8(&bytes)?)
+}
+
 impl Authority {
     /// The authority kept in a directory; made there the first time.
     pub fn load_or_create(dir: &Path, mesh: &str) -> Result<Self, IdentityError> {
@@ -132,7 +146,7 @@ impl Authority {
                 });
             }
             (None, _) => {
-                let (cert, key) = new_ca(mesh)?;
+                let (cert, key) = Ca::generate(mesh, CA_LIFETIME)?;
                 write(&at("ca.key"), key.as_bytes())?;
                 write(&at("ca.pem"), cert.as_bytes())?;
                 (text(cert.as_bytes()), text(key.as_bytes()))
@@ -181,40 +195,35 @@ impl Authority {
         }
     }
 
-    /// A certificate for the holder of a public key. One without names is good for asking only: nobody
-    /// takes it for a server or a node.
-    fn issue(
-        &self,
-        key: &impl PublicKeyData,
-        names: Vec<String>,
-        uri: &str,
-        lifetime: Duration,
-    ) -> Result<rcgen::Certificate, IdentityError> {
-        let ca_key = KeyPair::from_pem(&self.ca_key)?;
-        let issuer = Issuer::from_ca_cert_pem(&self.ca_pem, ca_key)?;
-        let mut purposes = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        if !names.is_empty() {
-            purposes.push(ExtendedKeyUsagePurpose::ServerAuth);
-        }
-        let mut params = CertificateParams::new(names)?;
-        params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names.push(SanType::URI(uri.try_into()?));
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = purposes;
-        let now = SystemTime::now();
-        params.not_before = (now - SKEW).into();
-        params.not_after = (now + lifetime).into();
-        Ok(params.signed_by(key, &issuer)?)
+    fn ca_itself(&self) -> Result<Ca, IdentityError> {
+        Ca::read(&self.ca_pem, &self.ca_key)
     }
 
     /// Certificate and key for a scheduler, PEM.
     pub fn scheduler(&self, name: &str) -> Result<(String, String), IdentityError> {
         let key = KeyPair::generate()?;
-        let uri = format!("spiffe://{}/scheduler/{name}", self.mesh);
+        let who = Who {
+            mesh: self.mesh.clone(),
+            role: As::Scheduler,
+            node: name.to_owned(),
+        };
         // As long as the CA: who holds the CA's key gains nothing by renewing, and a scheduler whose
         // certificate ran out while it runs would lose every node.
-        let cert = self.issue(&key, vec![SCHEDULER_NAME.to_owned()], &uri, CA_LIFETIME)?;
-        Ok((cert.pem(), key.serialize_pem()))
+        let names = vec![SCHEDULER_NAME.to_owned()];
+        let cert = self.ca_itself()?.issue(&key, names, &who, CA_LIFETIME)?;
+        Ok((
+            crate::enroll::pem("CERTIFICATE", &cert),
+            key.serialize_pem(),
+        ))
+    }
+
+    /// What a scheduler shows others.
+    ///
+    /// # Errors
+    /// The CA cannot be used.
+    pub fn credentials(&self, name: &str) -> Result<Credentials, IdentityError> {
+        let (cert, key) = self.scheduler(name)?;
+        Credentials::read(&cert, &key, &self.ca_pem)
     }
 
     /// The CA's certificate, PEM.
@@ -238,32 +247,44 @@ impl Authority {
                 "the join token is not this mesh's",
             ));
         }
-        let der = CertificateSigningRequestDer::from(ask.csr.as_slice());
-        let csr = CertificateSigningRequestParams::from_der(&der)
-            .map_err(|e| Status::invalid_argument(format!("the signing request: {e}")))?;
         let role = match ask.role() {
-            Role::Seed => "seed",
-            Role::Peer => "peer",
-            Role::Viewer => "viewer",
+            Role::Seed => As::Seed,
+            Role::Peer => As::Peer,
+            Role::Viewer => As::Viewer,
+            Role::Scheduler => {
+                return Err(Status::permission_denied(
+                    "a join token makes nobody a scheduler",
+                ));
+            }
             Role::Unspecified => return Err(Status::invalid_argument("no role")),
         };
-        let (whose, names, lifetime) = if ask.role() == Role::Viewer {
+        let (whose, names, lifetime) = if role == As::Viewer {
             ("anybody".to_owned(), vec![], VIEW)
         } else {
             let node = NodeId::from_slice(&ask.node)
                 .ok_or_else(|| Status::invalid_argument("the node's identity is not 16 bytes"))?;
             (node.to_string(), vec![node_name(&node)], LIFETIME)
         };
-        // Names in the request are not looked at: the authority says who somebody is.
-        let uri = format!("spiffe://{}/{role}/{whose}", self.mesh);
-        let cert = self
-            .issue(&csr.public_key, names, &uri, lifetime)
+        let who = Who {
+            mesh: self.mesh.clone(),
+            role,
+            node: whose,
+        };
+        let ca = self
+            .ca_itself()
             .map_err(|e| Status::internal(e.to_string()))?;
-        tracing::info!(whose, role, "issued a certificate");
-        let root = pem_to_der(&self.ca_pem).map_err(|e| Status::internal(e.to_string()))?;
+        let cert = ca
+            .issue_to(&ask.csr, names, &who, lifetime)
+            .map_err(|e| match e {
+                IdentityError::Request(_) => Status::invalid_argument(e.to_string()),
+                _ => Status::internal(e.to_string()),
+            })?;
+        tracing::info!(%who, "issued a certificate");
         Ok(rpc::IssueReply {
-            chain: vec![cert.der().to_vec()],
-            roots: vec![root],
+            chain: vec![cert.to_vec()],
+            roots: vec![ca.der().to_vec()],
+            node: ask.node.clone(),
+            lifetime: lifetime.as_secs(),
         })
     }
 }
@@ -280,28 +301,6 @@ impl Identity for Service {
     ) -> Result<Response<rpc::IssueReply>, Status> {
         self.0.answer(request.get_ref()).map(Response::new)
     }
-}
-
-fn new_ca(mesh: &str) -> Result<(String, String), IdentityError> {
-    let key = KeyPair::generate()?;
-    let mut params = CertificateParams::new(Vec::<String>::new())?;
-    params
-        .distinguished_name
-        .push(DnType::CommonName, format!("Dragonfly mesh {mesh}"));
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let now = SystemTime::now();
-    params.not_before = (now - SKEW).into();
-    params.not_after = (now + CA_LIFETIME).into();
-    let cert = params.self_signed(&key)?;
-    Ok((cert.pem(), key.serialize_pem()))
-}
-
-pub(crate) fn pem_to_der(pem: &str) -> Result<Vec<u8>, IdentityError> {
-    use rustls::pki_types::CertificateDer;
-    use rustls::pki_types::pem::PemObject;
-    let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(IdentityError::Ca)?;
-    Ok(der.to_vec())
 }
 
 fn text(bytes: &[u8]) -> String {

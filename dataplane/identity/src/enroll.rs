@@ -1,25 +1,34 @@
 //! A node gets its certificate, and a new one in time.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use dragonfly_proto::id::NodeId;
 use dragonfly_proto::rpc::identity_client::IdentityClient;
 use dragonfly_proto::rpc::{self, Role};
-use dragonfly_transport::TlsConfig;
+use dragonfly_transport::{TlsConfig, explain, issuer_name};
 use rcgen::{CertificateParams, KeyPair};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use tonic::Code;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+use tonic::{Code, Status};
 
-use crate::authority::{LIFETIME, VIEW};
+use crate::authority::LIFETIME;
 use crate::{IdentityError, JoinToken, SCHEDULER_NAME};
 
-/// What a node shows others.
-#[derive(Debug, Clone)]
+/// Longest answer taken, bytes.
+const MAX_REPLY: usize = 256 << 10;
+/// Most certificates of a chain, or of a bundle, taken.
+const MAX_CERTIFICATES: usize = 8;
+/// Longest life of a certificate believed, seconds: a year.
+const MAX_LIFETIME: u64 = 366 * 86_400;
+
+/// What a part shows others.
+#[derive(Clone)]
 pub struct Credentials {
-    /// For the peer transport.
+    /// For the peer transport, and for serving gRPC.
     pub tls: TlsConfig,
-    /// The CA, PEM, for gRPC.
+    /// The CA bundle, PEM, for calls of gRPC.
     pub ca: String,
     /// The chain, PEM.
     pub cert: String,
@@ -27,6 +36,67 @@ pub struct Credentials {
     pub key: String,
     /// Get others after this.
     pub renew_after: Duration,
+    /// Who one is, where the issuer says it.
+    pub node: Option<NodeId>,
+    /// The CA that signed.
+    pub(crate) signer: CertificateDer<'static>,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Not the key.
+        write!(f, "Credentials({})", self.tls.who)
+    }
+}
+
+impl Credentials {
+    /// Of a chain, a key and a bundle, PEM, whose first certificate signed the chain.
+    pub(crate) fn read(cert: &str, key: &str, ca: &str) -> Result<Self, IdentityError> {
+        let roots = crate::ca::bundle(ca)?;
+        let signer = roots.first().cloned();
+        let signer =
+            signer.ok_or_else(|| IdentityError::Mismatch("the issuer names none".to_owned()))?;
+        let der = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(IdentityError::Ca)?;
+        Ok(Self {
+            tls: TlsConfig::new(crate::ca::bundle(cert)?, &der, &roots)?,
+            ca: ca.to_owned(),
+            cert: cert.to_owned(),
+            key: key.to_owned(),
+            renew_after: LIFETIME / 3,
+            node: None,
+            signer,
+        })
+    }
+
+    /// The same certificate beside another CA bundle (PEM).
+    ///
+    /// # Errors
+    /// It is no bundle.
+    pub fn trusting(&self, bundle: &str) -> Result<Self, IdentityError> {
+        let roots = crate::ca::bundle(bundle)?;
+        let chain = crate::ca::bundle(&self.cert)?;
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(IdentityError::Ca)?;
+        Ok(Self {
+            tls: TlsConfig::new(chain, &key, &roots)?,
+            ca: bundle.to_owned(),
+            ..self.clone()
+        })
+    }
+
+    /// Whether those who trust this bundle (PEM) take this certificate.
+    #[must_use]
+    pub fn is_trusted_by(&self, bundle: &str) -> bool {
+        crate::ca::bundle(bundle).is_ok_and(|roots| roots.contains(&self.signer))
+    }
+
+    /// How to call schedulers.
+    #[must_use]
+    pub fn client(&self) -> ClientTlsConfig {
+        ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&self.ca))
+            .identity(tonic::transport::Identity::from_pem(&self.cert, &self.key))
+            .domain_name(SCHEDULER_NAME)
+    }
 }
 
 /// Asks the schedulers in turn for a node's certificate.
@@ -52,27 +122,76 @@ pub async fn view(scheduler: &str, token: &JoinToken) -> Result<Credentials, Ide
     issued(&[scheduler.to_owned()], token, vec![], Role::Viewer).await
 }
 
+/// Where a pod gets its certificate, and what it shows there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Projected {
+    /// The mesh's UID.
+    pub mesh: String,
+    /// The projected token; the kubelet writes it anew before it expires.
+    pub token_file: PathBuf,
+    /// The issuer's `host:port`.
+    pub issuer: String,
+    /// The mesh's CA bundle, PEM.
+    pub ca: String,
+}
+
+/// Asks the mesh's issuer for a certificate by a projected token. What it is for, and whose, the token
+/// says; `role` is only what the caller takes itself for.
+///
+/// # Errors
+/// Those of [`enroll`]; [`IdentityError::File`] without a token.
+pub async fn enroll_projected(at: &Projected, role: Role) -> Result<Credentials, IdentityError> {
+    let token = tokio::fs::read_to_string(&at.token_file).await;
+    let token = token.map_err(|source| IdentityError::File {
+        path: at.token_file.clone(),
+        source,
+    })?;
+    let (key, csr) = request()?;
+    let ask = rpc::IssueRequest {
+        token: token.trim().to_owned(),
+        csr,
+        node: vec![],
+        role: role.into(),
+        mesh: at.mesh.clone(),
+    };
+    let name = issuer_name(&at.mesh);
+    let reply = call(&at.issuer, &at.ca, &name, "the bootstrap", ask).await?;
+    credentials(&reply, &key)
+}
+
+/// A new key and a request for a certificate of it.
+fn request() -> Result<(KeyPair, Vec<u8>), IdentityError> {
+    let key = KeyPair::generate()?;
+    let csr = CertificateParams::new(Vec::<String>::new())?.serialize_request(&key)?;
+    let csr = csr.der().to_vec();
+    Ok((key, csr))
+}
+
 async fn issued(
     schedulers: &[String],
     token: &JoinToken,
     node: Vec<u8>,
     role: Role,
 ) -> Result<Credentials, IdentityError> {
-    let key = KeyPair::generate()?;
-    let csr = CertificateParams::new(Vec::<String>::new())?.serialize_request(&key)?;
+    let (key, csr) = request()?;
     let ask = rpc::IssueRequest {
         token: token.secret.clone(),
-        csr: csr.der().to_vec(),
+        csr,
         node,
         role: role.into(),
+        mesh: String::new(),
     };
     let mut error = IdentityError::Unreachable("none is configured".to_owned());
     for address in schedulers {
-        match call(address, token, ask.clone()).await {
-            Ok(reply) => {
-                let lifetime = if role == Role::Viewer { VIEW } else { LIFETIME };
-                return credentials(&reply, &key, token, lifetime);
-            }
+        let called = call(
+            address,
+            &token.ca,
+            SCHEDULER_NAME,
+            "the join token",
+            ask.clone(),
+        );
+        match called.await {
+            Ok(reply) => return credentials(&reply, &key),
             // That another is not there does not make a no undone.
             Err(IdentityError::Unreachable(_)) if matches!(error, IdentityError::Refused(_)) => {}
             Err(e) => error = e,
@@ -81,26 +200,53 @@ async fn issued(
     Err(error)
 }
 
+/// Passes a request on to the mesh's issuer as it is: a scheduler does for who cannot reach that.
+///
+/// # Errors
+/// As the issuer answered, or [`Code::Unavailable`] when it did not.
+pub(crate) async fn relay(
+    issuer: &str,
+    ca: &str,
+    mesh: &str,
+    ask: rpc::IssueRequest,
+) -> Result<rpc::IssueReply, Status> {
+    let ask = rpc::IssueRequest {
+        mesh: mesh.to_owned(),
+        ..ask
+    };
+    let called = call(issuer, ca, &issuer_name(mesh), "the bootstrap", ask).await;
+    called.map_err(|error| match error {
+        IdentityError::Refused(why) => Status::permission_denied(why),
+        other => Status::unavailable(other.to_string()),
+    })
+}
+
+/// `proof`: where the CA that is trusted comes from.
 async fn call(
     address: &str,
-    token: &JoinToken,
+    ca: &str,
+    name: &str,
+    proof: &str,
     ask: rpc::IssueRequest,
 ) -> Result<rpc::IssueReply, IdentityError> {
     let refused = |why: &str| IdentityError::Refused(format!("{address}: {why}"));
     let unreachable = |why: String| IdentityError::Unreachable(format!("{address}: {why}"));
     let tls = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(&token.ca))
-        .domain_name(SCHEDULER_NAME);
+        .ca_certificate(Certificate::from_pem(ca))
+        .domain_name(name);
     let endpoint = Endpoint::from_shared(format!("https://{address}"))
         .and_then(|e| e.tls_config(tls))
         .map_err(|e| refused(&chain(&e)))?
         .connect_timeout(Duration::from_secs(3))
         .timeout(Duration::from_secs(10));
-    let channel = endpoint.connect().await.map_err(|e| match why(&e) {
-        Some(why) => refused(why),
+    let channel = endpoint.connect().await.map_err(|e| match why(&e, proof) {
+        Some(why) => refused(&why),
         None => unreachable(chain(&e)),
     })?;
-    let reply = IdentityClient::new(channel).issue(ask).await;
+    let reply = IdentityClient::new(channel)
+        .max_decoding_message_size(MAX_REPLY)
+        .issue(ask)
+        .await;
     reply
         .map(tonic::Response::into_inner)
         .map_err(|status| match status.code() {
@@ -113,7 +259,7 @@ async fn call(
 }
 
 /// What an error of the connection says about who is at the other end, if it does.
-fn why(error: &tonic::transport::Error) -> Option<&'static str> {
+fn why(error: &tonic::transport::Error, proof: &str) -> Option<String> {
     let mut next = std::error::Error::source(error);
     while let Some(e) = next {
         let inner = e
@@ -125,13 +271,15 @@ fn why(error: &tonic::transport::Error) -> Option<&'static str> {
         match tls {
             Some(rustls::Error::InvalidCertificate(
                 rustls::CertificateError::UnknownIssuer | rustls::CertificateError::BadSignature,
-            )) => return Some("its certificate is another mesh's than the join token"),
+            )) => return Some(format!("its certificate is another mesh's than {proof}")),
             Some(rustls::Error::InvalidMessage(_)) => {
                 return Some(
                     "it does not speak TLS (spec.security.transport: Plaintext): leave the join \
-                     token away",
+                     token away"
+                        .to_owned(),
                 );
             }
+            Some(wrong @ rustls::Error::InvalidCertificate(_)) => return Some(explain(wrong)),
             _ => {}
         }
         next = e.source();
@@ -146,32 +294,28 @@ fn chain(e: &dyn std::error::Error) -> String {
     }
 }
 
-fn credentials(
-    reply: &rpc::IssueReply,
-    key: &KeyPair,
-    token: &JoinToken,
-    lifetime: Duration,
-) -> Result<Credentials, IdentityError> {
-    let certs = |all: &[Vec<u8>]| -> Vec<CertificateDer<'static>> {
-        all.iter()
-            .take(8)
-            .map(|der| CertificateDer::from(der.clone()))
-            .collect()
+fn credentials(reply: &rpc::IssueReply, key: &KeyPair) -> Result<Credentials, IdentityError> {
+    let text = |all: &[Vec<u8>]| -> String {
+        let some = all.iter().take(MAX_CERTIFICATES);
+        some.map(|der| pem("CERTIFICATE", der)).collect()
     };
-    let (chain, roots) = (certs(&reply.chain), certs(&reply.roots));
-    let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let tls = TlsConfig::new(chain.clone(), &der, &roots)?;
-    let cert = chain.iter().map(|c| pem("CERTIFICATE", c)).collect();
+    let lifetime = match reply.lifetime {
+        0 => LIFETIME,
+        seconds => Duration::from_secs(seconds.min(MAX_LIFETIME)),
+    };
+    let read = Credentials::read(
+        &text(&reply.chain),
+        &key.serialize_pem(),
+        &text(&reply.roots),
+    )?;
     Ok(Credentials {
-        tls,
-        ca: token.ca.clone(),
-        cert,
-        key: key.serialize_pem(),
         renew_after: lifetime / 3,
+        node: NodeId::from_slice(&reply.node),
+        ..read
     })
 }
 
-fn pem(kind: &str, der: &[u8]) -> String {
+pub(crate) fn pem(kind: &str, der: &[u8]) -> String {
     use base64::Engine as _;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let lines = text.as_bytes().chunks(64).map(String::from_utf8_lossy);
@@ -186,7 +330,6 @@ fn pem(kind: &str, der: &[u8]) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use rustls::pki_types::pem::PemObject;
     use tokio::net::TcpListener;
     use tonic::transport::{Identity, Server, ServerTlsConfig};
 
@@ -294,7 +437,7 @@ mod tests {
         let address = scheduler(&authority).await;
         let given = view(&address, &authority.token()).await.unwrap();
         let der = CertificateDer::from_pem_slice(given.cert.as_bytes()).unwrap();
-        assert!(dragonfly_transport::is_node(&der, &NodeId([0; 16])).is_err());
+        assert!(dragonfly_transport::is_node(&der, &NodeId([0; 16]), "m").is_err());
         assert!(given.renew_after < Duration::from_secs(3600));
     }
 

@@ -1,15 +1,31 @@
-//! Who is who in a mesh without Kubernetes: a CA of its own, and tokens to join by (contract 5).
+//! Who is who in a mesh (contract 5).
 //!
-//! The [`Authority`] lives with the schedulers: a CA key that signs nodes' certificates, an Ed25519
-//! key that signs tickets and epochs, and the secret part of the join token. A node proves itself by
-//! the token ([`enroll`]), which carries the CA's certificate, so that the first call is
-//! authenticated too. Private keys never leave the node they were made on.
+//! Without Kubernetes an [`Authority`] lives with the schedulers: a CA, an Ed25519 key that signs
+//! tickets and epochs, and the secret part of the join token, by which a node proves itself
+//! ([`enroll`]); the token carries the CA's certificate, so that the first call is authenticated too.
+//!
+//! On Kubernetes the operator has the [`Ca`] and gives certificates for projected tokens
+//! ([`enroll_projected`]); schedulers pass on what join tokens ask for ([`Relay`]) and hold no key of
+//! the CA. Identities there follow from where a pod runs ([`assigned()`]).
+//!
+//! Private keys of parts never leave the process they were made in but for a directory in memory that
+//! the same pod alone reads ([`keep`]), and are never on a disk.
 
+mod assigned;
 mod authority;
+mod ca;
 mod enroll;
+mod incoming;
+mod kept;
+mod relay;
 mod token;
 
-pub use authority::{Authority, IdentityError};
-pub use dragonfly_transport::SCHEDULER_NAME;
-pub use enroll::{Credentials, enroll, view};
+pub use assigned::{Subject, assigned};
+pub use authority::{Authority, IdentityError, signing_key};
+pub use ca::{Ca, bundle};
+pub use dragonfly_transport::{Role, SCHEDULER_NAME, Who, issuer_name, node_name};
+pub use enroll::{Credentials, Projected, enroll, enroll_projected, view};
+pub use incoming::{Caller, incoming};
+pub use kept::{keep, kept};
+pub use relay::{Issuer, Relay};
 pub use token::JoinToken;

@@ -73,6 +73,8 @@ pub struct Settings {
     pub slowest_first: bool,
     /// Which query parameters tell contents apart.
     pub query: QueryFilter,
+    /// Machines whose nodes are not to be spoken with, whatever they show.
+    pub revoked: Vec<String>,
 }
 
 impl Default for Settings {
@@ -84,6 +86,7 @@ impl Default for Settings {
             freshness: Duration::from_secs(30),
             slowest_first: true,
             query: QueryFilter::default(),
+            revoked: vec![],
         }
     }
 }
@@ -204,6 +207,7 @@ impl Node {
             mesh: node.identity.mesh,
         };
         let mesh = Mesh::new(local, parts.security, Timeouts::default(), node.clone());
+        mesh.revoke(&node.settings.borrow().revoked);
         // Set once, here: nothing else has seen the node yet.
         let _ = node.mesh.set(Arc::downgrade(&mesh));
         let _ = node.me.set(Arc::downgrade(&node));
@@ -274,6 +278,9 @@ impl Node {
     pub fn apply_settings(&self, settings: Settings) {
         self.upload_limit.set(settings.upload_limit);
         self.download_limit.set(settings.download_limit);
+        if let Some(mesh) = self.mesh() {
+            mesh.revoke(&settings.revoked);
+        }
         self.settings.send_replace(settings);
     }
 

@@ -29,7 +29,7 @@ const RECONNECT_MIN: Duration = Duration::from_millis(100);
 const RECONNECT_MAX: Duration = Duration::from_secs(5);
 
 /// PEM for calls to schedulers.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct GrpcTls {
     /// Trusted roots.
     pub ca: String,
@@ -39,6 +39,13 @@ pub struct GrpcTls {
     pub key: String,
     /// The name in the schedulers' certificates.
     pub server_name: String,
+}
+
+impl std::fmt::Debug for GrpcTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Not the key.
+        write!(f, "GrpcTls({})", self.server_name)
+    }
 }
 
 /// What a node knows of schedulers before it spoke to one.
@@ -514,7 +521,7 @@ async fn keep(node: Weak<Node>, address: String) {
 
 async fn session(node: &Arc<Node>, address: &str) -> Result<(), String> {
     let channel = node.sessions.endpoint(address).map_err(|e| e.to_string())?;
-    let channel = channel.connect().await.map_err(|e| chain(&e))?;
+    let channel = channel.connect().await.map_err(|e| why(&e))?;
     let mut client = SchedulerClient::new(channel).max_decoding_message_size(rpc::MAX_MESSAGE);
     let (out, messages) = mpsc::channel(QUEUE);
     let hello = from_node::Message::Hello(node.hello());
@@ -526,7 +533,7 @@ async fn session(node: &Arc<Node>, address: &str) -> Result<(), String> {
     let answer = client
         .session(ReceiverStream::new(messages))
         .await
-        .map_err(|e| e.to_string())?;
+        .map_err(|status| refused(&status))?;
     let mut stream = answer.into_inner();
     let first = stream.message().await.map_err(|e| e.to_string())?;
     let Some(to_node::Message::Welcome(welcome)) = first.and_then(|m| m.message) else {
@@ -563,6 +570,34 @@ async fn session(node: &Arc<Node>, address: &str) -> Result<(), String> {
         tracing::debug!(%address, reason, "session broke");
     }
     Ok(())
+}
+
+/// Why there is no connection: TLS' own reason, where it has one, for it says what to do.
+fn why(error: &tonic::transport::Error) -> String {
+    tls_reason(error).unwrap_or_else(|| chain(error))
+}
+
+/// Why a scheduler takes no session.
+fn refused(status: &tonic::Status) -> String {
+    // Under TLS 1.3 the other side judges a certificate after the handshake has ended here.
+    tls_reason(status).unwrap_or_else(|| status.message().to_owned())
+}
+
+fn tls_reason(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(e) = next {
+        let inner = e
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
+        let tls = e
+            .downcast_ref::<rustls::Error>()
+            .or_else(|| inner.and_then(|i| i.downcast_ref()));
+        if let Some(tls) = tls {
+            return Some(dragonfly_transport::explain(tls));
+        }
+        next = e.source();
+    }
+    None
 }
 
 fn chain(e: &dyn std::error::Error) -> String {

@@ -1,8 +1,8 @@
 //! Between the schedulers of one mesh: the one that writes the mesh's status is told what the others
 //! counted.
 //!
-//! A caller shows a certificate with the schedulers' name. Nodes cannot have one: the authority names
-//! nodes after themselves, and only schedulers hold the CA's key. A plaintext mesh proves nothing to
+//! A caller shows a certificate of a scheduler. Nodes cannot have one: they are named after themselves,
+//! and nobody is a scheduler but by the CA's key or a scheduler's own ServiceAccount. A plaintext mesh proves nothing to
 //! anybody, here as elsewhere.
 
 use std::fmt;
@@ -27,20 +27,21 @@ pub type Sink = Arc<dyn Fn(Sketch) -> Result<(), String> + Send + Sync>;
 #[derive(Clone)]
 pub struct Service {
     sink: Sink,
-    identified: bool,
+    /// The mesh as certificates name it.
+    identified: Option<String>,
 }
 
 impl fmt::Debug for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Replicas(identified: {})", self.identified)
+        write!(f, "Replicas(identified: {:?})", self.identified)
     }
 }
 
 impl Service {
-    /// Hands sketches to `sink`. `identified`: behind mutual TLS, so that callers have to show that
-    /// they are schedulers.
+    /// Hands sketches to `sink`. `identified`: the mesh as certificates name it, behind mutual TLS,
+    /// where callers have to show that they are its schedulers.
     #[must_use]
-    pub fn server(sink: Sink, identified: bool) -> ReplicasServer<Self> {
+    pub fn server(sink: Sink, identified: Option<String>) -> ReplicasServer<Self> {
         ReplicasServer::new(Self { sink, identified }).max_decoding_message_size(MAX_SKETCH)
     }
 }
@@ -48,11 +49,11 @@ impl Service {
 #[tonic::async_trait]
 impl Replicas for Service {
     async fn tell(&self, request: Request<Sketch>) -> Result<Response<rpc::Told>, Status> {
-        if self.identified {
+        if let Some(mesh) = &self.identified {
             let certs = request.peer_certs();
             let shown = certs.as_ref().and_then(|certs| certs.first());
             let shown = shown.ok_or_else(|| Status::unauthenticated("no certificate"))?;
-            dragonfly_transport::is_scheduler(shown)
+            dragonfly_transport::is_scheduler(shown, mesh)
                 .map_err(|_| Status::permission_denied("the certificate is no scheduler's"))?;
         }
         (self.sink)(request.into_inner()).map_err(Status::failed_precondition)?;

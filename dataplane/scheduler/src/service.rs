@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc::scheduler_server::{Scheduler, SchedulerServer};
 use dragonfly_proto::rpc::{self, FromNode, ToNode, from_node};
+use dragonfly_transport::{Revoked, Role, Who, is_node};
+use rustls::pki_types::CertificateDer;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
@@ -31,27 +33,40 @@ struct Inner {
     started: Instant,
     /// The core gathers what is to be flushed.
     gathers: Notify,
-    /// Nodes must show a certificate of the mesh that names them.
-    identified: bool,
+    /// The mesh as certificates name it, where nodes must show one that names them.
+    identified: Option<String>,
+    revoked: Revoked,
 }
 
 struct Session {
     number: u64,
     // Boxed: a channel has room for some at any time, and there are thousands of sessions.
     out: mpsc::Sender<Box<ToNode>>,
+    /// Whom its certificate names.
+    who: Option<Who>,
+    /// Ends it from here.
+    end: CancellationToken,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Nothing more is taken from a node that is told nothing more.
+        self.end.cancel();
+    }
 }
 
 impl Service {
-    /// Serves these decisions. `identified`: behind mutual TLS, so that nodes have to show a
-    /// certificate that names them.
+    /// Serves these decisions. `identified`: the mesh as certificates name it, behind mutual TLS, where
+    /// nodes have to show a certificate that names them.
     #[must_use]
-    pub fn new(core: Core, identified: bool) -> Self {
+    pub fn new(core: Core, identified: Option<String>) -> Self {
         let inner = Inner {
             core: Mutex::new(core),
             sessions: Mutex::default(),
             started: Instant::now(),
             gathers: Notify::new(),
             identified,
+            revoked: Revoked::default(),
         };
         Self {
             inner: Arc::new(inner),
@@ -82,6 +97,56 @@ impl Service {
     /// Another policy for all nodes, and for this scheduler.
     pub fn set_policy(&self, policy: rpc::PolicyUpdate, settings: CoreSettings) {
         self.with(|core, _| core.set_policy(policy, settings));
+    }
+
+    /// Takes no session of these machines' nodes any more, and ends those that there are.
+    pub fn revoke(&self, machines: &[String]) {
+        if !self.inner.revoked.set(machines) {
+            return;
+        }
+        // Its reader ends with it, and says that the node is gone.
+        self.sessions().retain(|node, session| {
+            let is_revoked =
+                (session.who.as_ref()).is_some_and(|who| self.inner.revoked.has(who, Some(node)));
+            if is_revoked {
+                tracing::warn!(%node, "revoked: its session is ended");
+            }
+            !is_revoked
+        });
+    }
+
+    /// Whether a node's certificate lets it have a session as what it says it is.
+    fn judge(
+        &self,
+        mesh: &str,
+        cert: Option<&CertificateDer<'_>>,
+        id: &NodeId,
+        role: rpc::Role,
+    ) -> Result<Who, Status> {
+        let cert = cert.ok_or_else(|| {
+            Status::unauthenticated("no certificate: start the node with this mesh's join token")
+        })?;
+        let who = is_node(cert, id, mesh).map_err(|error| {
+            Status::unauthenticated(format!("the certificate is not node {id}'s: {error}"))
+        })?;
+        let is_role = match who.role {
+            Role::Seed => role == rpc::Role::Seed,
+            Role::Peer => role == rpc::Role::Peer,
+            _ => false,
+        };
+        if !is_role {
+            return Err(Status::permission_denied(format!(
+                "the node calls itself {role:?} and its certificate says {}",
+                who.role
+            )));
+        }
+        if self.inner.revoked.has(&who, Some(id)) {
+            return Err(Status::permission_denied(format!(
+                "{} is revoked (spec.security.revokedNodes)",
+                who.node
+            )));
+        }
+        Ok(who)
     }
 
     /// What the scheduler knows.
@@ -147,9 +212,19 @@ impl Service {
         result
     }
 
-    async fn read(&self, node: NodeId, number: u64, mut from: Streaming<FromNode>) {
+    async fn read(
+        &self,
+        node: NodeId,
+        number: u64,
+        mut from: Streaming<FromNode>,
+        end: CancellationToken,
+    ) {
         loop {
-            match from.message().await {
+            let message = tokio::select! {
+                message = from.message() => message,
+                () = end.cancelled() => break,
+            };
+            match message {
                 Ok(Some(FromNode {
                     message: Some(message),
                 })) => {
@@ -202,24 +277,26 @@ impl Scheduler for Service {
         let name = hello.name.clone();
         let id = NodeId::from_slice(&hello.node)
             .ok_or_else(|| Status::invalid_argument("the node's identity is not 16 bytes"))?;
-        if self.inner.identified {
-            let cert = shown.ok_or_else(|| {
-                Status::unauthenticated(
-                    "no certificate: start the node with this mesh's join token",
-                )
-            })?;
-            dragonfly_transport::is_node(&cert, &id).map_err(|_| {
-                Status::unauthenticated(format!("the certificate is not node {id}'s"))
-            })?;
-        }
+        let role = hello.role();
+        let who = match &self.inner.identified {
+            Some(mesh) => Some(self.judge(mesh, shown.as_ref(), &id, role)?),
+            None => None,
+        };
+        let end = CancellationToken::new();
+        let session = Session {
+            number,
+            out,
+            who,
+            end: end.clone(),
+        };
         // In place before the core speaks, so that its welcome arrives.
-        self.sessions().insert(id, Session { number, out });
+        self.sessions().insert(id, session);
         let node = self
             .with(|core, now| core.connect(now, hello))
             .map_err(|refused| Status::invalid_argument(refused.0))?;
         tracing::info!(%node, name, "session began");
         let service = self.clone();
-        tokio::spawn(async move { service.read(node, number, from).await });
+        tokio::spawn(async move { service.read(node, number, from, end).await });
         let messages = ReceiverStream::new(messages).map(|message| Ok(*message));
         Ok(Response::new(Box::pin(messages)))
     }
@@ -228,8 +305,18 @@ impl Scheduler for Service {
         &self,
         request: Request<rpc::InspectRequest>,
     ) -> Result<Response<rpc::InspectReply>, Status> {
-        if self.inner.identified && request.peer_certs().is_none_or(|c| c.is_empty()) {
-            return Err(Status::unauthenticated("no certificate of this mesh"));
+        if let Some(mesh) = &self.inner.identified {
+            let certs = request.peer_certs();
+            let shown = certs.as_ref().and_then(|c| c.first());
+            let who = shown.and_then(|cert| Who::of(cert).ok());
+            let who = who.filter(|who| who.mesh == *mesh);
+            let who = who.ok_or_else(|| Status::unauthenticated("no certificate of this mesh"))?;
+            if self.inner.revoked.has(&who, None) {
+                return Err(Status::permission_denied(format!(
+                    "{} is revoked",
+                    who.node
+                )));
+            }
         }
         Ok(Response::new(Self::inspect(self)))
     }

@@ -161,7 +161,7 @@ async fn only_a_scheduler_of_the_mesh_may_tell_what_was_counted() {
     let server = Server::builder()
         .tls_config(tls)
         .unwrap()
-        .add_service(Service::server(sink, true))
+        .add_service(Service::server(sink, Some("m".to_owned())))
         .add_service(authority.server());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();

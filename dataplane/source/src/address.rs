@@ -6,9 +6,11 @@
 //! exception is the configured proxy: the operator chose it, and the names behind it are resolved by
 //! the proxy, which has to judge them itself.
 
+use futures::future::BoxFuture;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 /// What is allowed beyond public addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +115,7 @@ impl AddressPolicy {
 }
 
 /// The IPv4 address that an IPv6 address is another spelling of: mapped, compatible, NAT64
-/// (RFC 6052), 6to4 (RFC 3056). Without this, `::ffff:169.254.169.254` would pass.
+/// (RFC 6052, RFC 8215), 6to4 (RFC 3056), Teredo (RFC 4380), ISATAP (RFC 5214). Without this, `::ffff:169.254.169.254` would pass.
 fn embedded_v4(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     let s = v6.segments();
     let join = |high: u16, low: u16| {
@@ -124,6 +126,9 @@ fn embedded_v4(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     match s {
         [0, 0, 0, 0, 0, 0xffff, high, low] => Some(join(high, low)),
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some(join(high, low)),
+        [0x64, 0xff9b, 1, .., high, low] => Some(join(high, low)),
+        [0x2001, 0, .., high, low] => Some(join(!high, !low)),
+        [.., 0 | 0x200, 0x5efe, high, low] => Some(join(high, low)),
         [0x2002, high, low, ..] => Some(join(high, low)),
         // `::` and `::1` are addresses of their own.
         [0, 0, 0, 0, 0, 0, high, low] if high != 0 => Some(join(high, low)),
@@ -139,16 +144,35 @@ pub(crate) struct RefusedAddress {
     pub(crate) what: &'static str,
 }
 
-/// Resolves with the system's resolver and drops what policy refuses.
+/// Addresses of a name, whatever their port.
+pub type Lookup =
+    Arc<dyn Fn(String) -> BoxFuture<'static, std::io::Result<Vec<SocketAddr>>> + Send + Sync>;
+
+/// The system's resolver.
+pub(crate) fn system() -> Lookup {
+    Arc::new(|name| {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            Ok(found.collect())
+        })
+    })
+}
+
+/// Resolves, at the moment of connecting, and drops what policy refuses.
 pub(crate) struct PolicyResolver {
     policy: AddressPolicy,
     /// Host of the configured proxy, in lower case.
     exempt: Option<String>,
+    lookup: Lookup,
 }
 
 impl PolicyResolver {
-    pub(crate) fn new(policy: AddressPolicy, exempt: Option<String>) -> Self {
-        Self { policy, exempt }
+    pub(crate) fn new(policy: AddressPolicy, exempt: Option<String>, lookup: Lookup) -> Self {
+        Self {
+            policy,
+            exempt,
+            lookup,
+        }
     }
 }
 
@@ -164,11 +188,9 @@ impl Resolve for PolicyResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let policy = self.policy;
         let exempt = self.exempt.as_deref() == Some(name.as_str());
+        let found = (self.lookup)(name.as_str().to_owned());
         Box::pin(async move {
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0))
-                .await
-                .map_err(ResolveError)?
-                .collect();
+            let found = found.await.map_err(ResolveError)?;
             let allowed = if exempt { found } else { judge(policy, found)? };
             Ok(Box::new(allowed.into_iter()) as Addrs)
         })
@@ -234,6 +256,10 @@ mod tests {
             ("::ffff:127.0.0.1", true, false),
             ("64:ff9b::a9fe:a9fe", false, false),
             ("2002:a9fe:a9fe::1", false, false),
+            ("64:ff9b:1::a9fe:a9fe", false, false),
+            ("2001::5601:5601", false, false),
+            ("2001:db8::5efe:a9fe:a9fe", false, false),
+            ("2001:db8::200:5efe:a9fe:a9fe", false, false),
             ("::169.254.169.254", false, false),
         ];
         for (address, by_default, under_strict) in rows {

@@ -23,7 +23,7 @@ pub mod retry;
 pub mod secret;
 pub mod source;
 
-pub use address::AddressPolicy;
+pub use address::{AddressPolicy, Lookup};
 pub use canonical::{Canonical, QueryFilter, canonical};
 pub use error::{Error, Fault, Kind, Result, Retry};
 pub use fetch::{Begun, Chunk, Fetch, FetchOptions, Fetcher, Mode};

@@ -10,6 +10,7 @@ use dragonfly_proto::id::NodeId;
 use tokio::sync::Notify;
 
 use crate::Violation;
+use crate::who::Who;
 
 /// Control bytes that may wait for a slow reader before the connection is given up: the frames of
 /// one large block map and many announcements.
@@ -42,6 +43,7 @@ pub struct Conn {
     peer: NodeId,
     addr: SocketAddr,
     dialled: bool,
+    who: Option<Who>,
     queue: Mutex<Vec<u8>>,
     pub(crate) wake: Notify,
     pub(crate) stop: Notify,
@@ -58,12 +60,19 @@ pub struct Conn {
 }
 
 impl Conn {
-    pub(crate) fn new(id: u64, peer: NodeId, addr: SocketAddr, dialled: bool) -> Arc<Self> {
+    pub(crate) fn new(
+        id: u64,
+        peer: NodeId,
+        addr: SocketAddr,
+        dialled: bool,
+        who: Option<Who>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             id,
             peer,
             addr,
             dialled,
+            who,
             queue: Mutex::default(),
             wake: Notify::new(),
             stop: Notify::new(),
@@ -88,6 +97,12 @@ impl Conn {
     #[must_use]
     pub const fn peer(&self) -> NodeId {
         self.peer
+    }
+
+    /// What its certificate says that it is; nothing on a plaintext connection.
+    #[must_use]
+    pub const fn who(&self) -> Option<&Who> {
+        self.who.as_ref()
     }
 
     /// Its address on this connection.

@@ -13,18 +13,23 @@
 
 mod conn;
 mod reader;
+mod refusal;
 mod security;
 mod socket;
 mod table;
 mod tls;
 mod watch;
+mod who;
 mod writer;
 
 pub use conn::{CloseReason, Conn};
+pub use refusal::explain;
 pub use security::{
-    SCHEDULER_NAME, Security, SecurityError, TlsConfig, is_node, is_scheduler, node_name,
+    Revoked, SCHEDULER_NAME, Security, SecurityError, TlsConfig, is_node, is_scheduler,
+    issuer_name, node_name,
 };
 pub use table::{ConnectError, Local, Mesh, Timeouts};
+pub use who::{Role, Who};
 
 use std::fs::File;
 use std::sync::Arc;

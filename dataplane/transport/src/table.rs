@@ -5,10 +5,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dragonfly_proto::frame::{FrameError, Greeting};
 use dragonfly_proto::id::NodeId;
+use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -16,15 +17,19 @@ use tokio::time::timeout;
 
 use crate::conn::{CloseReason, Conn};
 use crate::reader::{self, Input};
+use crate::refusal::explain;
 use crate::security::{Security, SecurityError, is_node, server_name};
 use crate::socket::{self, Shared};
 use crate::tls::{self, Tls};
+use crate::who::Who;
 use crate::writer::{self, Output};
 use crate::{Handler, watch};
 
 /// Callers that may be in the middle of TLS and greeting at once; further ones wait in the kernel's
 /// queue, so that a crowd of silent callers costs a bounded number of descriptors.
 const MAX_GREETING: usize = 1024;
+/// How often a refused connection is logged at most.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// Who this node is to others.
 #[derive(Debug, Clone, Copy)]
@@ -99,6 +104,7 @@ pub struct Mesh<H> {
     conns: Mutex<HashMap<NodeId, Arc<Conn>>>,
     dialling: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
     greeting: Arc<Semaphore>,
+    told: Mutex<Option<Instant>>,
     next_id: AtomicU64,
 }
 
@@ -113,6 +119,7 @@ impl<H: Handler> Mesh<H> {
             conns: Mutex::default(),
             dialling: Mutex::default(),
             greeting: Arc::new(Semaphore::new(MAX_GREETING)),
+            told: Mutex::default(),
             next_id: AtomicU64::new(1),
         })
     }
@@ -132,8 +139,13 @@ impl<H: Handler> Mesh<H> {
                     let mesh = self.clone();
                     tokio::spawn(async move {
                         let _turn = turn;
-                        if let Err(e) = mesh.greet_and_run(stream, addr, None).await {
-                            tracing::debug!(%addr, error = %e, "refused a connection");
+                        match mesh.greet_and_run(stream, addr, None).await {
+                            Ok(_) => {}
+                            // Somebody with a wrong certificate, or none: worth a look.
+                            Err(error @ ConnectError::Security(..)) if mesh.is_time_to_tell() => {
+                                tracing::info!(%error, "refused a connection");
+                            }
+                            Err(error) => tracing::debug!(%addr, %error, "refused a connection"),
                         }
                     });
                 }
@@ -234,35 +246,87 @@ impl<H: Handler> Mesh<H> {
         let shared = Shared(socket.clone());
         let limit = self.timeouts.greet;
         let security = |e: io::Error| ConnectError::Security(addr, tls_error(&e));
-        let (mut reader, mut writer, cert) = match (self.security.current(), dialled) {
+        let (mut reader, mut writer, cert, own) = match (self.security.current(), dialled) {
             (None, _) => {
                 let (mut reader, mut writer) = (shared.clone(), shared);
                 let peer = self
                     .greet(&mut reader, &mut writer, addr, dialled, limit)
                     .await?;
-                return self.spawn(peer, addr, dialled.is_some(), reader, writer, socket);
+                return self.spawn(peer, addr, dialled.is_some(), reader, writer, socket, None);
             }
             (Some(ours), Some(node)) => {
                 let name = server_name(&node).map_err(|e| ConnectError::Security(addr, e))?;
                 let shaken = within(limit, tls::connect(ours.client, name, shared)).await;
-                let Tls { reader, writer, .. } = shaken.map_err(security)?;
-                (reader, writer, None)
+                let Tls {
+                    reader,
+                    writer,
+                    certificate,
+                } = shaken.map_err(security)?;
+                (reader, writer, certificate, ours.who.mesh)
             }
             (Some(ours), None) => {
                 let shaken = within(limit, tls::accept(ours.server, shared)).await;
-                let shaken = shaken.map_err(security)?;
-                let nobody = ConnectError::Security(addr, SecurityError::NoNode);
-                let cert = shaken.certificate.ok_or(nobody)?;
-                (shaken.reader, shaken.writer, Some(cert))
+                let Tls {
+                    reader,
+                    writer,
+                    certificate,
+                } = shaken.map_err(security)?;
+                (reader, writer, certificate, ours.who.mesh)
             }
         };
         let peer = self
             .greet(&mut reader, &mut writer, addr, dialled, limit)
             .await?;
-        if let Some(cert) = cert {
-            is_node(&cert, &peer).map_err(|e| ConnectError::Security(addr, e))?;
+        let who = self.judge(addr, cert.as_ref(), &peer, &own)?;
+        let dialled = dialled.is_some();
+        self.spawn(peer, addr, dialled, reader, writer, socket, Some(who))
+    }
+
+    /// Who an end is whose certificate rustls took, and whether it may be here.
+    fn judge(
+        &self,
+        addr: SocketAddr,
+        cert: Option<&CertificateDer<'_>>,
+        node: &NodeId,
+        mesh: &str,
+    ) -> Result<Who, ConnectError> {
+        let judged = match cert {
+            Some(cert) => is_node(cert, node, mesh),
+            None => Err(SecurityError::NoNode),
+        };
+        let judged = judged.and_then(|who| {
+            if self.security.revoked().has(&who, Some(node)) {
+                Err(SecurityError::Revoked(who.uri()))
+            } else {
+                Ok(who)
+            }
+        });
+        judged.map_err(|e| ConnectError::Security(addr, e))
+    }
+
+    /// Whether a refusal is to be logged: strangers write no more into a log than this.
+    fn is_time_to_tell(&self) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_time = told.is_none_or(|last| last.elapsed() > TELL_EVERY);
+        if is_time {
+            *told = Some(Instant::now());
         }
-        self.spawn(peer, addr, dialled.is_some(), reader, writer, socket)
+        is_time
+    }
+
+    /// Lets these machines in no more, and ends the connections that they have. Has no effect in a
+    /// plaintext mesh, where nobody can be told apart.
+    pub fn revoke(&self, all: &[String]) {
+        if !self.security.revoked().set(all) {
+            return;
+        }
+        for conn in self.all() {
+            let Some(who) = conn.who() else { continue };
+            if self.security.revoked().has(who, Some(&conn.peer())) {
+                tracing::warn!(%who, "revoked: its connection is ended");
+                conn.close(CloseReason::Local("revoked".to_owned()));
+            }
+        }
     }
 
     async fn greet<R: Input, W: Output>(
@@ -294,6 +358,10 @@ impl<H: Handler> Mesh<H> {
         Ok(g.node)
     }
 
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one connection, made just above"
+    )]
     fn spawn<R, W>(
         self: &Arc<Self>,
         peer: NodeId,
@@ -302,13 +370,14 @@ impl<H: Handler> Mesh<H> {
         r: R,
         w: W,
         socket: Arc<TcpStream>,
+        who: Option<Who>,
     ) -> Result<Arc<Conn>, ConnectError>
     where
         R: Input + 'static,
         W: Output + 'static,
     {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let conn = Conn::new(id, peer, addr, dialled);
+        let conn = Conn::new(id, peer, addr, dialled, who);
         if let Some(loser) = self.admit(&conn) {
             loser.close(CloseReason::Replaced);
             if Arc::ptr_eq(&loser, &conn) {
@@ -370,7 +439,7 @@ async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -
 
 fn tls_error(e: &io::Error) -> SecurityError {
     match e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
-        Some(tls) => SecurityError::Tls(tls.clone()),
-        None => SecurityError::Tls(rustls::Error::General(e.to_string())),
+        Some(tls) => SecurityError::Handshake(explain(tls)),
+        None => SecurityError::Handshake(e.to_string()),
     }
 }

@@ -5,12 +5,12 @@
 //! a stranger; what is in the Secret is checked before anything is started with it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use dragonfly_crds::conditions::reason;
 use dragonfly_crds::placement::SecretRef;
-use dragonfly_identity::{Authority, JoinToken};
+use dragonfly_identity::{Authority, JoinToken, signing_key};
 use dragonfly_operator_core::build::Keys;
 use dragonfly_operator_core::names;
 use dragonfly_operator_core::status::Stalled;
@@ -23,8 +23,9 @@ use kube::{Resource, ResourceExt};
 use crate::Context;
 use crate::context::said;
 
-/// What an authority consists of; the token follows from the others.
-const FILES: [&str; 4] = ["ca.pem", "ca.key", "authority.key", "join.secret"];
+/// What a mesh has for ever: what tickets are signed with, and what nodes of elsewhere join by. Its CA
+/// is another Secret, since it is replaced now and then.
+const FILES: [&str; 2] = ["authority.key", "join.secret"];
 /// The key of a join token in a Secret.
 const TOKEN: &str = "join-token";
 
@@ -43,22 +44,73 @@ fn stalled(reason: &'static str, message: String) -> KeysError {
     KeysError::Stalled(Stalled::new(reason, message))
 }
 
+/// Keys, and when to look at them again.
+pub(crate) struct Held {
+    pub(crate) keys: Keys,
+    pub(crate) wait: Option<Duration>,
+}
+
+/// What is in the Secret of a mesh's own keys, as far as the operator uses it.
+#[derive(Clone)]
+pub(crate) struct Own {
+    fingerprint: String,
+    join_secret: String,
+}
+
 impl Context {
     /// The keys of a mesh, made where it never had any.
     ///
     /// # Errors
     /// Why there are none.
-    pub(crate) async fn keys(&self, mesh: &Mesh) -> Result<Keys, KeysError> {
-        match &mesh.schedulers {
-            Schedulers::Slots { .. } => self.own(mesh).await,
+    pub(crate) async fn keys(&self, mesh: &Mesh) -> Result<Held, KeysError> {
+        let keys = match &mesh.schedulers {
+            Schedulers::Slots { .. } => return self.own_with_ca(mesh).await,
             Schedulers::External(external) => match &external.join_token_secret_ref {
-                Some(secret) if mesh.secure() => self.given(mesh, secret).await,
-                _ => Ok(Keys::default()),
+                Some(secret) if mesh.secure() => self.given(mesh, secret).await?,
+                _ => Keys::default(),
             },
-        }
+        };
+        Ok(Held { keys, wait: None })
     }
 
-    async fn secret(&self, mesh: &Mesh, name: &str) -> Result<Option<Secret>, KeysError> {
+    /// The mesh's own, with its CA, which from here on gives certificates.
+    async fn own_with_ca(&self, mesh: &Mesh) -> Result<Held, KeysError> {
+        let Own {
+            fingerprint,
+            join_secret,
+        } = self.own(mesh).await?;
+        let keys = Keys {
+            fingerprint,
+            ..Keys::default()
+        };
+        if !mesh.issues() {
+            self.issuer.forget(&mesh.uid);
+            return Ok(Held { keys, wait: None });
+        }
+        let in_use = self.ca(mesh).await?;
+        let token = JoinToken {
+            ca: in_use.bundle.clone(),
+            secret: join_secret.clone(),
+        };
+        let keys = Keys {
+            join_token: Some(token.reveal()),
+            ca: Some(in_use.bundle.clone()),
+            ..keys
+        };
+        let wait = Some(in_use.wait);
+        let known = self.cache.distributions.state();
+        let is_there = |uid: &str| known.iter().any(|d| d.meta().uid.as_deref() == Some(uid));
+        self.issuer
+            .serve(mesh, in_use, join_secret, is_there)
+            .map_err(|error| KeysError::Other(format!("the issuer's certificate: {error}")))?;
+        Ok(Held { keys, wait })
+    }
+
+    pub(crate) async fn secret(
+        &self,
+        mesh: &Mesh,
+        name: &str,
+    ) -> Result<Option<Secret>, KeysError> {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &mesh.namespace);
         let found = secrets.get_opt(name).await;
         found.map_err(|error| {
@@ -85,12 +137,12 @@ impl Context {
         }
         Ok(Keys {
             fingerprint: fingerprint(&[&token.0]),
-            join_token: None,
+            ..Keys::default()
         })
     }
 
     /// The mesh's own.
-    async fn own(&self, mesh: &Mesh) -> Result<Keys, KeysError> {
+    async fn own(&self, mesh: &Mesh) -> Result<Own, KeysError> {
         let name = names::authority(&mesh.name);
         let found = match self.secret(mesh, &name).await? {
             Some(found) => found,
@@ -139,8 +191,7 @@ impl Context {
             );
             return Err(stalled(reason::AUTHORITY_MISSING, message));
         }
-        let uid = mesh.uid.clone();
-        let made = tokio::task::spawn_blocking(move || make(&uid)).await;
+        let made = tokio::task::spawn_blocking(make).await;
         let made = made
             .map_err(|error| error.to_string())
             .and_then(|made| made)
@@ -173,46 +224,40 @@ impl Context {
 type Data = BTreeMap<String, ByteString>;
 
 /// Keys of a new mesh.
-fn make(mesh: &str) -> Result<Data, String> {
+fn make() -> Result<Data, String> {
     let dir = tempfile::tempdir().map_err(|e| format!("a temporary directory: {e}"))?;
-    Authority::load_or_create(dir.path(), mesh).map_err(|e| e.to_string())?;
+    Authority::load_or_create(dir.path(), "").map_err(|e| e.to_string())?;
     let mut data = Data::new();
-    for name in FILES.into_iter().chain([TOKEN]) {
+    for name in FILES {
         let bytes = std::fs::read(dir.path().join(name)).map_err(|e| format!("{name}: {e}"))?;
         data.insert(name.to_owned(), ByteString(bytes));
     }
     Ok(data)
 }
 
-/// What is in a Secret, used once as a scheduler will use it. `Err`: what is wrong, after its name.
-fn check(data: &Data) -> Result<Keys, String> {
+/// What is in a Secret, read as a scheduler will read it. `Err`: what is wrong, after its name.
+fn check(data: &Data) -> Result<Own, String> {
     for name in FILES {
         if data.get(name).is_none_or(|bytes| bytes.0.is_empty()) {
             return Err(format!("has no key {name}"));
         }
     }
+    let (signing, secret) = (&data[FILES[0]].0, &data[FILES[1]].0);
     let dir = tempfile::tempdir().map_err(|e| format!("cannot be checked: {e}"))?;
-    let write = |dir: &Path, name: &str| {
-        let bytes = data.get(name).map(|bytes| bytes.0.as_slice());
-        std::fs::write(dir.join(name), bytes.unwrap_or_default())
-            .map_err(|e| format!("cannot be checked: {name}: {e}"))
-    };
-    for name in FILES {
-        write(dir.path(), name)?;
+    std::fs::write(dir.path().join(FILES[0]), signing)
+        .map_err(|e| format!("cannot be checked: {e}"))?;
+    signing_key(dir.path()).map_err(|e| format!("holds keys that cannot be used: {e}"))?;
+    let join_secret = String::from_utf8_lossy(secret).trim().to_owned();
+    // A short one could be guessed by whoever reaches a scheduler.
+    if join_secret.len() < 32 || !join_secret.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(format!(
+            "holds a {} that is not 32 or more hexadecimal digits",
+            FILES[1]
+        ));
     }
-    let authority = Authority::load_or_create(dir.path(), "")
-        .and_then(|authority| authority.scheduler("check").map(|_| authority))
-        .map_err(|e| format!("holds keys that cannot be used: {e}"))?;
-    let token = authority.token().reveal();
-    let kept = data.get(TOKEN).map(|kept| kept.0.as_slice());
-    if kept.is_some_and(|kept| kept != token.as_bytes()) {
-        return Err(
-            "holds a join-token that does not belong to its ca.pem and join.secret".to_owned(),
-        );
-    }
-    Ok(Keys {
-        fingerprint: fingerprint(&[token.as_bytes(), &data["authority.key"].0]),
-        join_token: Some(token),
+    Ok(Own {
+        fingerprint: fingerprint(&[join_secret.as_bytes(), signing]),
+        join_secret,
     })
 }
 
@@ -232,35 +277,40 @@ mod tests {
 
     #[test]
     fn new_keys_pass_their_check_and_have_a_fingerprint_of_their_own() {
-        let (a, b) = (make("a").unwrap(), make("b").unwrap());
+        let (a, b) = (make().unwrap(), make().unwrap());
         let (a, b) = (check(&a).unwrap(), check(&b).unwrap());
         assert_ne!(a.fingerprint, b.fingerprint);
-        assert!(a.join_token.unwrap().starts_with("dfj1."));
+        assert_ne!(a.join_secret, b.join_secret);
     }
 
     #[test]
     fn what_is_wrong_with_keys_is_said() {
         type Change = fn(&mut Data);
         let rows: [(Change, &str); 4] = [
-            (|data| _ = data.remove("ca.key"), "has no key ca.key"),
             (
-                |data| data.get_mut("ca.key").unwrap().0 = b"x".to_vec(),
-                "cannot be used",
+                |data| _ = data.remove("authority.key"),
+                "has no key authority.key",
+            ),
+            (
+                |data| _ = data.remove("join.secret"),
+                "has no key join.secret",
             ),
             (
                 |data| data.get_mut("authority.key").unwrap().0 = b"x".to_vec(),
                 "cannot be used",
             ),
             (
-                |data| data.get_mut("join-token").unwrap().0 = b"dfj1.x".to_vec(),
-                "does not belong",
+                |data| data.get_mut("join.secret").unwrap().0 = b"hunter2".to_vec(),
+                "hexadecimal",
             ),
         ];
-        let good = make("a").unwrap();
+        let good = make().unwrap();
         for (change, wanted) in rows {
             let mut data = good.clone();
             change(&mut data);
-            let said = check(&data).unwrap_err();
+            let Err(said) = check(&data) else {
+                panic!("{wanted}")
+            };
             assert!(said.contains(wanted), "{said}");
         }
     }

@@ -4,18 +4,23 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dragonfly_operator_core::build::Keys;
 use dragonfly_operator_core::{Kind, names};
+use k8s_openapi::api::core::v1::Service;
 use kube::Client;
+use kube::api::Api;
 use kube::runtime::events::{Recorder, Reporter};
 
+use crate::authority::Own;
 use crate::backoff::Backoff;
 use crate::cache::{Cache, Streams};
-use crate::{Metrics, Options};
+use crate::issuer::Issuer;
+use crate::{At, Metrics, Options};
 
 /// How long it is believed whether the cluster knows the PodMonitor kind.
 const KNOWN: Duration = Duration::from_secs(60);
 
+/// What the port of the operator's Service is called.
+const ISSUER_PORT: &str = "issuer";
 /// How often numbers alone are worth a write.
 const COUNTED: Duration = Duration::from_secs(10);
 
@@ -30,7 +35,9 @@ pub struct Context {
     /// What was applied and told, counted.
     pub metrics: Arc<Metrics>,
     /// By the mesh's UID: the Secret's version and what is in it, so that it is checked once.
-    pub(crate) keys: Mutex<HashMap<String, (String, Keys)>>,
+    pub(crate) keys: Mutex<HashMap<String, (String, Own)>>,
+    pub(crate) issuer: Arc<Issuer>,
+    issuer_address: Mutex<Option<(Instant, String)>>,
     pod_monitors: Mutex<Option<(Instant, bool)>>,
 }
 
@@ -41,6 +48,7 @@ impl Context {
             controller: names::MANAGER.to_owned(),
             instance: options.instance.clone(),
         };
+        let issuer = Issuer::new(client.clone(), options.ages.certificate, metrics.clone());
         let context = Self {
             recorder: Recorder::new(client.clone(), reporter),
             client,
@@ -50,9 +58,50 @@ impl Context {
             counted: Counted::default(),
             metrics,
             keys: Mutex::default(),
+            issuer,
+            issuer_address: Mutex::default(),
             pod_monitors: Mutex::default(),
         };
         (context, streams)
+    }
+
+    /// `host:port` at which parts reach this operator for certificates.
+    ///
+    /// # Errors
+    /// Why it is not known.
+    pub(crate) async fn issuer_address(&self) -> Result<String, String> {
+        let (namespace, name) = match &self.options.issuer {
+            At::Address(address) => return Ok(address.clone()),
+            At::Service { namespace, name } => (namespace, name),
+        };
+        let lock = || {
+            self.issuer_address
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        if let Some((asked, address)) = lock().as_ref()
+            && asked.elapsed() < KNOWN
+        {
+            return Ok(address.clone());
+        }
+        let what = format!("the operator's Service {namespace}/{name}");
+        let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
+        let service = services.get(name).await;
+        let service = service.map_err(|error| format!("{what}: {}", said(&error)))?;
+        let spec = service.spec.unwrap_or_default();
+        let ip = spec.cluster_ip.filter(|ip| !ip.is_empty() && ip != "None");
+        let ip = ip.ok_or_else(|| format!("{what} has no address"))?;
+        let port = spec.ports.unwrap_or_default().into_iter();
+        let port = port.filter(|port| port.name.as_deref() == Some(ISSUER_PORT));
+        let port = port.map(|port| port.port).next();
+        let port = port.ok_or_else(|| format!("{what} has no port {ISSUER_PORT}"))?;
+        let address = if ip.contains(':') {
+            format!("[{ip}]:{port}")
+        } else {
+            format!("{ip}:{port}")
+        };
+        *lock() = Some((Instant::now(), address.clone()));
+        Ok(address)
     }
 
     /// Whether the cluster knows the PodMonitor kind.

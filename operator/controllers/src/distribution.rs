@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::ApplyError;
-use crate::authority::KeysError;
+use crate::authority::{Held, KeysError};
 use crate::cache::Streams;
 use crate::context::said;
 use crate::{AT_ONCE, Context, LIMIT};
@@ -163,9 +163,13 @@ async fn visit(context: &Context, namespace: &str, name: &str) -> Result<Action,
         live: &live,
     };
     let allowed = context.options.namespaces.allow(namespace);
+    let mut again = RESYNC;
     let outcome = if allowed {
         match steps(context, &seen).await {
-            Ok((mesh, applied)) => Ok((Some(mesh), applied)),
+            Ok((mesh, applied, wait)) => {
+                again = again.min(wait.unwrap_or(again));
+                Ok((Some(mesh), applied))
+            }
             Err(stop) => Err(stop),
         }
     } else {
@@ -230,10 +234,9 @@ async fn visit(context: &Context, namespace: &str, name: &str) -> Result<Action,
         || ["observedGeneration", "policy"]
             .into_iter()
             .any(|field| was.get(field) != is.get(field));
-    let mut again = RESYNC;
     match context.counted.wait(&uid).filter(|_| !news && was != is) {
         // Of a thousand pods that get ready one after the other, every few are worth a word.
-        Some(rest) => again = rest,
+        Some(rest) => again = again.min(rest),
         None => {
             let written = context.tell(&resource, (namespace, name), &was, &is).await;
             let written = written.map_err(|error| Error(format!("status: {}", said(&error))))?;
@@ -312,8 +315,11 @@ impl Seen<'_> {
     }
 }
 
-/// From what was seen to what is wanted, applied: the mesh and its live objects.
-async fn steps(context: &Context, seen: &Seen<'_>) -> Result<(Mesh, Vec<(Kind, Value)>), Stop> {
+/// A mesh, its live objects, and when to look again although nothing changes.
+type Steps = (Mesh, Vec<(Kind, Value)>, Option<Duration>);
+
+/// From what was seen to what is wanted, applied.
+async fn steps(context: &Context, seen: &Seen<'_>) -> Result<Steps, Stop> {
     let namespace = seen.live.namespace().unwrap_or_default();
     let filled = context.cache.filled(&namespace).await;
     filled.map_err(Stop::Failed)?;
@@ -321,7 +327,7 @@ async fn steps(context: &Context, seen: &Seen<'_>) -> Result<(Mesh, Vec<(Kind, V
     if let Some(why) = claimed(context, seen) {
         return Err(Stop::Stalled(Stalled::new(reason::NODES_CLAIMED, why)));
     }
-    let keys = context.keys(&mesh).await?;
+    let Held { keys, wait } = context.keys(&mesh).await?;
 
     let first = Objects {
         services: services(&mesh),
@@ -332,14 +338,17 @@ async fn steps(context: &Context, seen: &Seen<'_>) -> Result<(Mesh, Vec<(Kind, V
         let live = context.apply(&mesh, &wanted).await?;
         got.push(serde_json::from_value(live).map_err(unwritable)?);
     }
-    let addresses = match &mesh.schedulers {
+    let mut addresses = match &mesh.schedulers {
         dragonfly_operator_core::Schedulers::Slots { .. } => Addresses::of_services(&got)
             .ok_or_else(|| Stop::Failed("a Service has no address yet".to_owned()))?,
         dragonfly_operator_core::Schedulers::External(_) => Addresses {
-            schedulers: vec![],
             ipv6: true,
+            ..Addresses::default()
         },
     };
+    if mesh.issues() {
+        addresses.issuer = Some(context.issuer_address().await.map_err(Stop::Failed)?);
+    }
     let monitors = context.pod_monitors().await?;
     let settings = &context.options.settings;
     let all = objects(&mesh, &addresses, &keys, settings, monitors);
@@ -349,7 +358,7 @@ async fn steps(context: &Context, seen: &Seen<'_>) -> Result<(Mesh, Vec<(Kind, V
         applied.push((wanted.kind, context.apply(&mesh, wanted).await?));
     }
     context.prune(&mesh, &all).await?;
-    Ok((mesh, applied))
+    Ok((mesh, applied, wait))
 }
 
 fn unwritable(error: serde_json::Error) -> Stop {

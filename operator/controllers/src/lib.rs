@@ -8,7 +8,8 @@
 //! - [`distribution`]: a mesh into its parts; [`scheduler_pool`]: what a pool serves
 //! - [`cache`]: what the operator made, as the API server last told it
 //! - [`apply`]: server-side apply with an owner, pruning
-//! - [`authority`]: the mesh's keys, made once
+//! - [`authority`]: the mesh's keys, made once; [`ca`]: its CA, replaced now and then
+//! - [`issuer`]: certificates for who shows a token of the mesh
 //!
 //! Invariants: one object that is wrong never keeps another from being reconciled (an object that does
 //! not decode is one object's condition; each watch has its own backoff; each reconciliation ends in
@@ -18,12 +19,15 @@
 pub mod apply;
 pub mod authority;
 pub mod backoff;
+pub mod ca;
 pub mod cache;
 mod context;
 pub mod distribution;
+pub mod issuer;
 pub mod metrics;
 pub mod scheduler_pool;
 mod status;
+mod tokens;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -32,8 +36,10 @@ use std::time::Duration;
 
 use dragonfly_operator_core::Settings;
 use kube::Client;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub use ca::Ages;
 pub use context::Context;
 pub use metrics::Metrics;
 
@@ -77,6 +83,32 @@ pub struct Options {
     pub settings: Settings,
     /// This process, in events.
     pub instance: Option<String>,
+    /// Where parts get their certificates.
+    pub issuer: At,
+    /// How CAs and certificates age.
+    pub ages: Ages,
+}
+
+/// Where this operator is reached.
+#[derive(Clone, Debug)]
+pub enum At {
+    /// At a Service of its own.
+    Service {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// `host:port`.
+    Address(String),
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 /// Longest reconciliation: the API server does not answer.
@@ -85,10 +117,11 @@ const LIMIT: Duration = Duration::from_secs(60);
 const AT_ONCE: u16 = 8;
 
 /// Reconciles until stopped; what is under way then is finished. `ready` is set once the cluster's
-/// Distributions are known.
+/// Distributions are known. Certificates are given to who calls `issuer`.
 pub async fn run(
     client: Client,
     options: Options,
+    issuer: TcpListener,
     metrics: Arc<Metrics>,
     ready: Arc<AtomicBool>,
     stop: CancellationToken,
@@ -103,6 +136,7 @@ pub async fn run(
         }
     });
     futures::join!(
+        context.issuer.clone().run(issuer, stop.clone()),
         distribution::run(context.clone(), streams, stop.clone()),
         scheduler_pool::run(context, pools, stop),
     );

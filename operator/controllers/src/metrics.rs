@@ -20,11 +20,18 @@ pub(crate) struct Written {
     verb: &'static str,
 }
 
+/// A role, or that it was refused.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct Issued {
+    role: &'static str,
+}
+
 /// Counters of one operator.
 #[derive(Debug)]
 pub struct Metrics {
     reconciled: Family<Ended, Counter>,
     written: Family<Written, Counter>,
+    issued: Family<Issued, Counter>,
     seconds: Histogram,
 }
 
@@ -33,6 +40,7 @@ impl Default for Metrics {
         Self {
             reconciled: Family::default(),
             written: Family::default(),
+            issued: Family::default(),
             seconds: Histogram::new([0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0]),
         }
     }
@@ -53,6 +61,11 @@ impl Metrics {
             self.written.clone(),
         );
         r.register(
+            "certificates",
+            "Requests for certificates by role, or refused",
+            self.issued.clone(),
+        );
+        r.register(
             "reconciliation_seconds",
             "How long reconciliations took",
             self.seconds.clone(),
@@ -64,6 +77,10 @@ impl Metrics {
             .get_or_create(&Ended { kind, outcome })
             .inc();
         self.seconds.observe(seconds);
+    }
+
+    pub(crate) fn issued(&self, role: &'static str) {
+        self.issued.get_or_create(&Issued { role }).inc();
     }
 
     pub(crate) fn wrote(&self, kind: &'static str, verb: &'static str) {

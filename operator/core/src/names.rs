@@ -19,6 +19,10 @@ pub const SLOT: &str = "d7y.io/slot";
 pub const APPLIED: &str = "d7y.io/applied";
 /// Annotation: which keys the mesh has. Pods are replaced when it changes.
 pub const AUTHORITY: &str = "d7y.io/authority";
+/// Annotation of the CA's Secret: which `spec.security.caGeneration` its newest CA answers.
+pub const CA_GENERATION: &str = "d7y.io/ca-generation";
+/// Annotation of the CA's Secret: since when, in seconds since 1970, the CA that signs does so.
+pub const CA_SINCE: &str = "d7y.io/ca-since";
 /// Annotation of pods: what of the policy they cannot take without a restart.
 pub const RESTART_FOR: &str = "d7y.io/restart-for";
 
@@ -74,6 +78,17 @@ pub fn within(component: Component, index: u32) -> String {
 /// The Secret with the mesh's keys.
 pub fn authority(mesh: &str) -> String {
     format!("{mesh}-authority")
+}
+
+/// The Secret with the mesh's CA, which only the operator reads.
+pub fn ca(mesh: &str) -> String {
+    format!("{mesh}-ca")
+}
+
+/// The audience of the tokens that pods of a mesh (its UID) prove themselves by: one for another mesh,
+/// or for the API server, is refused.
+pub fn audience(uid: &str) -> String {
+    format!("dragonfly.d7y.io/{uid}")
 }
 
 /// The Secret with the join token.

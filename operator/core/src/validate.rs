@@ -67,6 +67,11 @@ impl Mesh {
         self.spec.security.transport == Transport::MutualTLS
     }
 
+    /// Whether the operator gives its parts their certificates.
+    pub fn issues(&self) -> bool {
+        self.secure() && matches!(self.schedulers, Schedulers::Slots { .. })
+    }
+
     /// Whether each seed has a volume of its own.
     pub const fn seeds_are_slots(&self) -> bool {
         self.spec.seeds.storage.volume_claim.is_some()

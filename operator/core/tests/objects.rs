@@ -38,10 +38,12 @@ fn built(mesh: &Mesh) -> Vec<Wanted> {
     let addresses = Addresses {
         schedulers: (0..64).map(|n| format!("10.0.0.{n}:8002")).collect(),
         ipv6: false,
+        issuer: Some("10.1.0.1:8443".to_owned()),
     };
     let keys = Keys {
         fingerprint: "f".to_owned(),
         join_token: Some("token".to_owned()),
+        ca: Some("CA".to_owned()),
     };
     let settings = Settings {
         image: "dragonfly:1".to_owned(),
@@ -147,13 +149,64 @@ fn keys_are_where_they_are_needed_and_nowhere_else() {
             .collect()
     };
     assert_eq!(secrets("{}", "-scheduler"), ["-authority"]);
-    assert_eq!(secrets("{}", "-peer"), ["-join"]);
-    assert_eq!(secrets("{}", "-seed"), ["-join"]);
+    assert!(secrets("{}", "-peer").is_empty());
+    assert!(secrets("{}", "-seed").is_empty());
+    assert_eq!(secrets(MESHES[7], "-peer"), ["t"]);
+    let all = built(&mesh("{}"));
+    let keys: Vec<_> = pod(&all, "-scheduler")["volumes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|v| v["secret"]["items"].as_array())
+        .collect();
+    assert_eq!(
+        json!(keys),
+        json!([[{"key": "authority.key", "path": "authority.key"}]])
+    );
     let plain = "{security: {transport: Plaintext}}";
     assert_eq!(secrets(plain, "-scheduler"), ["-authority"]);
     assert!(secrets(plain, "-peer").is_empty());
     let token = |all: &[Wanted]| all.iter().any(|o| o.name.ends_with("-join"));
     assert!(token(&built(&mesh("{}"))) && !token(&built(&mesh(plain))));
+}
+
+#[test]
+fn every_part_proves_itself_by_a_token_for_this_mesh_alone() {
+    for part in ["-scheduler", "-seed", "-peer"] {
+        let tokens = |spec: &str| -> Vec<Value> {
+            let all = built(&mesh(spec));
+            let volumes = pod(&all, part)["volumes"].as_array().unwrap().clone();
+            let projected = volumes
+                .iter()
+                .filter_map(|v| v["projected"]["sources"].as_array());
+            projected
+                .flatten()
+                .map(|s| s["serviceAccountToken"]["audience"].clone())
+                .collect()
+        };
+        assert_eq!(tokens("{}"), [json!("dragonfly.d7y.io/u")], "{part}");
+        assert!(
+            tokens("{security: {transport: Plaintext}}").is_empty(),
+            "{part}"
+        );
+    }
+    let bootstrap = |spec: &str| -> Value {
+        let all = built(&mesh(spec));
+        let map = all.iter().find(|o| o.kind.kind == "ConfigMap").unwrap();
+        let text = map.body["data"]["bootstrap.json"].as_str().unwrap();
+        serde_json::from_str(text).unwrap()
+    };
+    let said = bootstrap("{}");
+    assert_eq!(
+        (&said["issuer"], &said["ca"]),
+        (&json!("10.1.0.1:8443"), &json!("CA"))
+    );
+    assert!(
+        bootstrap("{security: {transport: Plaintext}}")
+            .get("ca")
+            .is_none()
+    );
+    assert!(bootstrap(MESHES[7]).get("issuer").is_none());
 }
 
 #[test]

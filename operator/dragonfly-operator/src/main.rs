@@ -6,10 +6,12 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
-use dragonfly_controllers::{Metrics, Namespaces, Options};
+use dragonfly_controllers::{Ages, At, Metrics, Namespaces, Options};
 use dragonfly_operator_core::Settings;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +51,26 @@ struct Args {
     /// Where /healthz, /readyz and /metrics are
     #[arg(long, default_value = "[::]:8080", value_name = "ADDRESS")]
     admin: SocketAddr,
+    /// Where parts of meshes get their certificates
+    #[arg(long, default_value = "[::]:8443", value_name = "ADDRESS")]
+    issuer: SocketAddr,
+    /// The operator's own Service, by which they find it
+    #[arg(
+        long,
+        env = "DRAGONFLY_SERVICE",
+        default_value = "dragonfly-operator",
+        value_name = "NAME"
+    )]
+    service: String,
+    /// Their way to --issuer, where it is no Service's: `host:port`
+    #[arg(long, value_name = "ADDRESS")]
+    issuer_address: Option<String>,
+    /// Hours for which their certificates are good; they are renewed at a third
+    #[arg(long, default_value = "72", value_name = "HOURS", value_parser = hours)]
+    certificate_lifetime: Duration,
+    /// Minutes for which a mesh's new CA is trusted before it signs: nodes have to have learnt of it
+    #[arg(long, default_value = "10", value_name = "MINUTES", value_parser = minutes)]
+    ca_overlap: Duration,
     /// What to log: a level, or filters such as `info,dragonfly_controllers=debug`
     #[arg(
         long,
@@ -60,6 +82,35 @@ struct Args {
     /// A line of JSON for each event
     #[arg(long)]
     log_json: bool,
+}
+
+/// From a minute to a year.
+fn hours(text: &str) -> Result<Duration, String> {
+    within(
+        text,
+        3600.0,
+        60.0,
+        365.0 * 86_400.0,
+        "hours, from 0.02 (a minute) to 8760",
+    )
+}
+
+fn minutes(text: &str) -> Result<Duration, String> {
+    within(
+        text,
+        60.0,
+        1.0,
+        7.0 * 86_400.0,
+        "minutes, from 0.02 to 10080",
+    )
+}
+
+fn within(text: &str, unit: f64, least: f64, most: f64, says: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().map(|n| n * unit);
+    match seconds {
+        Ok(seconds) if (least..=most).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err(format!("must be a number of {says}")),
+    }
 }
 
 /// Why the operator does not run, for people.
@@ -116,10 +167,13 @@ async fn run(args: Args) -> Result<(), Failed> {
         ready: ready.clone(),
     };
     let addr = admin::serve(args.admin, shown, stop.clone()).await?;
+    let wrong = |e| Failed::at(format!("issuer port {}", args.issuer), e);
+    let issuer = TcpListener::bind(args.issuer).await.map_err(wrong)?;
     tracing::info!(%addr, namespaces = %options.namespaces, image = options.settings.image,
         "the operator is up");
     on_signal(stop.clone())?;
-    let reconciling = dragonfly_controllers::run(client, options, metrics, ready, stop.clone());
+    let reconciling =
+        dragonfly_controllers::run(client, options, issuer, metrics, ready, stop.clone());
     reconciling.await;
     // A watch that ends by itself would leave a pod that looks well and does nothing.
     if !stop.is_cancelled() {
@@ -166,7 +220,28 @@ fn options(args: &Args) -> Result<Options, Failed> {
                 .collect(),
         },
         instance: args.own_name.clone(),
+        issuer: at(args)?,
+        ages: Ages {
+            overlap: args.ca_overlap,
+            certificate: args.certificate_lifetime,
+        },
     })
+}
+
+/// Where parts reach the issuer.
+fn at(args: &Args) -> Result<At, Failed> {
+    match (&args.issuer_address, &args.own_namespace) {
+        (Some(address), _) => Ok(At::Address(address.clone())),
+        (None, Some(namespace)) => Ok(At::Service {
+            namespace: namespace.clone(),
+            name: args.service.clone(),
+        }),
+        (None, None) => {
+            let text =
+                "how do parts reach this operator? Outside of a pod say it: --issuer-address";
+            Err(Failed(text.to_owned()))
+        }
+    }
 }
 
 fn on_signal(stop: CancellationToken) -> Result<(), Failed> {

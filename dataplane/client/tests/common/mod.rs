@@ -254,7 +254,7 @@ pub async fn scheduler() -> String {
         settings,
         unix.as_secs(),
     );
-    let service = dragonfly_scheduler::service::Service::new(core, false);
+    let service = dragonfly_scheduler::service::Service::new(core, None);
     let server = service.server();
     tokio::spawn(async move { service.run(CancellationToken::new()).await });
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);

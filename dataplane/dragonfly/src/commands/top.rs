@@ -239,7 +239,7 @@ const fn role(role: rpc::Role) -> &'static str {
     match role {
         rpc::Role::Seed => "seed",
         rpc::Role::Peer => "peer",
-        rpc::Role::Viewer | rpc::Role::Unspecified => "?",
+        rpc::Role::Viewer | rpc::Role::Scheduler | rpc::Role::Unspecified => "?",
     }
 }
 

@@ -1,12 +1,14 @@
 //! Which mesh a node is of and where its schedulers are: a file, or arguments.
 //!
-//! The file is `{"version":1,"mesh":"NAME","schedulers":["HOST:PORT",…]}`; what else stands in it is
-//! for newer releases. It is read again while the node runs: a mounted ConfigMap changes by a link that
+//! The file is `{"version":1,"mesh":"NAME","schedulers":["HOST:PORT",…]}`, and on Kubernetes also says
+//! who gives certificates, and which CAs sign them: `"issuer":"HOST:PORT","ca":"PEM"`. What else stands
+//! in it is for newer releases. It is read again while the node runs: a mounted ConfigMap changes by a link that
 //! is turned round, so its content is looked at, not its time.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dragonfly_identity::Issuer;
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +29,28 @@ pub(crate) struct Bootstrap {
     version: u64,
     pub(crate) mesh: String,
     pub(crate) schedulers: Vec<String>,
+    #[serde(default)]
+    issuer: Option<String>,
+    #[serde(default)]
+    ca: Option<String>,
+}
+
+impl Bootstrap {
+    /// Who gives certificates, where that is not the schedulers.
+    pub(crate) fn issuer(&self) -> Option<Issuer> {
+        Some(Issuer {
+            address: self.issuer.clone()?,
+            ca: self.ca.clone()?,
+        })
+    }
+}
+
+/// What is known of a mesh, and becomes known while a node runs.
+pub(crate) struct Known {
+    pub(crate) mesh: String,
+    /// `host:port`.
+    pub(crate) schedulers: watch::Receiver<Vec<String>>,
+    pub(crate) issuer: watch::Receiver<Option<Issuer>>,
 }
 
 /// Reads the file.
@@ -64,30 +88,57 @@ fn parse(bytes: &[u8]) -> Result<Bootstrap, String> {
         return Err(format!("schedulers: 1 to {MAX_SCHEDULERS}"));
     }
     for address in &read.schedulers {
-        let port = address.rsplit_once(':').map(|(_, port)| port);
-        let is_one = port.is_some_and(|p| p.parse::<u16>().is_ok_and(|p| p > 0));
-        if !is_one || address.len() > 256 || address.contains(['/', ' ']) {
+        if !is_address(address) {
             return Err(format!("schedulers: {address:?}: write host:port"));
         }
+    }
+    if let Some(address) = read.issuer.as_ref().filter(|a| !is_address(a)) {
+        return Err(format!("issuer: {address:?}: write host:port"));
+    }
+    if let Some(ca) = &read.ca {
+        dragonfly_identity::bundle(ca).map_err(|e| format!("ca: {e}"))?;
     }
     Ok(read)
 }
 
-/// The mesh's name and its schedulers, from the arguments or the file they name; the file is followed.
-pub(crate) fn of(
-    args: &MeshArgs,
-    stop: &CancellationToken,
-) -> Result<(String, watch::Receiver<Vec<String>>), RoleError> {
-    let Some(path) = &args.bootstrap else {
-        return Ok((args.mesh.clone(), fixed(args.schedulers.clone())));
-    };
+fn is_address(text: &str) -> bool {
+    let port = text.rsplit_once(':').map(|(_, port)| port);
+    let is_one = port.is_some_and(|p| p.parse::<u16>().is_ok_and(|p| p > 0));
+    is_one && text.len() <= 256 && !text.contains(['/', ' '])
+}
+
+/// What the arguments say of a mesh, or the file they name; the file is followed.
+pub(crate) fn of(args: &MeshArgs, stop: &CancellationToken) -> Result<Known, RoleError> {
+    match &args.bootstrap {
+        Some(path) => file(path, stop),
+        None => Ok(Known {
+            mesh: args.mesh.clone(),
+            schedulers: fixed(args.schedulers.clone()),
+            issuer: watch::Sender::new(None).subscribe(),
+        }),
+    }
+}
+
+/// What a file says, which is followed.
+pub(crate) fn file(path: &Path, stop: &CancellationToken) -> Result<Known, RoleError> {
     let first = read(path)?;
-    let schedulers = watch::Sender::new(first.schedulers.clone());
-    let given = schedulers.subscribe();
-    let mesh = first.mesh.clone();
-    let follow = follow(path.clone(), first, schedulers, LOOK_EVERY, stop.clone());
-    tokio::spawn(follow);
-    Ok((mesh, given))
+    let tell = Tell {
+        schedulers: watch::Sender::new(first.schedulers.clone()),
+        issuer: watch::Sender::new(first.issuer()),
+    };
+    let known = Known {
+        mesh: first.mesh.clone(),
+        schedulers: tell.schedulers.subscribe(),
+        issuer: tell.issuer.subscribe(),
+    };
+    tokio::spawn(follow(
+        path.to_owned(),
+        first,
+        tell,
+        LOOK_EVERY,
+        stop.clone(),
+    ));
+    Ok(known)
 }
 
 /// Schedulers that stay the same.
@@ -95,10 +146,15 @@ pub(crate) fn fixed(schedulers: Vec<String>) -> watch::Receiver<Vec<String>> {
     watch::Sender::new(schedulers).subscribe()
 }
 
+struct Tell {
+    schedulers: watch::Sender<Vec<String>>,
+    issuer: watch::Sender<Option<Issuer>>,
+}
+
 async fn follow(
     path: PathBuf,
     mut now: Bootstrap,
-    schedulers: watch::Sender<Vec<String>>,
+    tell: Tell,
     every: Duration,
     stop: CancellationToken,
 ) {
@@ -121,11 +177,15 @@ async fn follow(
         match read {
             Ok(new) => {
                 complaint.clear();
-                if new != now {
+                if new.schedulers != now.schedulers {
                     tracing::info!(schedulers = ?new.schedulers, "other schedulers from now on");
-                    schedulers.send_replace(new.schedulers.clone());
-                    now = new;
+                    tell.schedulers.send_replace(new.schedulers.clone());
                 }
+                if new.issuer() != now.issuer() {
+                    tracing::info!(issuer = ?new.issuer, "another issuer or CA bundle from now on");
+                    tell.issuer.send_replace(new.issuer());
+                }
+                now = new;
             }
             Err(error) => {
                 let error = error.to_string();
@@ -174,6 +234,14 @@ mod tests {
                 r#"{"version":1,"mesh":"m","schedulers":["https://a:1/"]}"#,
                 "host:port",
             ),
+            (
+                r#"{"version":1,"mesh":"m","schedulers":["a:1"],"issuer":"b"}"#,
+                "issuer",
+            ),
+            (
+                r#"{"version":1,"mesh":"m","schedulers":["a:1"],"issuer":"b:1","ca":"x"}"#,
+                "ca",
+            ),
         ] {
             std::fs::write(&path, text).unwrap();
             let error = read(&path).unwrap_err().to_string();
@@ -197,10 +265,13 @@ mod tests {
         let path = dir.path().join("bootstrap.json");
         std::fs::write(&path, GOOD).unwrap();
         let first = read(&path).unwrap();
-        let schedulers = watch::Sender::new(first.schedulers.clone());
-        let mut given = schedulers.subscribe();
+        let tell = Tell {
+            schedulers: watch::Sender::new(first.schedulers.clone()),
+            issuer: watch::Sender::new(None),
+        };
+        let mut given = tell.schedulers.subscribe();
         let (every, stop) = (Duration::from_millis(5), CancellationToken::new());
-        tokio::spawn(follow(path.clone(), first, schedulers, every, stop.clone()));
+        tokio::spawn(follow(path.clone(), first, tell, every, stop.clone()));
         for broken in ["{", r#"{"version":1,"mesh":"other","schedulers":["a:1"]}"#] {
             std::fs::write(&path, broken).unwrap();
             tokio::time::sleep(every * 20).await;

@@ -14,10 +14,9 @@ use dragonfly_scheduler::service::Service;
 use kube::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::ClientTlsConfig;
 
 use super::policy::Given;
-use super::scheduler::{Running, ShownScheduler};
+use super::scheduler::{Running, ShownScheduler, ToReplicas};
 use super::{RoleError, write_atomically};
 
 /// How long the API server is waited for before a scheduler that was started again runs what it ran.
@@ -232,7 +231,7 @@ impl Taker {
 
 struct ThisReplica {
     service: Service,
-    tls: Option<ClientTlsConfig>,
+    tls: ToReplicas,
 }
 
 impl reporter::Replica for ThisReplica {
@@ -241,7 +240,7 @@ impl reporter::Replica for ThisReplica {
     }
 
     async fn tell(&self, address: &str, sketch: rpc::Sketch) -> Result<(), String> {
-        replicas::tell(address, self.tls.clone(), sketch).await
+        replicas::tell(address, (self.tls)(), sketch).await
     }
 }
 

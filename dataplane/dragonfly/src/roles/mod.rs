@@ -3,6 +3,7 @@
 pub(crate) mod admin;
 mod bootstrap;
 mod figures;
+mod identity;
 mod kubernetes;
 pub(crate) mod manifests;
 pub(crate) mod node;
@@ -83,6 +84,18 @@ pub(crate) struct MeshArgs {
     /// policy must allow
     #[arg(long, env = "DRAGONFLY_JOIN_TOKEN_FILE", value_name = "FILE")]
     pub(crate) join_token_file: Option<PathBuf>,
+    /// In a pod: the projected token by which the issuer that the bootstrap file names gives a
+    /// certificate
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "bootstrap",
+        conflicts_with = "join_token_file"
+    )]
+    pub(crate) identity_token_file: Option<PathBuf>,
+    /// A directory in memory where that certificate outlives a restart
+    #[arg(long, value_name = "DIR", requires = "identity_token_file")]
+    pub(crate) identity_dir: Option<PathBuf>,
     /// The mesh's name: nodes of another one are turned away
     #[arg(
         long,

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dragonfly_crds::Policy;
 use dragonfly_crds::policy::{Media, Transport};
-use dragonfly_identity::{Credentials, IdentityError, JoinToken, SCHEDULER_NAME, enroll};
+use dragonfly_identity::{Credentials, JoinToken, SCHEDULER_NAME};
 use dragonfly_node::api::{Api, ApiOptions};
 use dragonfly_node::node::{Identity, Node, Parts, Role};
 use dragonfly_node::session::{Bootstrap, GrpcTls};
@@ -21,14 +21,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::admin::{self, Shown};
+use super::identity::{self, Proof};
 use super::{
     LogArgs, MeshArgs, RoleError, bootstrap, manifests, mesh_id, policy, write_atomically,
 };
 
 /// Between schedulers and nodes, so that either notices when the other is gone.
 pub(crate) const KEEPALIVE: Duration = Duration::from_secs(5);
-/// How long a starting node asks for its certificate before it gives up and is started again.
-const ENROLL: Duration = Duration::from_secs(60);
 
 /// Seeds and peers are started alike.
 #[derive(Debug, Clone, clap::Args)]
@@ -81,7 +80,8 @@ pub(crate) struct Config {
     pub(crate) advertise: Vec<SocketAddr>,
     /// `host:port`; may change while the node runs.
     pub(crate) schedulers: watch::Receiver<Vec<String>>,
-    pub(crate) token: Option<JoinToken>,
+    /// None in a plaintext mesh.
+    pub(crate) proof: Option<Proof>,
     /// In force until a scheduler sends one, where none is on disk.
     pub(crate) policy: Option<Policy>,
     pub(crate) socket: Option<(PathBuf, u32)>,
@@ -99,23 +99,19 @@ async fn serve(args: Args, role: Role, stop: CancellationToken) -> Result<(), Ro
                     file: --bootstrap FILE";
         return Err(RoleError(text.to_owned()));
     }
-    let (mesh, schedulers) = bootstrap::of(&args.mesh, &stop)?;
+    let known = bootstrap::of(&args.mesh, &stop)?;
+    let proof = Proof::of(&args.mesh, &known)?;
     let mode = if args.socket_for_all { 0o666 } else { 0o660 };
     let config = Config {
         role,
         name: args.name.unwrap_or_else(host_name),
         zone: args.zone,
-        mesh,
+        mesh: known.mesh,
         state: args.state,
         listen: args.listen,
         advertise: args.advertise,
-        schedulers,
-        token: args
-            .mesh
-            .join_token_file
-            .as_deref()
-            .map(read_token)
-            .transpose()?,
+        schedulers: known.schedulers,
+        proof,
         policy: None,
         socket: Some((args.socket, mode)),
     };
@@ -146,7 +142,31 @@ pub(crate) fn read_token(path: &Path) -> Result<JoinToken, RoleError> {
 pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc<Node>, RoleError> {
     let dir = |name: &str| config.state.join(name);
     std::fs::create_dir_all(&config.state).map_err(|e| RoleError::at(config.state.display(), e))?;
-    let id = node_id(&dir("node-id"))?;
+    let role = match config.role {
+        Role::Seed => rpc::Role::Seed,
+        Role::Peer => rpc::Role::Peer,
+    };
+    let id_file = dir("node-id");
+    let (id, credentials) = match &config.proof {
+        // Who gives certificates says who this is.
+        Some(proof) if proof.is_projected() => {
+            let credentials =
+                identity::obtain(proof, &config.schedulers, None, role, &stop).await?;
+            let given = credentials.borrow().node;
+            let id = given.ok_or_else(|| {
+                RoleError("the issuer gave a certificate without an identity".to_owned())
+            })?;
+            write_atomically(&id_file, id.to_string().as_bytes())?;
+            (id, Some(credentials))
+        }
+        Some(proof) => {
+            let id = node_id(&id_file)?;
+            let own = Some(id);
+            let credentials = identity::obtain(proof, &config.schedulers, own, role, &stop).await?;
+            (id, Some(credentials))
+        }
+        None => (node_id(&id_file)?, None),
+    };
     let kept = last_good(&dir("policy.json"));
     let given = kept.or(config.policy.clone());
     // Defaults until a scheduler has said what the mesh does are nobody's policy.
@@ -179,19 +199,9 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
     } else {
         config.advertise.clone()
     };
-    let credentials = match &config.token {
-        Some(token) => Some(enrolled(&config, token, id, &stop).await?),
-        None => None,
-    };
     let security = match &credentials {
-        Some(c) => Security::tls(c.tls.clone()),
+        Some(c) => Security::tls(c.borrow().tls.clone()),
         None => Security::plaintext(),
-    };
-    let grpc = |c: &Credentials| GrpcTls {
-        ca: c.ca.clone(),
-        cert: c.cert.clone(),
-        key: c.key.clone(),
-        server_name: SCHEDULER_NAME.to_owned(),
     };
     let parts = Parts {
         identity: Identity {
@@ -208,7 +218,7 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
         settings: policy::settings(&first),
         schedulers: Bootstrap {
             addresses: config.schedulers.borrow().clone(),
-            tls: credentials.as_ref().map(grpc),
+            tls: credentials.as_ref().map(|c| grpc(&c.borrow())),
         },
     };
     let node = Node::start(parts, listener).map_err(|e| RoleError(e.to_string()))?;
@@ -222,15 +232,8 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
         stop.clone(),
     ));
     tokio::spawn(follow_schedulers(node.clone(), config.schedulers.clone()));
-    if let (Some(token), Some(credentials)) = (config.token.clone(), credentials) {
-        tokio::spawn(renew(
-            node.clone(),
-            config.clone(),
-            token,
-            credentials,
-            security,
-            stop.clone(),
-        ));
+    if let Some(credentials) = credentials {
+        tokio::spawn(follow_credentials(node.clone(), credentials, security));
     }
     if let Some((socket, mode)) = &config.socket {
         if let Some(parent) = socket.parent() {
@@ -250,7 +253,7 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
         });
     }
     tracing::info!(node = %id, name = config.name, role = ?config.role, address = %bound,
-        encrypted = config.token.is_some(), "node is up");
+        encrypted = config.proof.is_some(), "node is up");
     Ok(node)
 }
 
@@ -284,74 +287,26 @@ fn last_good(path: &Path) -> Option<Policy> {
     }
 }
 
-async fn enrolled(
-    config: &Config,
-    token: &JoinToken,
-    id: NodeId,
-    stop: &CancellationToken,
-) -> Result<Credentials, RoleError> {
-    let role = match config.role {
-        Role::Seed => rpc::Role::Seed,
-        Role::Peer => rpc::Role::Peer,
-    };
-    let until = tokio::time::Instant::now() + ENROLL;
-    let mut pause = Duration::from_millis(100);
-    loop {
-        let schedulers = config.schedulers.borrow().clone();
-        match enroll(&schedulers, token, id, role).await {
-            Ok(credentials) => return Ok(credentials),
-            // Who is turned away once is so again: the reason at once, instead of patience.
-            Err(e @ IdentityError::Unreachable(_)) if tokio::time::Instant::now() > until => {
-                return Err(RoleError(e.to_string()));
-            }
-            Err(e) if !matches!(e, IdentityError::Unreachable(_)) => {
-                return Err(RoleError(e.to_string()));
-            }
-            // A scheduler that starts at the same time is no news.
-            Err(error) if pause < Duration::from_secs(1) => {
-                tracing::debug!(%error, "no certificate yet");
-            }
-            Err(error) => tracing::warn!(%error, "no certificate yet; asking again"),
-        }
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = stop.cancelled() => return Err(RoleError("stopped".to_owned())),
-        }
-        pause = (pause * 2).min(Duration::from_secs(3));
+/// Uses another certificate, or CA bundle, whenever there is one.
+async fn follow_credentials(
+    node: Arc<Node>,
+    mut credentials: watch::Receiver<Credentials>,
+    security: Security,
+) {
+    // Ends with whoever keeps them.
+    while credentials.changed().await.is_ok() {
+        let new = credentials.borrow_and_update().clone();
+        security.replace(new.tls.clone());
+        node.set_grpc_tls(grpc(&new));
     }
 }
 
-/// Gets a new certificate at a third of the old one's life.
-async fn renew(
-    node: Arc<Node>,
-    config: Config,
-    token: JoinToken,
-    mut now: Credentials,
-    security: Security,
-    stop: CancellationToken,
-) {
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(now.renew_after) => {}
-            () = stop.cancelled() => return,
-        }
-        match enrolled(&config, &token, node.identity().node, &stop).await {
-            Ok(new) => {
-                security.replace(new.tls.clone());
-                node.set_grpc_tls(GrpcTls {
-                    ca: new.ca.clone(),
-                    cert: new.cert.clone(),
-                    key: new.key.clone(),
-                    server_name: SCHEDULER_NAME.to_owned(),
-                });
-                now = new;
-                tracing::info!("the certificate was renewed");
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the certificate was not renewed; trying again");
-                now.renew_after = Duration::from_secs(600);
-            }
-        }
+fn grpc(c: &Credentials) -> GrpcTls {
+    GrpcTls {
+        ca: c.ca.clone(),
+        cert: c.cert.clone(),
+        key: c.key.clone(),
+        server_name: SCHEDULER_NAME.to_owned(),
     }
 }
 
@@ -441,7 +396,7 @@ fn apply(
     bytes: &[u8],
     config: &Config,
 ) -> Result<When, String> {
-    let encrypted = config.token.is_some();
+    let encrypted = config.proof.is_some();
     if (policy.node.transport == Transport::MutualTLS) != encrypted {
         let hint = if encrypted { "without" } else { "with" };
         return Err(format!(

@@ -21,6 +21,7 @@ pub(crate) fn settings(p: &Policy) -> Settings {
         back_to_source: p.node.back_to_source,
         freshness: Duration::from_millis(p.source_http.freshness_ms),
         slowest_first: p.node.objective == Objective::Slowest,
+        revoked: p.node.revoked.clone(),
         query: QueryFilter {
             include: p.source_http.query_include.clone(),
             exclude: p.source_http.query_exclude.clone(),

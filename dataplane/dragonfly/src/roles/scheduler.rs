@@ -1,15 +1,16 @@
 //! `dragonfly scheduler`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dragonfly_crds::policy::Transport;
-use dragonfly_identity::{Authority, SCHEDULER_NAME};
+use dragonfly_identity::{Authority, Credentials, Issuer, Relay, incoming, signing_key};
 use dragonfly_kubernetes::reporter::Reporter;
 use dragonfly_proto::rpc;
+use dragonfly_proto::sign::SigningKey;
 use dragonfly_scheduler::core::Core;
 use dragonfly_scheduler::replicas;
 use dragonfly_scheduler::service::Service;
@@ -18,11 +19,13 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Certificate, ClientTlsConfig, Identity, Server, ServerTlsConfig};
+use tonic::transport::{ClientTlsConfig, Server};
 
 use super::admin::{self, Shown};
+use super::bootstrap::Known;
+use super::identity::{self, Proof};
 use super::policy::{self, Given};
-use super::{LogArgs, RoleError, figures, kubernetes, manifests, mesh_id};
+use super::{LogArgs, RoleError, bootstrap, figures, kubernetes, manifests, mesh_id};
 
 /// Run a scheduler: who is in which swarm, and the mesh's policy
 ///
@@ -67,6 +70,16 @@ pub(crate) struct Args {
         value_name = "NAME"
     )]
     mesh: String,
+    /// In a pod: the mounted file that says which mesh this is and who gives its certificates. The only
+    /// key that is then read from STATE/mesh is authority.key
+    #[arg(long, value_name = "FILE", conflicts_with = "mesh")]
+    bootstrap: Option<PathBuf>,
+    /// In a pod: the projected token by which that issuer gives a certificate
+    #[arg(long, value_name = "FILE", requires = "bootstrap")]
+    identity_token_file: Option<PathBuf>,
+    /// A directory in memory where that certificate outlives a restart
+    #[arg(long, value_name = "DIR", requires = "identity_token_file")]
+    identity_dir: Option<PathBuf>,
     /// Where /healthz, /readyz and /metrics are
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<SocketAddr>,
@@ -81,18 +94,35 @@ pub(crate) struct Config {
     pub(crate) name: Option<String>,
     pub(crate) others: Vec<rpc::Replica>,
     pub(crate) mesh: String,
-    pub(crate) authority: Arc<Authority>,
+    pub(crate) identity: Own,
     /// Takes what other replicas counted, where one of them writes the mesh's status.
     pub(crate) sketches: Option<replicas::Sink>,
 }
+
+/// What a scheduler is to others.
+pub(crate) enum Own {
+    /// Itself the mesh's authority.
+    Authority(Arc<Authority>),
+    /// One that the operator knows.
+    Given {
+        /// Signs tickets and epochs.
+        signing: Arc<SigningKey>,
+        /// None in a plaintext mesh.
+        credentials: Option<watch::Receiver<Credentials>>,
+        /// Who answers requests by join token.
+        issuer: watch::Receiver<Option<Issuer>>,
+    },
+}
+
+/// How to call other replicas; none in a plaintext mesh.
+pub(crate) type ToReplicas = Arc<dyn Fn() -> Option<ClientTlsConfig> + Send + Sync>;
 
 /// A scheduler that serves.
 pub(crate) struct Running {
     pub(crate) name: String,
     pub(crate) address: String,
     pub(crate) service: Service,
-    /// How to call other replicas; none in a plaintext mesh.
-    pub(crate) to_replicas: Option<ClientTlsConfig>,
+    pub(crate) to_replicas: ToReplicas,
 }
 
 /// Runs the command.
@@ -102,8 +132,10 @@ pub(crate) async fn run(args: Args) -> ExitCode {
 }
 
 async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
-    let authority = Authority::load_or_create(&args.state.join("mesh"), &args.mesh)
-        .map_err(|e| RoleError(e.to_string()))?;
+    let known = args.bootstrap.as_deref();
+    let known = known.map(|path| bootstrap::file(path, &stop)).transpose()?;
+    let mesh = known.as_ref().map_or(args.mesh, |known| known.mesh.clone());
+    let keys = args.state.join("mesh");
     let others = args.replica.iter().map(|r| match r.split_once('=') {
         Some((name, address)) => Ok(rpc::Replica {
             name: name.to_owned(),
@@ -131,19 +163,36 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
         },
         None => from_manifests(args.file, args.distribution, &stop)?,
     };
+    let identity = match known {
+        Some(known) => {
+            shown.waits("asks for its certificate".to_owned());
+            given(
+                &keys,
+                args.identity_token_file,
+                args.identity_dir,
+                known,
+                &stop,
+            )
+            .await?
+        }
+        None => {
+            let authority = Authority::load_or_create(&keys, &mesh);
+            Own::Authority(Arc::new(authority.map_err(|e| RoleError(e.to_string()))?))
+        }
+    };
     let config = Config {
         listen: args.listen,
         advertise: args.advertise,
         name: args.name,
         others: others.clone(),
-        mesh: args.mesh,
-        authority: Arc::new(authority),
+        mesh,
+        identity,
         sketches: kubernetes.as_ref().map(|k| k.reporter.sink()),
     };
     let first = policies.borrow().policy.clone();
     let running = start(config, policies, stop.clone()).await?;
     shown.serves(running.service.clone());
-    let token = args.state.join("mesh/join-token");
+    let token = keys.join("join-token");
     tracing::info!(address = running.address, join_token = %token.display(), "scheduler is up");
     match kubernetes {
         Some(kubernetes) => kubernetes.report(running, &first, &others, stop).await,
@@ -152,6 +201,31 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
             Ok(())
         }
     }
+}
+
+/// An identity that the operator gives.
+async fn given(
+    keys: &Path,
+    token_file: Option<PathBuf>,
+    dir: Option<PathBuf>,
+    known: Known,
+    stop: &CancellationToken,
+) -> Result<Own, RoleError> {
+    let signing = signing_key(keys).map_err(|e| RoleError(e.to_string()))?;
+    let credentials = match token_file {
+        Some(file) => {
+            let proof = Proof::projected(file, dir.as_deref(), &known)?;
+            let none = bootstrap::fixed(vec![]);
+            let role = rpc::Role::Scheduler;
+            Some(identity::obtain(&proof, &none, None, role, stop).await?)
+        }
+        None => None,
+    };
+    Ok(Own::Given {
+        signing: Arc::new(signing),
+        credentials,
+        issuer: known.issuer,
+    })
 }
 
 fn from_manifests(
@@ -203,50 +277,58 @@ pub(crate) async fn start(
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs();
+    let protected = protected(&config.identity, secure, &name)?;
     let core = Core::new(
         name.clone(),
         replicas,
         mesh_id(&config.mesh),
-        config.authority.signing.clone(),
+        config.identity.signing(),
         policy::scheduler(&first.policy),
         unix,
     );
-    let service = Service::new(core, secure);
+    let identified = secure.then(|| config.mesh.clone());
+    let service = Service::new(core, identified.clone());
+    service.revoke(&first.policy.node.revoked);
     service.set_policy(first.update, policy::scheduler(&first.policy));
-    let mut server = Server::builder().http2_keepalive_interval(Some(super::node::KEEPALIVE));
-    let mut to_replicas = None;
-    if secure {
-        let (cert, key) = config
-            .authority
-            .scheduler(&name)
-            .map_err(|e| RoleError(e.to_string()))?;
-        // Optional, since who enrolls has no certificate yet; a session needs one.
-        let identity = Identity::from_pem(cert, key);
-        let ca = Certificate::from_pem(config.authority.ca());
-        let client = ClientTlsConfig::new()
-            .ca_certificate(ca.clone())
-            .identity(identity.clone());
-        to_replicas = Some(client.domain_name(SCHEDULER_NAME));
-        let tls = ServerTlsConfig::new()
-            .identity(identity)
-            .client_ca_root(ca)
-            .client_auth_optional(true);
-        server = server
-            .tls_config(tls)
-            .map_err(|e| RoleError::at("TLS", e))?;
-    }
     let replicas = config
         .sketches
-        .map(|s| replicas::Service::server(s, secure));
-    let router = server
+        .map(|s| replicas::Service::server(s, identified));
+    let router = Server::builder()
+        .http2_keepalive_interval(Some(super::node::KEEPALIVE))
         .add_service(service.server())
-        .add_service(config.authority.server())
         .add_optional_service(replicas);
+    let router = match config.identity {
+        Own::Authority(authority) => router.add_service(authority.server()),
+        Own::Given { issuer, .. } => router.add_service(Relay::server(config.mesh, issuer)),
+    };
     let stopped = stop.clone();
+    let to_replicas: ToReplicas = match &protected {
+        Some(shown) => {
+            let shown = shown.clone();
+            Arc::new(move || Some(shown.client()))
+        }
+        None => Arc::new(|| None),
+    };
     tokio::spawn(async move {
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let serve = async {
+            match protected {
+                Some(shown) => {
+                    let told = Told::default();
+                    let callers = incoming(
+                        listener,
+                        move || Some(shown.server()),
+                        move |why| told.tell(why),
+                    );
+                    router.serve_with_incoming(callers).await
+                }
+                None => {
+                    let callers = TcpIncoming::from(listener).with_nodelay(Some(true));
+                    router.serve_with_incoming(callers).await
+                }
+            }
+        };
         tokio::select! {
-            served = router.serve_with_incoming(incoming) => {
+            served = serve => {
                 if let Err(error) = served {
                     tracing::error!(%error, "the scheduler's server ended");
                 }
@@ -264,6 +346,7 @@ pub(crate) async fn start(
                 () = stop.cancelled() => return,
             }
             let given = policies.borrow_and_update().clone();
+            told.revoke(&given.policy.node.revoked);
             told.set_policy(given.update, policy::scheduler(&given.policy));
         }
     });
@@ -273,6 +356,66 @@ pub(crate) async fn start(
         service,
         to_replicas,
     })
+}
+
+impl Own {
+    fn signing(&self) -> Arc<SigningKey> {
+        match self {
+            Self::Authority(authority) => authority.signing.clone(),
+            Self::Given { signing, .. } => signing.clone(),
+        }
+    }
+}
+
+/// A certificate in use; a followed one may be another later.
+#[derive(Clone)]
+struct InUse(watch::Receiver<Credentials>);
+
+impl InUse {
+    fn server(&self) -> Arc<rustls::ServerConfig> {
+        self.0.borrow().tls.calls.clone()
+    }
+
+    fn client(&self) -> ClientTlsConfig {
+        self.0.borrow().client()
+    }
+}
+
+/// What a scheduler shows; nothing in a plaintext mesh.
+fn protected(own: &Own, secure: bool, name: &str) -> Result<Option<InUse>, RoleError> {
+    if !secure {
+        return Ok(None);
+    }
+    match own {
+        Own::Authority(authority) => {
+            let credentials = authority.credentials(name);
+            let credentials = credentials.map_err(|e| RoleError(e.to_string()))?;
+            Ok(Some(InUse(watch::Sender::new(credentials).subscribe())))
+        }
+        Own::Given {
+            credentials: Some(credentials),
+            ..
+        } => Ok(Some(InUse(credentials.clone()))),
+        // Never plaintext because something is missing.
+        Own::Given { .. } => Err(RoleError(
+            "spec.security.transport is MutualTLS: start this scheduler with --identity-token-file"
+                .to_owned(),
+        )),
+    }
+}
+
+/// Says now and then why callers were not let in: they may be many.
+#[derive(Default)]
+struct Told(Mutex<Option<Instant>>);
+
+impl Told {
+    fn tell(&self, why: &str) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| last.elapsed() > Duration::from_secs(5)) {
+            *last = Some(Instant::now());
+            tracing::info!(why, "refused a caller");
+        }
+    }
 }
 
 /// A scheduler on its admin port: before it serves, too.

@@ -7,7 +7,8 @@ use dragonfly_node::node::Role;
 use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
-use super::node::{Config, read_token, start};
+use super::identity::Proof;
+use super::node::{Config, start};
 use super::{MeshArgs, bootstrap, manifests};
 use crate::commands::{StartNode, TemporaryNode};
 
@@ -23,6 +24,8 @@ impl StartNode for FromEnvironment {
                     .map(|all| all.split(',').map(|s| s.trim().to_owned()).collect())
                     .unwrap_or_default(),
                 join_token_file: variable("DRAGONFLY_JOIN_TOKEN_FILE").map(Into::into),
+                identity_token_file: None,
+                identity_dir: None,
                 mesh: variable("DRAGONFLY_MESH").unwrap_or_else(|| "default".to_owned()),
                 bootstrap: variable("DRAGONFLY_BOOTSTRAP").map(Into::into),
             };
@@ -31,23 +34,23 @@ impl StartNode for FromEnvironment {
                 .prefix("dragonfly-")
                 .tempdir()
                 .map_err(|e| format!("a directory for a node of its own: {e}"))?;
-            let token = mesh.join_token_file.as_deref().map(read_token).transpose();
             let mut policy = manifests::read(None, None, None).map_err(|e| e.to_string())?;
             policy.node.storage.quota_bytes = 1 << 50;
             policy.node.storage.reserve_free_percent = 0;
             let stop = CancellationToken::new();
-            let (mesh_name, schedulers) = bootstrap::of(&mesh, &stop).map_err(|e| e.to_string())?;
+            let known = bootstrap::of(&mesh, &stop).map_err(|e| e.to_string())?;
+            let proof = Proof::of(&mesh, &known).map_err(|e| e.to_string())?;
             let socket = dir.path().join("node.sock");
             let config = Config {
                 role: Role::Peer,
                 name: format!("get-{}", std::process::id()),
                 zone: variable("DRAGONFLY_ZONE").unwrap_or_default(),
-                mesh: mesh_name,
+                mesh: known.mesh,
                 state: dir.path().to_owned(),
                 listen: SocketAddr::from(([0, 0, 0, 0], 0)),
                 advertise: vec![],
-                schedulers,
-                token: token.map_err(|e| e.to_string())?,
+                schedulers: known.schedulers,
+                proof,
                 policy: Some(policy),
                 socket: Some((socket.clone(), 0o600)),
             };

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::identity::Proof;
 use super::policy::Given;
 use super::scheduler::{self, ShownScheduler};
 use super::{LogArgs, RoleError, admin, bootstrap, manifests, node, write_atomically};
@@ -89,7 +90,7 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
         name: Some("scheduler-0".to_owned()),
         others: vec![],
         mesh: args.mesh.clone(),
-        authority: Arc::new(authority),
+        identity: scheduler::Own::Authority(Arc::new(authority)),
         sketches: None,
     };
     let scheduler = scheduler::start(config, policies.subscribe(), stop.clone()).await?;
@@ -109,7 +110,7 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
             listen: SocketAddr::new(args.node_address, 0),
             advertise: vec![],
             schedulers: bootstrap::fixed(vec![scheduler.address.clone()]),
-            token: token.clone(),
+            proof: token.clone().map(Proof::Join),
             policy: Some(first.clone()),
             socket: Some((socket, 0o660)),
         };

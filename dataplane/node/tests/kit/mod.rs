@@ -196,7 +196,7 @@ impl SchedulerProcess {
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap();
         let core = Core::new(name, replicas, MESH, authority, settings, unix.as_secs());
-        let service = Service::new(core, false);
+        let service = Service::new(core, None);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()

@@ -19,7 +19,7 @@ mod tls;
 
 pub use options::{HostHeaders, HttpOptions};
 
-use crate::address::PolicyResolver;
+use crate::address::{self, Lookup, PolicyResolver};
 use crate::error::{Error, Fault, Kind, Result};
 use crate::limits::{Origin, Origins};
 use crate::metadata::Metadata;
@@ -47,6 +47,14 @@ impl HttpSource {
     /// # Errors
     /// [`Kind::InvalidOptions`] for a CA bundle or a proxy that cannot be used.
     pub fn new(options: HttpOptions) -> Result<Self> {
+        Self::with_lookup(options, address::system())
+    }
+
+    /// The same with names that somebody else resolves. What he answers is judged all the same.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`].
+    pub fn with_lookup(options: HttpOptions, lookup: Lookup) -> Result<Self> {
         let mut builder = Client::builder()
             .tls_backend_preconfigured(tls::config(&options)?)
             .redirect(reqwest::redirect::Policy::none())
@@ -68,7 +76,7 @@ impl HttpSource {
             builder = builder.proxy(proxy.no_proxy(NoProxy::from_string(&options.no_proxy)));
         }
         let client = builder
-            .dns_resolver(PolicyResolver::new(options.addresses, exempt))
+            .dns_resolver(PolicyResolver::new(options.addresses, exempt, lookup))
             .build()
             .map_err(|error| {
                 Error::permanent(

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use dragonfly_proto::frame::{DataHeader, Frame, FrameHeader, Greeting, kind};
 use dragonfly_proto::id::NodeId;
 use dragonfly_transport::{
-    Block, CloseReason, Conn, Handler, Local, Mesh, Next, Outgoing, Payload, Security, Timeouts,
-    TlsConfig, Violation, Welcome, node_name,
+    Block, CloseReason, Conn, Handler, Local, Mesh, Next, Outgoing, Payload, Role, Security,
+    Timeouts, TlsConfig, Violation, Welcome, Who, node_name,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -248,7 +248,49 @@ impl Ca {
     /// A certificate for a node, used by whoever calls itself whatever it likes.
     pub fn tls(&self, node: &NodeId) -> TlsConfig {
         let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec![node_name(node)]).unwrap();
+        let who = Who {
+            mesh: "m".to_owned(),
+            role: Role::Peer,
+            node: format!("machine-{node}"),
+        };
+        self.tls_as(node, &who, key, |_| {})
+    }
+
+    /// The CA's certificate.
+    pub fn der(&self) -> rustls::pki_types::CertificateDer<'static> {
+        self.der.clone()
+    }
+
+    /// A node's certificate for a key, and the CA's.
+    pub fn cert(
+        &self,
+        node: &NodeId,
+        key: &rcgen::KeyPair,
+    ) -> (
+        rustls::pki_types::CertificateDer<'static>,
+        rustls::pki_types::CertificateDer<'static>,
+    ) {
+        let mut params = rcgen::CertificateParams::new(vec![node_name(node)]).unwrap();
+        let uri = format!("spiffe://m/peer/machine-{node}");
+        params
+            .subject_alt_names
+            .push(rcgen::SanType::URI(uri.try_into().unwrap()));
+        let cert = params.signed_by(key, &self.issuer).unwrap();
+        (cert.der().clone(), self.der.clone())
+    }
+
+    /// A certificate that says this, and what a test changes of it.
+    pub fn tls_as(
+        &self,
+        node: &NodeId,
+        who: &Who,
+        key: rcgen::KeyPair,
+        change: impl Fn(&mut rcgen::CertificateParams),
+    ) -> TlsConfig {
+        let mut params = rcgen::CertificateParams::new(vec![node_name(node)]).unwrap();
+        let uri = rcgen::SanType::URI(who.uri().try_into().unwrap());
+        params.subject_alt_names.push(uri);
+        change(&mut params);
         let cert = params.signed_by(&key, &self.issuer).unwrap();
         let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         TlsConfig::new(

@@ -52,6 +52,9 @@ pub(crate) async fn install(client: &Client, namespaces: &[&str]) -> Result<()> 
         apply::yaml(client, SYSTEM, &made).await?;
     }
     apply::yaml(client, SYSTEM, &account).await?;
+    for file in ["config/rbac/own_role.yaml", "config/operator/service.yaml"] {
+        apply::yaml(client, SYSTEM, &read(file)?).await?;
+    }
     apply::yaml(client, SYSTEM, &cluster_role).await?;
     for namespace in namespaces {
         // The Role and its binding are the namespace's, the account stays the operator's.
@@ -110,6 +113,7 @@ impl Operator {
             .env("KUBECONFIG", &config)
             .env("DRAGONFLY_LOG", "info,dragonfly_controllers=debug")
             .args(["--image=registry.test/dragonfly:dev", "--admin=127.0.0.1:0"])
+            .args(["--issuer=127.0.0.1:0", "--issuer-address=127.0.0.1:1"])
             .stderr(process::log(&log)?);
         for namespace in namespaces {
             command.arg(format!("--namespace={namespace}"));

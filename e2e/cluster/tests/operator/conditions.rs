@@ -87,13 +87,12 @@ async fn an_object_of_somebody_else_is_not_taken_over() {
 #[tokio::test]
 async fn keys_that_cannot_be_used_or_are_gone_are_said() {
     let place = Place::of(shared().await, "t6").await;
-    let wrong =
-        "{apiVersion: v1, kind: Secret, metadata: {name: m-authority}, stringData: {ca.pem: x}}";
+    let wrong = "{apiVersion: v1, kind: Secret, metadata: {name: m-authority}, stringData: {x: x}}";
     place.apply(wrong).await;
     place.mesh("m", "{}").await;
     let said = place.stalled("m", "InvalidSecret").await;
     assert!(
-        said.contains("Secret t6/m-authority has no key ca.key"),
+        said.contains("Secret t6/m-authority has no key authority.key"),
         "{said}"
     );
     let secrets = place.api::<Secret>();
@@ -104,7 +103,7 @@ async fn keys_that_cannot_be_used_or_are_gone_are_said() {
     place.applied("m").await;
     let kept = secrets.get("m-authority").await.unwrap();
 
-    // Nobody makes new keys for nodes that hold certificates of the old ones.
+    // Nobody makes new keys for nodes that hold what the old ones signed.
     secrets
         .delete("m-authority", &DeleteParams::default())
         .await
@@ -121,6 +120,36 @@ async fn keys_that_cannot_be_used_or_are_gone_are_said() {
     });
     place.apply(&restored.to_string()).await;
     place.applied("m").await;
+}
+
+#[tokio::test]
+async fn a_ca_that_somebody_else_put_there_is_not_used() {
+    let place = Place::of(shared().await, "t15").await;
+    let theirs = "{apiVersion: v1, kind: Secret, metadata: {name: m-ca}, \
+                  stringData: {ca.pem: theirs, ca.key: theirs}}";
+    place.apply(theirs).await;
+    place.mesh("m", "{}").await;
+    let said = place.stalled("m", "NameTaken").await;
+    assert!(said.contains("Secret t15/m-ca exists"), "{said}");
+    let secrets = place.api::<Secret>();
+    let gone = DeleteParams::default();
+    secrets.delete("m-ca", &gone).await.unwrap();
+    place.applied("m").await;
+
+    // One that is lost is made anew: parts get new certificates by themselves.
+    let before = secrets.get("m-ca").await.unwrap().data;
+    secrets.delete("m-ca", &gone).await.unwrap();
+    place.mesh("m", "{storage: {quota: 3Gi}}").await;
+    place.applied("m").await;
+    let after = secrets.get("m-ca").await.unwrap().data.unwrap();
+    assert_ne!(before.as_ref(), Some(&after));
+    let map = place.api::<ConfigMap>().get("m-bootstrap").await.unwrap();
+    let bootstrap = &map.data.unwrap()["bootstrap.json"];
+    let bootstrap: serde_json::Value = serde_json::from_str(bootstrap).unwrap();
+    assert_eq!(
+        bootstrap["ca"].as_str().unwrap().as_bytes(),
+        after["ca.pem"].0
+    );
 }
 
 #[tokio::test]

@@ -50,12 +50,14 @@ async fn one_object_becomes_a_mesh() {
     let pod = peers.spec.unwrap().template.spec.unwrap();
     assert_eq!(pod.host_network, Some(true));
 
+    assert_eq!(bootstrap["issuer"], "127.0.0.1:1");
     let join: Secret = place.api().get("one-join").await.unwrap();
-    let keys: Secret = place.api().get("one-authority").await.unwrap();
-    assert_eq!(
-        join.data.unwrap()["join-token"],
-        keys.data.unwrap()["join-token"]
-    );
+    let ca: Secret = place.api().get("one-ca").await.unwrap();
+    let ca = String::from_utf8(ca.data.unwrap()["ca.pem"].0.clone()).unwrap();
+    assert_eq!(bootstrap["ca"], ca);
+    let token = String::from_utf8(join.data.unwrap()["join-token"].0.clone()).unwrap();
+    let token: dragonfly_identity::JoinToken = token.parse().unwrap();
+    assert_eq!(token.ca, ca);
     let role: Role = place.api().get("one-scheduler").await.unwrap();
     for rule in role.rules.unwrap() {
         let named = rule.resource_names.is_some();

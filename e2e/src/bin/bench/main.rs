@@ -11,6 +11,7 @@ mod net;
 mod report;
 mod scheduler;
 mod systems;
+mod tls;
 mod tracker;
 
 use std::path::PathBuf;
@@ -41,6 +42,18 @@ enum What {
         #[arg(long, default_value_t = 1024)]
         size: u64,
         /// Runs of each system
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+    },
+    /// Mutual TLS beside plaintext: a byte, a handshake, a connection
+    Tls {
+        /// MiB that are sent
+        #[arg(long, default_value_t = 1024)]
+        size: u64,
+        /// Connections whose memory is measured
+        #[arg(long, default_value_t = 1000)]
+        connections: usize,
+        /// Runs of each
         #[arg(long, default_value_t = 5)]
         runs: usize,
     },
@@ -87,6 +100,12 @@ fn main() {
     let done = match Cli::parse().what {
         What::Swarm(args) => swarm(&args),
         What::Io { size, runs } => io(size, runs),
+        What::Tls {
+            size,
+            connections,
+            runs,
+        } => tls::run(size << 20, connections.clamp(1, 5000), runs.clamp(1, 100))
+            .and_then(|c| report::write("tls", c)),
         What::Scheduler(args) => scheduler::run(&args).and_then(|c| report::write("scheduler", c)),
         What::Tracker { listen } => tracker::serve(&listen),
     };

@@ -153,7 +153,7 @@ fn document() -> String {
          one run on one machine, so compare them with each other and not with another machine's.\n",
     );
     swarm(&mut out, &read("swarm"));
-    for bench in ["io", "scheduler"] {
+    for bench in ["io", "tls", "scheduler"] {
         plain(&mut out, &read(bench));
     }
     out

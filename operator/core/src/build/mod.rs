@@ -36,6 +36,8 @@ pub struct Addresses {
     /// Whether pods have IPv6 addresses. Not known where no Service was asked: then yes, which listens
     /// on both.
     pub ipv6: bool,
+    /// `host:port` of who gives certificates: the operator.
+    pub issuer: Option<String>,
 }
 
 impl Addresses {
@@ -70,6 +72,8 @@ pub struct Keys {
     pub fingerprint: String,
     /// What nodes join by, where the operator hands it out.
     pub join_token: Option<String>,
+    /// The CAs that sign certificates, PEM, where the operator gives them.
+    pub ca: Option<String>,
 }
 
 impl std::fmt::Debug for Keys {
@@ -142,7 +146,11 @@ fn bootstrap(mesh: &Mesh, addresses: &Addresses, keys: &Keys) -> ConfigMap {
         Schedulers::Slots { .. } => (&mesh.uid, &addresses.schedulers),
         Schedulers::External(external) => (&external.mesh, &external.addresses),
     };
-    let text = serde_json::json!({"version": 1, "mesh": id, "schedulers": schedulers});
+    let mut text = serde_json::json!({"version": 1, "mesh": id, "schedulers": schedulers});
+    if mesh.issues() {
+        text["issuer"] = addresses.issuer.clone().into();
+        text["ca"] = keys.ca.clone().into();
+    }
     let mut metadata = meta(mesh, names::bootstrap(&mesh.name), None);
     metadata.annotations = Some([(names::AUTHORITY.to_owned(), keys.fingerprint.clone())].into());
     ConfigMap {

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::pods::{ADMIN, Part, Source, field, selector, template, volume};
+use super::pods::{ADMIN, Part, Source, field, proof, proof_args, selector, template, volume};
 use super::scheduler::{label_slot, recreate};
 use super::{Addresses, Keys, meta};
 use crate::Settings;
@@ -22,7 +22,6 @@ use crate::validate::{Mesh, Schedulers};
 
 const STATE: &str = "/var/lib/dragonfly";
 const SOCKET: &str = "/run/dragonfly";
-const BOOTSTRAP: &str = "/etc/dragonfly/bootstrap";
 const JOIN: &str = "/etc/dragonfly/join";
 
 pub(super) fn seeds(
@@ -239,14 +238,14 @@ fn args(
     let any = addresses.any();
     let mut args = vec![
         component.as_str().to_owned(),
-        format!("--bootstrap={BOOTSTRAP}/bootstrap.json"),
         format!("--name={name}"),
         format!("--state={STATE}"),
         format!("--listen={any}:{port}"),
         format!("--socket={SOCKET}/node.sock"),
         format!("--admin={any}:{admin}"),
     ];
-    if mesh.secure() {
+    args.extend(proof_args(mesh));
+    if mesh.secure() && !mesh.issues() {
         args.push(format!("--join-token-file={JOIN}/join-token"));
     }
     args
@@ -254,15 +253,18 @@ fn args(
 
 /// How a node finds its mesh and proves itself.
 fn membership(mesh: &Mesh, root: bool) -> Vec<(Volume, VolumeMount)> {
-    let map = Source::ConfigMap(names::bootstrap(&mesh.name));
-    let mut volumes = vec![volume("bootstrap", BOOTSTRAP, map, root)];
-    let external = match &mesh.schedulers {
-        Schedulers::External(external) => external.join_token_secret_ref.as_ref(),
-        Schedulers::Slots { .. } => None,
-    };
-    if mesh.secure() {
-        let secret = external.map_or_else(|| names::join(&mesh.name), |secret| secret.name.clone());
-        volumes.push(volume("join", JOIN, Source::Secret(secret), root));
+    let mut volumes = proof(mesh, root);
+    // Somebody else's mesh, which knows nothing of this cluster's accounts.
+    if let Schedulers::External(external) = &mesh.schedulers
+        && mesh.secure()
+        && let Some(secret) = &external.join_token_secret_ref
+    {
+        volumes.push(volume(
+            "join",
+            JOIN,
+            Source::Secret(secret.name.clone()),
+            root,
+        ));
     }
     volumes
 }

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use dragonfly_crds::placement::{Pods, TolerationOperator};
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar,
-    EnvVarSource, HTTPGetAction, HostPathVolumeSource, ObjectFieldSelector,
+    EnvVarSource, HTTPGetAction, HostPathVolumeSource, KeyToPath, ObjectFieldSelector,
     PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-    ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Toleration,
-    TopologySpreadConstraint, Volume, VolumeMount,
+    ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretVolumeSource,
+    SecurityContext, ServiceAccountTokenProjection, Toleration, TopologySpreadConstraint, Volume,
+    VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
@@ -226,6 +227,35 @@ fn tolerations(pods: &Pods) -> Option<Vec<Toleration>> {
     (!all.is_empty()).then_some(all)
 }
 
+/// Where a pod's token for its certificate is.
+pub(super) const IDENTITY: &str = "/etc/dragonfly/identity";
+/// Where its certificate outlives a restart of its container.
+const KEPT: &str = "/run/identity";
+/// Where the bootstrap is.
+pub(super) const BOOTSTRAP: &str = "/etc/dragonfly/bootstrap";
+
+/// The bootstrap, and the token, where the operator gives certificates.
+pub(super) fn proof(mesh: &Mesh, root: bool) -> Vec<(Volume, VolumeMount)> {
+    let map = Source::ConfigMap(names::bootstrap(&mesh.name));
+    let mut volumes = vec![volume("bootstrap", BOOTSTRAP, map, root)];
+    if mesh.issues() {
+        let token = Source::Token(names::audience(&mesh.uid));
+        volumes.push(volume("identity", IDENTITY, token, root));
+        volumes.push(volume("kept-identity", KEPT, Source::Memory, root));
+    }
+    volumes
+}
+
+/// How a part is told of both.
+pub(super) fn proof_args(mesh: &Mesh) -> Vec<String> {
+    let mut args = vec![format!("--bootstrap={BOOTSTRAP}/bootstrap.json")];
+    if mesh.issues() {
+        args.push(format!("--identity-token-file={IDENTITY}/token"));
+        args.push(format!("--identity-dir={KEPT}"));
+    }
+    args
+}
+
 /// A variable with a field of the pod.
 pub(super) fn field(name: &str, path: &str) -> EnvVar {
     EnvVar {
@@ -244,8 +274,16 @@ pub(super) fn field(name: &str, path: &str) -> EnvVar {
 /// What a volume is.
 pub(super) enum Source {
     Secret(String),
+    /// One key of a Secret, and no other.
+    Key(String, &'static str),
+    /// A token of the pod's account for this audience.
+    Token(String),
     ConfigMap(String),
-    EmptyDir { limit: Option<String> },
+    EmptyDir {
+        limit: Option<String>,
+    },
+    /// Gone with the pod, and never on a disk.
+    Memory,
     HostPath(String),
     Claim(String),
 }
@@ -267,6 +305,34 @@ pub(super) fn volume(name: &str, at: &str, source: Source, root: bool) -> (Volum
                 ..SecretVolumeSource::default()
             });
         }
+        Source::Key(secret, key) => {
+            read_only = Some(true);
+            volume.secret = Some(SecretVolumeSource {
+                secret_name: Some(secret),
+                default_mode: Some(if root { 0o400 } else { 0o440 }),
+                items: Some(vec![KeyToPath {
+                    key: key.to_owned(),
+                    path: key.to_owned(),
+                    mode: None,
+                }]),
+                ..SecretVolumeSource::default()
+            });
+        }
+        Source::Token(audience) => {
+            read_only = Some(true);
+            volume.projected = Some(ProjectedVolumeSource {
+                default_mode: Some(if root { 0o400 } else { 0o440 }),
+                sources: Some(vec![VolumeProjection {
+                    service_account_token: Some(ServiceAccountTokenProjection {
+                        audience: Some(audience),
+                        // Replaced by the kubelet when most of it is over.
+                        expiration_seconds: Some(3600),
+                        path: "token".to_owned(),
+                    }),
+                    ..VolumeProjection::default()
+                }]),
+            });
+        }
         Source::ConfigMap(name) => {
             read_only = Some(true);
             volume.config_map = Some(ConfigMapVolumeSource {
@@ -279,6 +345,12 @@ pub(super) fn volume(name: &str, at: &str, source: Source, root: bool) -> (Volum
             volume.empty_dir = Some(EmptyDirVolumeSource {
                 size_limit: limit.map(Quantity),
                 ..EmptyDirVolumeSource::default()
+            });
+        }
+        Source::Memory => {
+            volume.empty_dir = Some(EmptyDirVolumeSource {
+                medium: Some("Memory".to_owned()),
+                size_limit: Some(Quantity("1Mi".to_owned())),
             });
         }
         Source::HostPath(path) => {

@@ -3,8 +3,9 @@
 //! be the same slot: else its contents would move to others and back.
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy};
+use k8s_openapi::api::core::v1::{Volume, VolumeMount};
 
-use super::pods::{ADMIN, Part, Source, field, selector, template, volume};
+use super::pods::{ADMIN, Part, Source, field, proof, proof_args, selector, template, volume};
 use super::{Addresses, Keys, meta};
 use crate::Settings;
 use crate::names::{self, Component};
@@ -38,16 +39,7 @@ pub(super) fn deployments(
                     ("grpc", names::SCHEDULER_PORT),
                     (ADMIN, names::SCHEDULER_ADMIN),
                 ],
-                volumes: vec![
-                    // The last good policy, for a restart while the API server does not answer.
-                    volume("state", STATE, Source::EmptyDir { limit: None }, false),
-                    volume(
-                        "authority",
-                        &format!("{STATE}/mesh"),
-                        Source::Secret(names::authority(&mesh.name)),
-                        false,
-                    ),
-                ],
+                volumes: volumes(mesh),
                 root: false,
                 host_network: false,
                 token: true,
@@ -75,18 +67,31 @@ pub(super) fn deployments(
         .collect()
 }
 
+fn volumes(mesh: &Mesh) -> Vec<(Volume, VolumeMount)> {
+    let state = Source::EmptyDir { limit: None };
+    // What signs tickets, and not what nodes join by.
+    let key = Source::Key(names::authority(&mesh.name), "authority.key");
+    let mut volumes = vec![
+        // The last good policy, for a restart while the API server does not answer.
+        volume("state", STATE, state, false),
+        volume("authority", &format!("{STATE}/mesh"), key, false),
+    ];
+    volumes.extend(proof(mesh, false));
+    volumes
+}
+
 fn args(mesh: &Mesh, addresses: &Addresses, index: u32) -> Vec<String> {
     let any = addresses.any();
     let mut args = vec![
         THIS.as_str().to_owned(),
         "--kubernetes".to_owned(),
         format!("--distribution={}/{}", mesh.namespace, mesh.name),
-        format!("--mesh={}", mesh.uid),
         format!("--name={}", names::within(THIS, index)),
         format!("--listen={any}:{}", names::SCHEDULER_PORT),
         format!("--admin={any}:{}", names::SCHEDULER_ADMIN),
         format!("--state={STATE}"),
     ];
+    args.extend(proof_args(mesh));
     for (other, address) in (0u32..).zip(&addresses.schedulers) {
         args.push(if other == index {
             format!("--advertise={address}")

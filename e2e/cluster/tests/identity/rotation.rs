@@ -1,0 +1,129 @@
+//! Certificates and their CA are replaced while clients download.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use dragonfly_cluster::wait::wait_until;
+use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt;
+use kube::api::Api;
+use serde_json::json;
+
+use crate::mesh::{NAME, Standing, distribution, operator_log};
+
+/// Two minutes of overlap, the kubelet's delay, and certificates of the new CA for everybody.
+const LIMIT: Duration = Duration::from_secs(420);
+
+pub(crate) async fn the_ca_is_replaced_under_load_and_no_download_fails(standing: &Standing) {
+    let secrets: Api<Secret> = standing.place.api();
+    let ca = || async {
+        let secret = secrets.get(&format!("{NAME}-ca")).await.unwrap();
+        let text = |key: &str| {
+            let data = secret.data.as_ref().unwrap().get(key)?;
+            Some(String::from_utf8(data.0.clone()).unwrap())
+        };
+        (
+            text("ca.pem").unwrap(),
+            text("next.pem"),
+            text("previous.pem"),
+        )
+    };
+    let (before, ..) = ca().await;
+    let done = AtomicBool::new(false);
+    let count = AtomicU32::new(0);
+    let load = async {
+        let nodes: Vec<_> = standing.cluster.nodes().collect();
+        while !done.load(Ordering::Relaxed) {
+            let n = count.fetch_add(1, Ordering::Relaxed);
+            for node in &nodes {
+                let got = standing.get(node, &format!("load-{n}"), &[]).await;
+                let said = String::from_utf8_lossy(&got.stderr).into_owned();
+                assert!(
+                    got.status.success(),
+                    "download {n} on {}: {said}",
+                    node.name()
+                );
+            }
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+    };
+    let began = Instant::now();
+    let replace = async {
+        standing
+            .place
+            .apply(&distribution(&json!({"caGeneration": 1})))
+            .await;
+        wait_until(
+            "a next CA that is trusted",
+            Duration::from_secs(30),
+            || async {
+                let (now, next, _) = ca().await;
+                assert_eq!(now, before, "it signs before it is known");
+                let next = next.ok_or("none yet");
+                let known = next.map(|next| next.trim().replace('\n', "\\n"));
+                let bootstrap = standing.bootstrap().await;
+                Ok(match known {
+                    Ok(known) if bootstrap.contains(&known) => Ok(()),
+                    Ok(_) => Err("not in the bootstrap".to_owned()),
+                    Err(why) => Err(why.to_owned()),
+                })
+            },
+        )
+        .await
+        .unwrap();
+        wait_until("the next CA to sign", LIMIT, || async {
+            let (now, next, previous) = ca().await;
+            Ok(match (now != before, next, previous) {
+                (true, None, Some(previous)) if previous.trim() == before.trim() => Ok(()),
+                other => Err(format!("{:?}", other.0)),
+            })
+        })
+        .await
+        .unwrap();
+        let promoted = Instant::now();
+        // Everybody's next certificate is of the new CA: renewed at a third of two minutes.
+        wait_until("new certificates for all", LIMIT, || async {
+            let log = operator_log(standing).await;
+            let promoted = log.rfind("step=Promote").unwrap_or(log.len());
+            let after = log.get(promoted..).unwrap_or_default();
+            let all = ["/scheduler/", "/seed/", "/peer/"];
+            let missing: Vec<_> = all.iter().filter(|part| !after.contains(**part)).collect();
+            Ok(if missing.is_empty() && promoted < log.len() {
+                Ok(())
+            } else {
+                Err(format!("{missing:?}"))
+            })
+        })
+        .await
+        .unwrap();
+        // And connections made with them.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        done.store(true, Ordering::Relaxed);
+        promoted
+    };
+    let ((), promoted) = tokio::join!(load, replace);
+    let downloads = count.load(Ordering::Relaxed) * 2;
+    assert!(downloads > 20, "{downloads} downloads are no load");
+    let restarts: i32 = {
+        let mut all = 0;
+        for part in ["scheduler", "seed", "peer"] {
+            for pod in standing.pods(part).await {
+                let statuses = pod.status.clone().and_then(|s| s.container_statuses);
+                let count: i32 = statuses
+                    .into_iter()
+                    .flatten()
+                    .map(|c| c.restart_count)
+                    .sum();
+                assert_eq!(count, 0, "{}", pod.name_any());
+                all += count;
+            }
+        }
+        all
+    };
+    eprintln!(
+        "{downloads} downloads of 64 MiB in {:?}, none failed, {restarts} restarts; the new CA \
+         signed from {:?} on",
+        began.elapsed(),
+        promoted - began
+    );
+}
