@@ -194,8 +194,8 @@ impl Standing {
         token: &str,
         environment: &[String],
     ) -> String {
-        // Where only this machine's root looks, and the node has it too.
-        let dir = tempfile::tempdir().unwrap();
+        // A directory that both this machine and the node see.
+        let dir = tempfile::tempdir_in(node.path(Path::new("/run"))).unwrap();
         let file = |name: &str, text: &str| -> PathBuf {
             let path = dir.path().join(name);
             std::fs::write(&path, text).unwrap();
@@ -229,7 +229,12 @@ impl Standing {
 pub(crate) fn distribution(security: &serde_json::Value) -> String {
     json!({
         "apiVersion": "d7y.io/v1alpha1", "kind": "Distribution", "metadata": {"name": NAME},
-        "spec": {"profile": "Light", "security": security},
+        "spec": {
+            "profile": "Light",
+            "security": security,
+            // Little of a machine that may be rather full: each download is a content of its own.
+            "storage": {"quota": "512Mi", "reserveFreePercent": 0},
+        },
     })
     .to_string()
 }

@@ -33,7 +33,7 @@ pub(crate) async fn secrets_are_where_they_are_needed_and_nowhere_else(standing:
 
     // Somebody's credentials for an origin, shown by a client of the first node.
     let shown = format!("Bearer {}", random());
-    let file = tempfile::NamedTempFile::new().unwrap();
+    let file = tempfile::NamedTempFile::new_in(nodes[0].path(Path::new("/run"))).unwrap();
     std::fs::write(file.path(), format!("Authorization: {shown}\n")).unwrap();
     let headers = ["--header-file", file.path().to_str().unwrap()];
     let got = standing.get(&nodes[0], "private", &headers).await;

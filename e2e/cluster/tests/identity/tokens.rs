@@ -121,7 +121,7 @@ async fn pod_that_is_gone(standing: &Standing, account: &str, audience: &str) ->
 
 pub(crate) async fn a_clock_a_day_behind_is_told_so(standing: &Standing) {
     let node = standing.cluster.nodes().next().unwrap();
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(node.path(std::path::Path::new("/run"))).unwrap();
     let clocks = Clocks::new(dir.path()).unwrap();
     clocks.set("intruder", -86_400).unwrap();
     let environment = clocks.environment("intruder");
