@@ -232,6 +232,8 @@ pub(crate) fn distribution(security: &serde_json::Value) -> String {
         "spec": {
             "profile": "Light",
             "security": security,
+            // What a node gets without the others is no content of theirs.
+            "backToSource": "Never",
             // Little of a machine that may be rather full: each download is a content of its own.
             "storage": {"quota": "512Mi", "reserveFreePercent": 0},
         },
