@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
+use dragonfly_controllers::leader::Leader;
 use dragonfly_controllers::{Metrics, Namespaces, Options};
 use dragonfly_operator_core::Settings;
 use tokio::signal::unix::{SignalKind, signal};
@@ -119,8 +120,46 @@ async fn run(args: Args) -> Result<(), Failed> {
     tracing::info!(%addr, namespaces = %options.namespaces, image = options.settings.image,
         "the operator is up");
     on_signal(stop.clone())?;
+    // Outside of a pod whoever starts it sees to it that there is one.
+    let mut leader = args.own_namespace.as_deref().map(|namespace| {
+        let me = args.own_name.as_deref().unwrap_or("operator");
+        Leader::new(client.clone(), namespace, me)
+    });
+    if let Some(leader) = &mut leader {
+        // One that stands by is as ready as it can be.
+        ready.store(true, std::sync::atomic::Ordering::Relaxed);
+        if !leader.wait(&stop).await {
+            return Ok(());
+        }
+        ready.store(false, std::sync::atomic::Ordering::Relaxed);
+    }
     let reconciling = dragonfly_controllers::run(client, options, metrics, ready, stop.clone());
-    reconciling.await;
+    match &mut leader {
+        None => reconciling.await,
+        Some(leader) => {
+            let done = CancellationToken::new();
+            let until = done.clone();
+            let reconciling = async move {
+                reconciling.await;
+                done.cancel();
+            };
+            // Also while what is under way is finished: it writes.
+            let lost = async {
+                leader.keep(&until).await;
+                until.is_cancelled()
+            };
+            tokio::pin!(lost);
+            tokio::select! {
+                () = reconciling => {}
+                still = &mut lost => if !still {
+                    return Err(Failed("another operator may lead by now".to_owned()));
+                },
+            }
+        }
+    }
+    if let Some(leader) = &mut leader {
+        leader.give_back().await;
+    }
     // A watch that ends by itself would leave a pod that looks well and does nothing.
     if !stop.is_cancelled() {
         return Err(Failed("the controllers ended by themselves".to_owned()));

@@ -11,5 +11,6 @@
 mod bed;
 mod conditions;
 mod objects;
+mod preheat;
 mod running;
 mod schema;
