@@ -110,7 +110,9 @@ async fn nodes_get_it_once_from_the_origin_and_those_without_room_ask_for_nothin
         .await
         .unwrap();
     assert_eq!((done.contents, done.in_use), (4, 0));
-    assert_eq!(large.node.store().usage().tasks, 0);
+    // A node may have been asked meanwhile to take a lease over, of which it holds nothing.
+    let held = large.node.store().list();
+    assert!(held.iter().all(|held| held.held_blocks == 0), "{held:?}");
     let none = scheduler.service.tend(rpc::Tend::default()).await.unwrap();
     assert_eq!(none.failures.len(), 3, "{none:?}");
 }
