@@ -24,9 +24,9 @@ setup:
 	@scripts/setup.sh test cluster
 
 .PHONY: build
-build: ## The binary, optimised: target/release/dragonfly
+build: ## The binaries, optimised: target/release/dragonfly, kubectl-dragonfly
 	@scripts/setup.sh
-	cargo build --release -p dragonfly
+	cargo build --release -p dragonfly -p dragonfly-kubectl
 
 .PHONY: demo
 demo: ## Distribute real files among real peers on this machine (URL=, SIZE=, PEERS=)
@@ -42,7 +42,7 @@ soak: ## Load and random faults over real processes for MINUTES=5 (SEED= repeats
 
 .PHONY: test
 test: setup ## All tests that are quick; needs Rust and Go on a Debian, and root for a real Kubernetes
-	cargo build --locked -p dragonfly -p dragonfly-operator -p dragonfly-cluster
+	cargo build --locked -p dragonfly -p dragonfly-operator -p dragonfly-kubectl -p dragonfly-cluster
 	target/debug/cluster build api-server kubernetes containerd pause helm kwok lua >/dev/null
 	cargo test --locked --workspace
 	cargo test --locked -p dragonfly-client --test python -- --ignored
@@ -69,7 +69,7 @@ arm64: ## The binaries for 64-bit ARM, cross-compiled, to be tested
 .PHONY: cluster
 cluster: ## A real Kubernetes that stays, with the data plane's image in its registry (NODES=, FAMILY=)
 	@scripts/setup.sh cluster
-	cargo build --locked -p dragonfly -p dragonfly-operator -p dragonfly-cluster
+	cargo build --locked -p dragonfly -p dragonfly-operator -p dragonfly-kubectl -p dragonfly-cluster
 	@target/debug/cluster up --nodes $(NODES) --family $(FAMILY) --images
 
 .PHONY: cluster-down
@@ -79,7 +79,7 @@ cluster-down: ## Take down what `make cluster` started
 .PHONY: e2e
 e2e: ## The tests on a real Kubernetes alone
 	@scripts/setup.sh cluster
-	cargo build --locked -p dragonfly -p dragonfly-operator -p dragonfly-cluster
+	cargo build --locked -p dragonfly -p dragonfly-operator -p dragonfly-kubectl -p dragonfly-cluster
 	cargo test --locked -p dragonfly-cluster
 
 .PHONY: bench-setup

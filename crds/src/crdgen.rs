@@ -9,7 +9,7 @@ use std::path::Path;
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
-use crate::{Distribution, SchedulerPool};
+use crate::{Distribution, Preheat, SchedulerPool};
 
 /// Largest CRD: client-side `kubectl apply` keeps a copy in an annotation of at most 256 KiB.
 pub const MAX_CRD: usize = 200 * 1024;
@@ -25,6 +25,7 @@ pub fn crds() -> Result<Vec<(&'static str, Value)>, serde_json::Error> {
             "schedulerpools",
             serde_json::to_value(SchedulerPool::crd())?,
         ),
+        ("preheats", serde_json::to_value(Preheat::crd())?),
     ];
     for (_, crd) in &mut crds {
         if let Value::Object(fields) = crd {

@@ -29,6 +29,7 @@ macro_rules! duration_pattern {
         r"^([0-9]{1,9}(h|ms|m|s))+$"
     };
 }
+pub(crate) use duration_pattern;
 
 /// One mesh: its seeds and peers, where content comes from, how much of each node it may use.
 #[derive(CustomResource, JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]

@@ -19,6 +19,7 @@ pub mod field;
 pub mod manifest;
 pub mod placement;
 pub mod policy;
+pub mod preheat;
 pub mod profile;
 pub mod quantity;
 pub mod reports;
@@ -29,6 +30,7 @@ pub mod schema;
 pub use distribution::{Distribution, DistributionSpec, DistributionStatus};
 pub use field::{Invalid, Reason};
 pub use policy::Policy;
+pub use preheat::{Preheat, PreheatSpec, PreheatStatus};
 pub use resolve::resolve;
 pub use scheduler_pool::{SchedulerPool, SchedulerPoolSpec, SchedulerPoolStatus};
 

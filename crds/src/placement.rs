@@ -403,7 +403,7 @@ pub struct Ready {
 }
 
 /// Labels of Kubernetes. Names that are none are refused when objects are made of them.
-fn labels_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+pub(crate) fn labels_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({
         "type": "object",
         "maxProperties": 32,

@@ -105,6 +105,7 @@ fn every_accepted_sample_becomes_a_policy_that_survives_its_encoding() {
     for path in files("accepted")
         .into_iter()
         .chain(files("profiles"))
+        .chain(files("preheats"))
         .chain(files(""))
     {
         // The first mesh refers to a pool in another file of its directory.
@@ -138,7 +139,7 @@ fn the_directory_of_the_first_mesh_holds_exactly_one() {
             .iter()
             .filter(|what| **what == "a directory")
             .count(),
-        4
+        5
     );
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// For each crate of the workspace, the crates of the workspace that it may use.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("dragonfly-crds", &[]),
     ("dragonfly-proto", &[]),
     ("dragonfly-swarm", &[]),
@@ -42,6 +42,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
         &[
             "dragonfly-crds",
             "dragonfly-identity",
+            "dragonfly-kubernetes",
             "dragonfly-operator-core",
             "dragonfly-proto",
         ],
@@ -51,6 +52,10 @@ const ARROWS: [(&str, &[&str]); 17] = [
     (
         "dragonfly-operator",
         &["dragonfly-controllers", "dragonfly-operator-core"],
+    ),
+    (
+        "dragonfly-kubectl",
+        &["dragonfly-crds", "dragonfly-operator-core"],
     ),
     ("dragonfly-e2e", &["*"]),
     (

@@ -57,7 +57,14 @@ fn finish(all: Manifests, mut errors: Vec<ManifestError>) -> Result<Manifests, V
             &item.places,
         )
     });
-    for (label, file, places) in meshes.chain(pools) {
+    let preheats = all.preheats.iter().map(|item| {
+        (
+            object::label("Preheat", &item.object.metadata),
+            &item.file,
+            &item.places,
+        )
+    });
+    for (label, file, places) in meshes.chain(pools).chain(preheats) {
         let position = places.find("metadata.name");
         if let Some((first, line)) = seen.get(&label) {
             errors.push(ManifestError {
@@ -100,7 +107,8 @@ fn add(file: &str, bytes: &[u8], all: &mut Manifests, errors: &mut Vec<ManifestE
             });
         }
     };
-    if all.distributions.len() + all.pools.len() + all.skipped.len() + documents.len() > MAX_FILES {
+    let known = all.distributions.len() + all.pools.len() + all.preheats.len() + all.skipped.len();
+    if known + documents.len() > MAX_FILES {
         return errors.push(whole(file, format!("more than {MAX_FILES} objects")));
     }
     for document in documents {

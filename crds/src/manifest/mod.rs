@@ -32,7 +32,7 @@ mod yaml;
 use std::fmt;
 
 use crate::field::{Invalid, Reason};
-use crate::{Distribution, Policy, SchedulerPool, resolve};
+use crate::{Distribution, Policy, Preheat, SchedulerPool, resolve};
 
 pub use load::{load_dir, parse};
 pub use object::light_uid;
@@ -104,6 +104,8 @@ pub struct Manifests {
     pub distributions: Vec<Loaded<Distribution>>,
     /// Pools.
     pub pools: Vec<Loaded<SchedulerPool>>,
+    /// What nodes are to get ahead; carried out on Kubernetes.
+    pub preheats: Vec<Loaded<Preheat>>,
     /// What is not for us.
     pub skipped: Vec<Skipped>,
 }

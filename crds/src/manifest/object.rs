@@ -173,6 +173,13 @@ pub(super) fn add(
                     places: places.clone(),
                 });
             }),
+            "Preheat" => typed(value).map(|object| {
+                into.preheats.push(Loaded {
+                    object,
+                    file,
+                    places: places.clone(),
+                });
+            }),
             _ => Err(mistake(
                 "kind",
                 Reason::UnknownKind,

@@ -6,12 +6,29 @@
 
 use std::time::Duration;
 
-/// How long a Lease holds that is not renewed.
-pub const HOLDS: Duration = Duration::from_secs(30);
-/// How often its holder renews it, and the others look.
-pub const EVERY: Duration = Duration::from_secs(10);
-/// A holder that could not renew stops writing so long before another may begin.
-const MARGIN: Duration = Duration::from_secs(8);
+/// How long what lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// How long a Lease holds that is not renewed.
+    pub holds: Duration,
+    /// How often its holder renews it, and the others look.
+    pub every: Duration,
+    /// A holder that could not renew stops writing so long before another may begin.
+    pub margin: Duration,
+}
+
+/// Of schedulers, whose reports may be late.
+pub const REPORTS: Timing = Timing {
+    holds: Duration::from_secs(30),
+    every: Duration::from_secs(10),
+    margin: Duration::from_secs(8),
+};
+/// Of operators, which people wait for.
+pub const OPERATOR: Timing = Timing {
+    holds: Duration::from_secs(15),
+    every: Duration::from_secs(2),
+    margin: Duration::from_secs(5),
+};
 
 /// What matters of a Lease. Changes when it is renewed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +56,7 @@ pub enum Step {
 #[derive(Debug)]
 pub struct Election {
     me: String,
+    timing: Timing,
     seen: Option<(Record, Duration)>,
     until: Duration,
 }
@@ -47,9 +65,10 @@ impl Election {
     /// `me`: another name for each process, so that one that comes back does not think that it never
     /// went.
     #[must_use]
-    pub const fn new(me: String) -> Self {
+    pub const fn new(me: String, timing: Timing) -> Self {
         Self {
             me,
+            timing,
             seen: None,
             until: Duration::ZERO,
         }
@@ -70,7 +89,7 @@ impl Election {
             .map_or(Duration::ZERO, |(_, since)| now.saturating_sub(*since));
         if lease.holder == self.me {
             Step::Renew
-        } else if lease.holder.is_empty() || unchanged >= HOLDS {
+        } else if lease.holder.is_empty() || unchanged >= self.timing.holds {
             Step::Take
         } else {
             Step::Wait
@@ -79,7 +98,7 @@ impl Election {
 
     /// A write that was begun at `begun` went through.
     pub fn won(&mut self, begun: Duration, record: Record) {
-        self.until = begun + HOLDS - MARGIN;
+        self.until = begun + self.timing.holds.saturating_sub(self.timing.margin);
         self.seen = Some((record, begun));
     }
 
@@ -92,6 +111,12 @@ impl Election {
     #[must_use]
     pub fn holds(&self, now: Duration) -> bool {
         now < self.until
+    }
+
+    /// How long this replica may still write, at `now`.
+    #[must_use]
+    pub fn left(&self, now: Duration) -> Duration {
+        self.until.saturating_sub(now)
     }
 
     /// Who held it when it was last read, this replica too.
@@ -117,7 +142,7 @@ mod tests {
 
     #[test]
     fn without_a_lease_one_is_made_and_a_released_one_is_taken_at_once() {
-        let mut e = Election::new("me".to_owned());
+        let mut e = Election::new("me".to_owned(), REPORTS);
         assert_eq!(e.decide(SECOND, None), Step::Create);
         assert_eq!(e.decide(SECOND, Some(&record("", 4))), Step::Take);
         assert!(!e.holds(SECOND), "only a write that went through counts");
@@ -128,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_holder_that_renews_is_waited_for_and_one_that_does_not_is_followed() {
-        let mut e = Election::new("me".to_owned());
+        let mut e = Election::new("me".to_owned(), REPORTS);
         for renewal in 0..10 {
             let now = SECOND * 10 * renewal;
             assert_eq!(e.decide(now, Some(&record("other", renewal))), Step::Wait);
@@ -141,8 +166,8 @@ mod tests {
 
     #[test]
     fn a_holder_that_cannot_renew_has_stopped_before_anybody_follows_it() {
-        let mut holder = Election::new("a".to_owned());
-        let mut other = Election::new("b".to_owned());
+        let mut holder = Election::new("a".to_owned(), REPORTS);
+        let mut other = Election::new("b".to_owned(), REPORTS);
         let lease = record("a", 1);
         holder.won(Duration::ZERO, lease.clone());
         // The other saw it at the earliest moment that there is.
@@ -157,7 +182,7 @@ mod tests {
 
     #[test]
     fn one_that_comes_back_under_another_name_waits_for_its_own_old_lease() {
-        let mut e = Election::new("scheduler-0_2".to_owned());
+        let mut e = Election::new("scheduler-0_2".to_owned(), REPORTS);
         let old = record("scheduler-0_1", 1);
         assert_eq!(e.decide(SECOND, Some(&old)), Step::Wait);
         assert_eq!(e.decide(31 * SECOND, Some(&old)), Step::Take);

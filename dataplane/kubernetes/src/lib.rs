@@ -8,9 +8,10 @@
 //!   status.traffic, .rollout, .failures; Events
 //! ```
 //! * [`policy`]: watches one object; what does not decode is told of and changes nothing.
-//! * [`election`], `lease`: which replica writes. Decisions pure, requests apart.
+//! * [`election`], [`lease`]: which replica writes, of schedulers and of operators. Decisions pure, requests apart.
 //! * [`reports`], `explain`, [`notices`]: from sketches to status and events, pure. Light mode uses the
 //!   same.
+//! * [`preheats`]: plans of Preheats, carried out by the one that holds the Lease.
 //! * [`reporter`]: the loop that does what those decide.
 //!
 //! Who holds the counters: the object itself. A holder starts from the sums that it finds in
@@ -22,9 +23,10 @@
 
 pub mod election;
 mod explain;
-mod lease;
+pub mod lease;
 pub mod notices;
 pub mod policy;
+pub mod preheats;
 pub mod reporter;
 pub mod reports;
 

@@ -38,6 +38,8 @@ pub enum Seen {
     NoPolicy,
     /// There is no such object.
     NoObject,
+    /// The object was deleted, and its parts go with it.
+    Deleted,
 }
 
 /// Follows the object until stopped, and tells of each change of its policy once.
@@ -54,11 +56,15 @@ pub async fn follow(
     let mut last = None;
     let mut listed = false;
     let mut complaint = String::new();
+    let mut orphaned = false;
     loop {
         let event = tokio::select! {
             event = events.next() => event,
             () = stop.cancelled() => return,
         };
+        if let Some(Ok(Event::InitApply(object) | Event::Apply(object))) = &event {
+            orphaned = leaves_its_parts(object);
+        }
         let seen = match event {
             None => return,
             Some(Ok(Event::Init)) => {
@@ -71,6 +77,8 @@ pub async fn follow(
                 Looked::at(&object)
             }
             Some(Ok(Event::InitDone)) if listed => continue,
+            // Seen to go: one that is merely not there may be a cluster's that is being restored.
+            Some(Ok(Event::Delete(_))) if !orphaned => Looked::Deleted,
             Some(Ok(Event::InitDone | Event::Delete(_))) => Looked::NoObject,
             Some(Err(error)) => {
                 // The watch tries again by itself, with pauses; saying so once is enough.
@@ -95,12 +103,20 @@ enum Looked {
     Policy(Value),
     NoPolicy,
     NoObject,
+    Deleted,
+}
+
+/// Deleted with `--cascade=orphan`: what runs goes on.
+fn leaves_its_parts(object: &DynamicObject) -> bool {
+    let mut finalizers = object.metadata.finalizers.iter().flatten();
+    finalizers.any(|finalizer| finalizer == "orphan")
 }
 
 impl Looked {
     fn at(object: &DynamicObject) -> Self {
-        if object.metadata.deletion_timestamp.is_some() {
-            tracing::info!("the Distribution is being deleted");
+        if object.metadata.deletion_timestamp.is_some() && !leaves_its_parts(object) {
+            // In the foreground: its parts go first.
+            return Self::Deleted;
         }
         match object.data.pointer("/status/policy") {
             None | Some(Value::Null) => Self::NoPolicy,
@@ -113,6 +129,7 @@ impl Looked {
             Self::Policy(policy) => policy,
             Self::NoPolicy => return Seen::NoPolicy,
             Self::NoObject => return Seen::NoObject,
+            Self::Deleted => return Seen::Deleted,
         };
         let json = policy.to_string().into_bytes();
         match Policy::decode(&json) {
@@ -198,6 +215,16 @@ mod tests {
             assert!(why.contains(says), "{what}: {why}");
             assert_eq!(revision, if what == "a list" { 0 } else { 3 }, "{what}");
         }
+    }
+
+    #[test]
+    fn an_object_that_goes_with_its_parts_is_told_from_one_that_leaves_them() {
+        let mut going = object(&json!({"policy": good()}));
+        going.metadata.deletion_timestamp =
+            Some(serde_json::from_value(json!("2026-11-26T10:00:00Z")).unwrap());
+        assert_eq!(Looked::at(&going).judged(), Seen::Deleted);
+        going.metadata.finalizers = Some(vec!["orphan".to_owned()]);
+        assert_ne!(Looked::at(&going).judged(), Seen::Deleted);
     }
 
     #[test]

@@ -21,8 +21,8 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter as Publisher};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::election::{EVERY, Election, Step};
-use crate::lease::{ReportsLease, record};
+use crate::election::{Election, REPORTS, Step};
+use crate::lease::{HeldLease, record};
 use crate::reports::{InForce, Reports, Status};
 use crate::{Error, Target, asked};
 
@@ -213,7 +213,7 @@ struct Round<R> {
     config: Config,
     replica: R,
     election: Election,
-    lease_api: ReportsLease,
+    lease_api: HeldLease,
     /// As it was last written, while it is ours.
     lease: Option<Lease>,
     api: Api<DynamicObject>,
@@ -247,8 +247,8 @@ impl<R: Replica> Round<R> {
             ..ObjectReference::default()
         };
         Self {
-            lease_api: ReportsLease::new(client.clone(), target, &config.uid, &me),
-            election: Election::new(me),
+            lease_api: HeldLease::of_reports(client.clone(), target, &config.uid, &me, REPORTS),
+            election: Election::new(me, REPORTS),
             lease: None,
             api: Api::namespaced_with(client.clone(), &target.namespace, &kind),
             events: Recorder::new(client, publisher),
@@ -289,7 +289,7 @@ impl<R: Replica> Round<R> {
 
     async fn try_step(&mut self) -> Result<(), Error> {
         if self.now() >= self.lease_due {
-            self.lease_due = self.now() + EVERY;
+            self.lease_due = self.now() + REPORTS.every;
             self.elect().await?;
         }
         self.begin_or_end().await?;

@@ -79,6 +79,7 @@ impl Node {
             request_key: key.0.to_vec(),
             source: Some(source.clone()),
             replicas: self.sessions.connected(),
+            only_look: false,
         };
         let resolved = match self.sessions.resolve(ask).await {
             Ok(resolved) => resolved,

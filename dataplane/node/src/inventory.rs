@@ -47,12 +47,12 @@ impl Inventory {
     }
 }
 
-fn in_use(node: &Node, key: &ContentKey) -> bool {
+pub(crate) fn in_use(node: &Node, key: &ContentKey) -> bool {
     node.find(key)
         .is_some_and(|task| !task.state().wants.is_empty())
 }
 
-fn delete_now(node: &Node, key: &ContentKey) -> dragonfly_storage::Result<bool> {
+pub(crate) fn delete_now(node: &Node, key: &ContentKey) -> dragonfly_storage::Result<bool> {
     node.forget_task(key);
     let was_there = node.store.delete(key)?;
     node.forget(key);
@@ -228,7 +228,7 @@ fn describe(node: &Arc<Node>, held: &Snapshot) -> rpc::TaskStat {
     }
 }
 
-fn kept_meta(node: &Node, key: &ContentKey) -> Option<Meta> {
+pub(crate) fn kept_meta(node: &Node, key: &ContentKey) -> Option<Meta> {
     let kept = node.store.peek_meta(key).ok().flatten()?;
     serde_json::from_slice(&kept).ok()
 }

@@ -17,6 +17,8 @@
 //! * [`session`], `membership`: what schedulers say and are told.
 //! * `origin`, `lease`, `reading`: looking at origins; reading and signing under a lease. `alone`:
 //!   without one.
+//! * `tending`: contents that a person has all nodes delete or keep.
+//! * `warming`: contents that a scheduler has the node get before anybody asks.
 //! * [`limits`], [`metrics`], `failures`: what schedulers hear of how downloads end.
 
 mod alone;
@@ -47,9 +49,11 @@ mod socket;
 mod strangers;
 pub mod task;
 mod tasks;
+mod tending;
 mod turns;
 mod users;
 mod vouched;
+mod warming;
 mod wire;
 
 /// Threads for a node's part in the mesh, and as many for its clients: half of the processors, at

@@ -1,6 +1,7 @@
 //! What schedulers say to this node, and what it says to them of its tasks.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc::{self, FromNode, from_node, to_node};
@@ -39,7 +40,12 @@ impl Node {
 
     pub(crate) fn on_scheduler(self: &Arc<Self>, from: String, message: to_node::Message) {
         match message {
+            to_node::Message::Retire(_) => {
+                tracing::info!("the mesh was deleted");
+                self.retired.store(true, Ordering::Relaxed);
+            }
             to_node::Message::Policy(policy) => {
+                self.retired.store(false, Ordering::Relaxed);
                 self.policies.send_replace(Some(policy));
             }
             to_node::Message::Joined(joined) => self.on_joined(&joined),
@@ -83,6 +89,11 @@ impl Node {
             to_node::Message::Lease(lease) => {
                 tokio::spawn(self.clone().hold_lease(from, lease));
             }
+            to_node::Message::Warm(warm) => self.on_warm(from, warm),
+            to_node::Message::Tend(tend) => {
+                tokio::spawn(self.clone().on_tend(from, tend));
+            }
+            to_node::Message::StopWarming(stop) => self.on_stop_warming(&stop.job),
             to_node::Message::Welcome(_) | to_node::Message::Resolved(_) => {}
         }
     }

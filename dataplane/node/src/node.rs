@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -26,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::origin::PendingOrigins;
 use crate::session::{FromScheduler, Sessions};
 use crate::task::{Task, lock};
+use crate::warming::Warming;
 
 /// Tasks of which they are.
 const MAX_SWARMS: usize = 4096;
@@ -136,6 +138,9 @@ pub struct Node {
     /// Where the node's part in the mesh runs; its clients' calls are elsewhere.
     pub(crate) threads: Handle,
     pub(crate) clock: MeshClock,
+    pub(crate) warming: Warming,
+    /// The mesh was deleted.
+    pub(crate) retired: AtomicBool,
 }
 
 impl std::fmt::Debug for Node {
@@ -201,6 +206,8 @@ impl Node {
             stop: CancellationToken::new(),
             threads: Handle::current(),
             clock: MeshClock::default(),
+            warming: Warming::default(),
+            retired: AtomicBool::new(false),
         });
         let local = Local {
             node: node.identity.node,
@@ -248,6 +255,12 @@ impl Node {
 
     pub(crate) fn mesh(&self) -> Option<Arc<Mesh<Self>>> {
         self.mesh.get().and_then(Weak::upgrade)
+    }
+
+    /// Whether a scheduler said that the mesh was deleted, and none gave a policy since.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
     }
 
     /// Who this node is.

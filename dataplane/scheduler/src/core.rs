@@ -15,8 +15,10 @@ use dragonfly_proto::sign::{PublicKey, SigningKey};
 use dragonfly_swarm::membership::{Settings, ZoneId};
 
 use crate::lookups::Lookup;
+use crate::preheats::Preheats;
 use crate::sketch::{Counts, bounded};
 use crate::swarms::TaskEntry;
+use crate::tending::Tending;
 
 /// A node whose session ended is taken for dead after this, unless it comes back.
 const SESSION_GRACE: Duration = Duration::from_millis(1500);
@@ -98,6 +100,10 @@ pub struct Core {
     epoch: u64,
     last_sweep: Duration,
     pub(crate) counts: Counts,
+    pub(crate) preheats: Preheats,
+    pub(crate) tending: Tending,
+    /// The mesh was deleted.
+    retired: bool,
 }
 
 /// Why a session is refused.
@@ -134,6 +140,9 @@ impl Core {
             epoch: unix,
             last_sweep: Duration::ZERO,
             counts: Counts::default(),
+            preheats: Preheats::default(),
+            tending: Tending::default(),
+            retired: false,
         }
     }
 
@@ -227,6 +236,10 @@ impl Core {
             // What it was asked may have been lost with its old session.
             self.ask_again(node);
         }
+        self.preheats.came(node);
+        if self.retired {
+            self.send(node, to_node::Message::Retire(rpc::Retire {}));
+        }
         Ok(node)
     }
 
@@ -287,6 +300,8 @@ impl Core {
             from_node::Message::LeaseResult(m) => self.on_lease_result(from, m),
             from_node::Message::Report(m) => self.on_report(from, m),
             from_node::Message::Import(m) => self.on_import(from, m),
+            from_node::Message::Warmed(m) => self.preheats.on_warmed(now, from, &m),
+            from_node::Message::Tended(m) => self.tending.on_tended(from, &m),
             from_node::Message::PolicyAck(m) => {
                 if let Some(entry) = self.nodes.get_mut(&from) {
                     entry.hello.policy = Some(bounded(m));
@@ -337,8 +352,18 @@ impl Core {
         t.load = report.load;
     }
 
+    /// The mesh was deleted: every node hears of it, those that come later too.
+    pub fn retire(&mut self) {
+        self.retired = true;
+        let nodes: Vec<_> = self.nodes.keys().copied().collect();
+        for node in nodes {
+            self.send(node, to_node::Message::Retire(rpc::Retire {}));
+        }
+    }
+
     /// Another policy: every node hears of it.
     pub fn set_policy(&mut self, policy: rpc::PolicyUpdate, settings: CoreSettings) {
+        self.retired = false;
         self.settings = settings;
         let nodes: Vec<_> = self.nodes.keys().copied().collect();
         for node in nodes {
@@ -366,6 +391,7 @@ impl Core {
         self.flush(now);
         self.renew_lookups();
         self.renew_leases();
+        self.tick_preheats();
         if now.saturating_sub(self.last_sweep) > Duration::from_secs(30) {
             self.last_sweep = now;
             self.forget_stale_lookups();

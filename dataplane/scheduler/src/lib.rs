@@ -4,14 +4,18 @@
 //! they hold and take part in, and downloads go on meanwhile.
 //!
 //! * [`core`]: the decisions, without IO or clock. [`sketch`]: what is counted of its nodes.
+//! * [`preheats`]: contents that nodes get before anybody asks.
+//! * [`tending`]: contents that a person has all nodes delete or keep.
 //! * [`service`]: gRPC around them. [`replicas`]: between schedulers of one mesh.
 
 pub mod core;
 mod imports;
 mod leases;
 mod lookups;
+pub mod preheats;
 pub mod replicas;
 pub mod service;
 pub mod sketch;
 mod swarms;
 mod telling;
+pub mod tending;

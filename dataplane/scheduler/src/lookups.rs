@@ -49,6 +49,8 @@ pub(crate) struct Waiter {
     id: u64,
     /// The replicas it has sessions with.
     replicas: Vec<String>,
+    /// It only looks: it is put into no swarm.
+    only_look: bool,
 }
 
 impl Core {
@@ -68,17 +70,24 @@ impl Core {
             node: from,
             id: m.id,
             replicas: m.replicas.into_iter().take(64).collect(),
+            only_look: m.only_look,
         };
         let source = m.source.unwrap_or_default();
         if !source.digest.is_empty() {
             // Known by its digest: no origin has to be asked what it is.
             let content = ContentKey::from_digest(&source.domain, &source.digest);
-            if self
-                .tasks
-                .get(&content)
-                .is_some_and(|t| t.geometry.is_some())
-            {
-                return self.resolved(from, m.id, content, rpc::OriginInfo::default(), &source);
+            let geometry = self.tasks.get(&content).and_then(|t| t.geometry);
+            match geometry {
+                Some(geometry) if m.only_look => {
+                    let origin = rpc::OriginInfo::default();
+                    let resolver = vec![];
+                    return self.looked(from, m.id, content, &geometry, origin, resolver);
+                }
+                Some(_) => {
+                    let origin = rpc::OriginInfo::default();
+                    return self.resolved(from, m.id, content, origin, &source);
+                }
+                None => {}
             }
         }
         match self.lookups.get_mut(&key) {
@@ -216,7 +225,7 @@ impl Core {
 
     /// Tells a node what its source holds; where this replica is the content's too, it joins at once.
     fn give(&mut self, w: Waiter, known: &Known, source: &rpc::Source) {
-        if self.is_mine(&known.content, &w.replicas) {
+        if !w.only_look && self.is_mine(&known.content, &w.replicas) {
             let begun = self
                 .tasks
                 .get(&known.content)
@@ -232,15 +241,30 @@ impl Core {
             }
             return self.resolved(w.node, w.id, known.content, known.origin.clone(), source);
         }
+        let (origin, resolver) = (known.origin.clone(), known.by.0.to_vec());
+        let geometry = known.geometry;
+        self.looked(w.node, w.id, known.content, &geometry, origin, resolver);
+    }
+
+    /// Tells a node what its source holds, and nothing more.
+    fn looked(
+        &mut self,
+        node: NodeId,
+        id: u64,
+        content: ContentKey,
+        geometry: &Geometry,
+        origin: rpc::OriginInfo,
+        resolver: Vec<u8>,
+    ) {
         let resolved = rpc::Resolved {
-            id: w.id,
-            content: known.content.0.to_vec(),
-            geometry: Some((&known.geometry).into()),
-            origin: Some(known.origin.clone()),
-            resolver: known.by.0.to_vec(),
+            id,
+            content: content.0.to_vec(),
+            geometry: Some(geometry.into()),
+            origin: Some(origin),
+            resolver,
             ..rpc::Resolved::default()
         };
-        self.send(w.node, to_node::Message::Resolved(resolved));
+        self.send(node, to_node::Message::Resolved(resolved));
     }
 
     /// Whether this replica is responsible for a content among those that the node has sessions with.

@@ -149,6 +149,11 @@ impl Service {
         Ok(who)
     }
 
+    /// The mesh was deleted: nodes that are told to end from now on take what they hold with them.
+    pub fn retire(&self) {
+        self.with(|core, _| core.retire());
+    }
+
     /// What the scheduler knows.
     #[must_use]
     pub fn inspect(&self) -> rpc::InspectReply {
@@ -189,7 +194,7 @@ impl Service {
 
     /// Runs a decision and queues what it wants sent. The core stays locked meanwhile, so that
     /// messages to one node keep their order.
-    fn with<R>(&self, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
         let mut core = self.core();
         let result = f(&mut core, self.inner.started.elapsed());
         let out = core.take_out();

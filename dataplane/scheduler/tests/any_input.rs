@@ -72,6 +72,7 @@ fn message() -> impl Strategy<Value = Message> {
                 request_key,
                 source: s.then(source),
                 replicas: vec![],
+                only_look: !s,
             })
         }),
         (0..30_u64, key(), geometry(), failure(), any::<u64>()).prop_map(

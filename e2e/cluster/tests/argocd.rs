@@ -101,7 +101,7 @@ fn health_is_what_the_conditions_say() {
     let ready = |status| condition("Ready", status, "R", "ready says");
     let changing = |status| condition("Reconciling", status, "C", "changing says");
     let stalled = |status| condition("Stalled", status, "S", "stalled says");
-    let rows: [(&str, Value, &str, &str); 10] = [
+    let rows: [(&str, Value, &str, &str); 11] = [
         (
             "just made",
             json!({"metadata": {"name": "mesh", "generation": 1}, "spec": {}}),
@@ -160,13 +160,26 @@ fn health_is_what_the_conditions_say() {
             "ready says",
         ),
         (
+            "suspended",
+            object(
+                3,
+                &[
+                    condition("Ready", "False", "Suspended", "held up"),
+                    changing("False"),
+                    stalled("False"),
+                ],
+            ),
+            "Suspended",
+            "held up",
+        ),
+        (
             "without a message",
             object(3, &[condition("Ready", "True", "Ready", "")]),
             "Healthy",
             "Ready",
         ),
     ];
-    for kind in ["Distribution", "SchedulerPool"] {
+    for kind in ["Distribution", "SchedulerPool", "Preheat"] {
         let script = &customizations[&format!("resource.customizations.health.d7y.io_{kind}")];
         for (what, object, status, message) in &rows {
             let said = run(
@@ -214,7 +227,26 @@ fn actions_change_what_they_say_and_are_offered_when_they_would() {
         ),
         (json!({"replicas": 2}), "remove-scheduler", "replicas", "1"),
     ];
-    for (kind, rows) in [("Distribution", &distribution), ("SchedulerPool", &pool)] {
+    let preheat = [
+        (json!({}), "suspend", "activity", "Suspended"),
+        (
+            json!({"activity": "Active"}),
+            "suspend",
+            "activity",
+            "Suspended",
+        ),
+        (
+            json!({"activity": "Suspended"}),
+            "resume",
+            "activity",
+            "Active",
+        ),
+    ];
+    for (kind, rows) in [
+        ("Distribution", &distribution),
+        ("SchedulerPool", &pool),
+        ("Preheat", &preheat),
+    ] {
         let actions = of(kind);
         for (spec, name, field, after) in rows {
             let object = with(spec.clone());

@@ -12,6 +12,8 @@ use dragonfly_operator_core::Kind;
 use dragonfly_operator_core::names::OURS;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use kube::core::{ApiResource, DeserializeGuard, DynamicObject};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, predicates, watcher};
@@ -106,7 +108,8 @@ where
     let at = api.namespace().unwrap_or("all namespaces").to_owned();
     let stream = watcher(api, config)
         .modify(|object: &mut K| object.managed_fields_mut().clear())
-        .default_backoff();
+        .default_backoff()
+        .map(|event| event.map(deleted_for_all_to_see));
     let store = writer.as_reader();
     let logged = stream.inspect(move |event| {
         if let Err(error) = event {
@@ -120,6 +123,37 @@ where
         }
     });
     (store, is_filled, reflected.touched_objects())
+}
+
+/// A kind of all namespaces, with those of its changes that change what `hash` says.
+pub(crate) fn watched<K>(
+    api: Api<K>,
+    hash: impl Fn(&K) -> Option<u64> + Send + 'static,
+) -> (Store<K>, Changes<K>)
+where
+    K: Resource<DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug
+        + Send
+        + Sync
+        + 'static,
+{
+    let (store, _, changes) = watch(api, (), watcher::Config::default());
+    let changes = changes.predicate_filter(hash, Default::default());
+    (store, sound(changes))
+}
+
+/// An object that is gone says so: a filter of changes would take its last state for no change.
+fn deleted_for_all_to_see<K: Resource>(event: watcher::Event<K>) -> watcher::Event<K> {
+    match event {
+        watcher::Event::Delete(mut object) => {
+            let gone = Time(Timestamp::UNIX_EPOCH);
+            object.meta_mut().deletion_timestamp.get_or_insert(gone);
+            watcher::Event::Delete(object)
+        }
+        other => other,
+    }
 }
 
 /// Only what went well: errors were logged, and the watch goes on by itself.

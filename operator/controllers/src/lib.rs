@@ -5,11 +5,13 @@
 //!  SchedulerPool ┼─ watches ─► queue ─► reconcile
 //!  what we made ─┘   (cache)             └── (core decides, this crate asks and tells the API server)
 //! ```
-//! - [`distribution`]: a mesh into its parts; [`scheduler_pool`]: what a pool serves
+//! - [`distribution`]: a mesh into its parts; [`scheduler_pool`]: what a pool serves;
+//!   [`preheat`]: which run of it is due
 //! - [`cache`]: what the operator made, as the API server last told it
 //! - [`apply`]: server-side apply with an owner, pruning
 //! - [`authority`]: the mesh's keys, made once; [`ca`]: its CA, replaced now and then
 //! - [`issuer`]: certificates for who shows a token of the mesh
+//! - [`leader`]: which of several operators does all this
 //!
 //! Invariants: one object that is wrong never keeps another from being reconciled (an object that does
 //! not decode is one object's condition; each watch has its own backoff; each reconciliation ends in
@@ -24,7 +26,9 @@ pub mod cache;
 mod context;
 pub mod distribution;
 pub mod issuer;
+pub mod leader;
 pub mod metrics;
+pub mod preheat;
 pub mod scheduler_pool;
 mod status;
 mod tokens;
@@ -128,6 +132,7 @@ pub async fn run(
 ) {
     let (context, streams) = Context::new(client, options, metrics);
     let pools = cache::Pools::new(&context.client);
+    let preheats = preheat::Preheats::new(&context.client);
     let context = Arc::new(context);
     let mut known = context.cache.distributions_filled.clone();
     tokio::spawn(async move {
@@ -138,6 +143,7 @@ pub async fn run(
     futures::join!(
         context.issuer.clone().run(issuer, stop.clone()),
         distribution::run(context.clone(), streams, stop.clone()),
-        scheduler_pool::run(context, pools, stop),
+        scheduler_pool::run(context.clone(), pools, stop.clone()),
+        preheat::run(context, preheats, stop),
     );
 }

@@ -171,7 +171,7 @@ mod tests {
     fn mesh(name: &str, second: i64, change: impl FnOnce(&mut Distribution)) -> Claim {
         let mut distribution = Distribution::new(name, Default::default());
         distribution.metadata.namespace = Some("x".to_owned());
-        let time = k8s_openapi::jiff::Timestamp::from_second(second).unwrap();
+        let time = jiff::Timestamp::from_second(second).unwrap();
         distribution.metadata.creation_timestamp = Some(Time(time));
         change(&mut distribution);
         Claim::of(&distribution)

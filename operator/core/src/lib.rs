@@ -8,6 +8,7 @@
 //! - [`claims`]: two meshes that want the same ports or directories of the same nodes
 //! - [`build`]: everything that Kubernetes is asked for, typed; pure functions of a [`Mesh`]
 //! - [`wanted`]: those objects as they are applied, and whether a live one is as wanted
+//! - [`preheat`]: which run of a Preheat is due, and what is said of it
 //! - [`status`]: what is said of all this in conditions
 //!
 //! Invariants: no IO, no clock, no randomness; equal input gives equal output, so that applying twice
@@ -16,6 +17,7 @@
 pub mod build;
 pub mod claims;
 pub mod names;
+pub mod preheat;
 pub mod status;
 pub mod validate;
 pub mod wanted;

@@ -33,6 +33,8 @@ pub const OURS: &str = "app.kubernetes.io/managed-by=dragonfly-operator";
 pub const SCHEDULER_PORT: u16 = 8002;
 /// Port of a scheduler's health and metrics.
 pub const SCHEDULER_ADMIN: u16 = 8003;
+/// Port of a scheduler on its pod's loopback, where the plugin comes by port-forward.
+pub const SCHEDULER_LOCAL: u16 = 8004;
 /// Port of a seed.
 pub const SEED_PORT: u16 = 4000;
 /// Port of a seed's health and metrics.

@@ -241,7 +241,7 @@ pub fn of_pool(
 }
 
 /// Type, status, reason, message.
-type Row = (&'static str, &'static str, &'static str, String);
+pub(crate) type Row = (&'static str, &'static str, &'static str, String);
 
 fn done(message: String) -> [Row; 3] {
     [
@@ -268,7 +268,26 @@ fn stopped(stalled: &Stalled) -> [Row; 3] {
     ]
 }
 
-fn conditions(
+/// What an outcome says where there is nothing to count.
+pub(crate) fn rows_of(outcome: &Outcome) -> [Row; 3] {
+    match outcome {
+        Outcome::Applied(said) => done(cut(said.join("; "))),
+        Outcome::Failed(why) => progressing(reason::FAILED, cut(why.clone())),
+        Outcome::Stalled(stalled) => stopped(stalled),
+    }
+}
+
+/// The conditions of an object of which nothing is counted.
+pub fn of_nothing(
+    previous: &[Condition],
+    generation: Option<i64>,
+    outcome: &Outcome,
+    now: &Time,
+) -> Vec<Condition> {
+    conditions(previous, generation, rows_of(outcome), now)
+}
+
+pub(crate) fn conditions(
     previous: &[Condition],
     generation: Option<i64>,
     rows: [Row; 3],
@@ -292,7 +311,7 @@ fn conditions(
         .collect()
 }
 
-fn cut(mut text: String) -> String {
+pub(crate) fn cut(mut text: String) -> String {
     if text.len() > MAX_MESSAGE {
         let end = (0..=MAX_MESSAGE)
             .rev()

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use dragonfly_controllers::leader::Leader;
 use dragonfly_controllers::{Ages, At, Metrics, Namespaces, Options};
 use dragonfly_operator_core::Settings;
 use tokio::net::TcpListener;
@@ -167,14 +168,53 @@ async fn run(args: Args) -> Result<(), Failed> {
         ready: ready.clone(),
     };
     let addr = admin::serve(args.admin, shown, stop.clone()).await?;
-    let wrong = |e| Failed::at(format!("issuer port {}", args.issuer), e);
-    let issuer = TcpListener::bind(args.issuer).await.map_err(wrong)?;
     tracing::info!(%addr, namespaces = %options.namespaces, image = options.settings.image,
         "the operator is up");
     on_signal(stop.clone())?;
+    // Outside of a pod whoever starts it sees to it that there is one.
+    let mut leader = args.own_namespace.as_deref().map(|namespace| {
+        let me = args.own_name.as_deref().unwrap_or("operator");
+        Leader::new(client.clone(), namespace, me)
+    });
+    if let Some(leader) = &mut leader {
+        // One that stands by is as ready as it can be.
+        ready.store(true, std::sync::atomic::Ordering::Relaxed);
+        if !leader.wait(&stop).await {
+            return Ok(());
+        }
+        ready.store(false, std::sync::atomic::Ordering::Relaxed);
+    }
+    // Only now: who calls one that stands by is turned away, and comes to the other.
+    let wrong = |e| Failed::at(format!("issuer port {}", args.issuer), e);
+    let issuer = TcpListener::bind(args.issuer).await.map_err(wrong)?;
     let reconciling =
         dragonfly_controllers::run(client, options, issuer, metrics, ready, stop.clone());
-    reconciling.await;
+    match &mut leader {
+        None => reconciling.await,
+        Some(leader) => {
+            let done = CancellationToken::new();
+            let until = done.clone();
+            let reconciling = async move {
+                reconciling.await;
+                done.cancel();
+            };
+            // Also while what is under way is finished: it writes.
+            let lost = async {
+                leader.keep(&until).await;
+                until.is_cancelled()
+            };
+            tokio::pin!(lost);
+            tokio::select! {
+                () = reconciling => {}
+                still = &mut lost => if !still {
+                    return Err(Failed("another operator may lead by now".to_owned()));
+                },
+            }
+        }
+    }
+    if let Some(leader) = &mut leader {
+        leader.give_back().await;
+    }
     // A watch that ends by itself would leave a pod that looks well and does nothing.
     if !stop.is_cancelled() {
         return Err(Failed("the controllers ended by themselves".to_owned()));

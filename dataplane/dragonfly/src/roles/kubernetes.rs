@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use dragonfly_crds::Policy;
 use dragonfly_kubernetes::policy::{Seen, follow};
+use dragonfly_kubernetes::preheats::carry_out;
 use dragonfly_kubernetes::reporter::{self, Reporter};
 use dragonfly_kubernetes::{Target, connect};
 use dragonfly_proto::rpc;
@@ -16,6 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::policy::Given;
+use super::preheats::ThisScheduler;
 use super::scheduler::{Running, ShownScheduler, ToReplicas};
 use super::{RoleError, write_atomically};
 
@@ -159,6 +161,14 @@ impl Connected {
                 .collect(),
             pod: std::env::var("POD_NAME").ok(),
         };
+        let preheats = carry_out(
+            self.client.clone(),
+            config.target.clone(),
+            self.reporter.clone(),
+            ThisScheduler(running.service.clone()),
+            stop.clone(),
+        );
+        let mut preheats = tokio::spawn(preheats);
         let replica = ThisReplica {
             service: running.service,
             tls: running.to_replicas,
@@ -170,6 +180,12 @@ impl Connected {
             ended = &mut task => {
                 let why = ended.err().map_or_else(|| "it ended".to_owned(), |e| e.to_string());
                 return Err(RoleError::at("the reports", why));
+            }
+            ended = &mut preheats, if !stop.is_cancelled() => {
+                if !stop.is_cancelled() {
+                    let why = ended.err().map_or_else(|| "it ended".to_owned(), |e| e.to_string());
+                    return Err(RoleError::at("preheats", why));
+                }
             }
             () = stop.cancelled() => {}
         }
@@ -219,6 +235,10 @@ impl Taker {
                     "distribution {target} has no status.policy yet: see its conditions, and that \
                      the operator runs"
                 ));
+            }
+            Seen::Deleted => {
+                tracing::info!(%target, "the Distribution was deleted");
+                self.shown.retire();
             }
             Seen::NoObject => {
                 tracing::warn!(%target, "there is no such Distribution");

@@ -25,7 +25,7 @@ use super::admin::{self, Shown};
 use super::bootstrap::Known;
 use super::identity::{self, Proof};
 use super::policy::{self, Given};
-use super::{LogArgs, RoleError, bootstrap, figures, kubernetes, manifests, mesh_id};
+use super::{LogArgs, RoleError, bootstrap, figures, kubernetes, local, manifests, mesh_id};
 
 /// Run a scheduler: who is in which swarm, and the mesh's policy
 ///
@@ -83,6 +83,10 @@ pub(crate) struct Args {
     /// Where /healthz, /readyz and /metrics are
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<SocketAddr>,
+    /// Where people ask what it knows, and have contents purged or pinned: a loopback address, for it
+    /// asks nobody who he is (`kubectl dragonfly` comes by port-forward)
+    #[arg(long, value_name = "ADDRESS")]
+    local: Option<SocketAddr>,
     #[command(flatten)]
     log: LogArgs,
 }
@@ -192,6 +196,10 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
     let first = policies.borrow().policy.clone();
     let running = start(config, policies, stop.clone()).await?;
     shown.serves(running.service.clone());
+    if let Some(addr) = args.local {
+        let addr = local::serve(addr, running.service.clone(), stop.clone()).await?;
+        tracing::info!(%addr, "what people ask");
+    }
     let token = keys.join("join-token");
     tracing::info!(address = running.address, join_token = %token.display(), "scheduler is up");
     match kubernetes {
@@ -442,6 +450,13 @@ impl ShownScheduler {
     /// What it waits for until it serves.
     pub(crate) fn waits(&self, what: String) {
         *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    /// The mesh was deleted: its nodes hear of it.
+    pub(crate) fn retire(&self) {
+        if let Some(service) = self.service.get() {
+            service.retire();
+        }
     }
 
     /// Whose figures are shown too.

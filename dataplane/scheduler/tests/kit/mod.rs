@@ -132,6 +132,7 @@ impl World {
             request_key: vec![key; 32],
             source: Some(source()),
             replicas: vec![],
+            only_look: false,
         };
         self.say(n, from_node::Message::Resolve(ask));
         id

@@ -39,7 +39,7 @@ pub(crate) fn read(path: &str) -> Result<String> {
 /// The operator's kinds, namespace, account and rights, and a Role in each namespace where it runs
 /// meshes.
 pub(crate) async fn install(client: &Client, namespaces: &[&str]) -> Result<()> {
-    for plural in ["distributions", "schedulerpools"] {
+    for plural in ["distributions", "schedulerpools", "preheats"] {
         definitions::install(client, &read(&format!("config/crd/d7y.io_{plural}.yaml"))?).await?;
     }
     let account = read("config/rbac/service_account.yaml")?;

@@ -13,6 +13,7 @@ mod conditions;
 mod monitoring;
 mod nodes;
 mod objects;
+mod preheat;
 mod running;
 mod schema;
 mod shapes;

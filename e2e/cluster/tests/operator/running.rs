@@ -34,9 +34,13 @@ async fn two_objects_make_a_mesh_that_serves_every_node_and_goes_without_a_trace
         (1, 1, 2)
     );
 
+    let url = origin_url(&client).await;
+    crate::preheat::content_is_there_before_anybody_asks(&cluster, &place, &url).await;
     let sent = every_node_gets(&cluster, &place).await;
+    // What was preheated was purged.
     assert_eq!(sent, mesh::CONTENT.1, "each byte once");
 
+    crate::preheat::nodes_without_room_are_left_out(&cluster, &place, &url).await;
     policy_reaches_peers(&place).await;
     without_operator(&place).await;
     leaves_no_trace(&cluster, &place).await;
@@ -46,6 +50,7 @@ async fn two_objects_make_a_mesh_that_serves_every_node_and_goes_without_a_trace
 /// A change by `kubectl apply` is run by every node, without a restart.
 async fn policy_reaches_peers(place: &Place) {
     let restarts = restarts(place).await;
+    let next = revision(&place.get("default").await) + 1;
     let spec = "{profile: Light, schedulerPoolRef: {name: default}, limits: {upload: 200Mi}}";
     let object = json!({
         "apiVersion": "d7y.io/v1alpha1", "kind": "Distribution", "metadata": {"name": "default"},
@@ -62,10 +67,10 @@ async fn policy_reaches_peers(place: &Place) {
             .as_array()
             .into_iter()
             .flatten()
-            .filter(|row| row["revision"] == 2)
+            .filter(|row| row["revision"] == next)
             .filter_map(|row| row["nodes"].as_i64())
             .sum::<i64>();
-        if revision == Some(2) && current == 3 {
+        if revision == Some(next) && current == 3 {
             Ok(())
         } else {
             Err(format!("revision {revision:?}, {rollout}"))
@@ -73,6 +78,14 @@ async fn policy_reaches_peers(place: &Place) {
     });
     acknowledged.await.unwrap();
     assert_eq!(self::restarts(place).await, restarts);
+}
+
+/// Of the policy in force.
+pub(crate) fn revision(mesh: &Distribution) -> i64 {
+    let policy = mesh.status.as_ref().and_then(|s| s.policy.as_ref());
+    policy
+        .and_then(|p| p["revision"].as_i64())
+        .unwrap_or_default()
 }
 
 /// Pods of the mesh, and how often they were started.
@@ -195,10 +208,9 @@ async fn leaves_no_trace(cluster: &Cluster, place: &Place) {
     gone.await.unwrap();
     assert!(meshes.get_opt("default").await.unwrap().is_none());
     for node in cluster.nodes() {
-        // What is said in docs/kubernetes.md: the content stays until somebody removes it.
-        node.run(&["rm", "-r", "/var/lib/dragonfly/peer"])
-            .await
-            .unwrap();
+        // What is said in docs/kubernetes.md: of what peers held nothing stays.
+        let left = node.run(&["ls", "-A", "/var/lib/dragonfly/peer"]).await;
+        assert_eq!(left.unwrap(), "", "{}", node.name());
         let left = node.run(&["ls", "-A", "/run/dragonfly"]).await.unwrap();
         assert_eq!(left, "", "a socket that nobody serves");
     }

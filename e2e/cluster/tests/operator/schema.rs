@@ -52,7 +52,7 @@ async fn create(client: &Client, mut object: Value) -> Result<(), String> {
 #[tokio::test]
 async fn every_accepted_sample_is_accepted() {
     let client = shared().await.cluster.client().await.unwrap();
-    for directory in ["accepted", "stalled", "profiles", ""] {
+    for directory in ["accepted", "stalled", "profiles", "preheats", ""] {
         for path in files(directory) {
             let text = std::fs::read_to_string(&path).unwrap();
             for object in parse(&text) {

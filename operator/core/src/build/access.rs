@@ -64,6 +64,9 @@ pub(super) fn roles(mesh: &Mesh) -> Vec<Role> {
             rule(group, "distributions", own(), &["get", "list", "watch"]),
             // Reports go there.
             rule(group, "distributions/status", own(), &["patch"]),
+            // Plans of Preheats come from these, and how far they are goes there.
+            rule(group, "preheats", None, &["get", "list", "watch"]),
+            rule(group, "preheats/status", None, &["patch"]),
             // Which of the schedulers reports. Creation cannot be bound to a name.
             rule(leases, "leases", reports(), &["get", "update", "patch"]),
             rule(leases, "leases", None, &["create"]),

@@ -7,8 +7,8 @@ use k8s_openapi::api::apps::v1::{
     DeploymentStrategy, RollingUpdateDaemonSet, RollingUpdateDeployment,
 };
 use k8s_openapi::api::core::v1::{
-    Affinity, PersistentVolumeClaim, PersistentVolumeClaimSpec, PodAffinityTerm, PodAntiAffinity,
-    Volume, VolumeMount, VolumeResourceRequirements,
+    Affinity, EnvVar, PersistentVolumeClaim, PersistentVolumeClaimSpec, PodAffinityTerm,
+    PodAntiAffinity, Volume, VolumeMount, VolumeResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -65,7 +65,7 @@ pub(super) fn seeds(
                 names::SEED_PORT,
                 names::SEED_ADMIN,
             ),
-            env: vec![field("POD_NAME", "metadata.name")],
+            env: vec![field("POD_NAME", "metadata.name"), zone()],
             ports: vec![("mesh", names::SEED_PORT), (ADMIN, names::SEED_ADMIN)],
             volumes,
             root,
@@ -170,7 +170,7 @@ pub(super) fn peers(
         slot: None,
         pods: &peers.pods,
         args: args(mesh, THIS, addresses, "$(NODE_NAME)", own, admin),
-        env: vec![field("NODE_NAME", "spec.nodeName")],
+        env: vec![field("NODE_NAME", "spec.nodeName"), zone()],
         ports: vec![("mesh", own), (ADMIN, admin)],
         volumes,
         root: true,
@@ -199,6 +199,15 @@ pub(super) fn peers(
         }),
         ..DaemonSet::default()
     }
+}
+
+/// Which zone the node is in. Kubernetes puts that label of nodes on their pods from 1.35 on; before, all
+/// nodes count as of one zone.
+fn zone() -> EnvVar {
+    field(
+        "DRAGONFLY_ZONE",
+        "metadata.labels['topology.kubernetes.io/zone']",
+    )
 }
 
 /// At most one seed on a node, whose directory it has.

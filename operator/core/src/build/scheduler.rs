@@ -89,6 +89,7 @@ fn args(mesh: &Mesh, addresses: &Addresses, index: u32) -> Vec<String> {
         format!("--name={}", names::within(THIS, index)),
         format!("--listen={any}:{}", names::SCHEDULER_PORT),
         format!("--admin={any}:{}", names::SCHEDULER_ADMIN),
+        format!("--local=127.0.0.1:{}", names::SCHEDULER_LOCAL),
         format!("--state={STATE}"),
     ];
     args.extend(proof_args(mesh));

@@ -427,6 +427,7 @@ impl Session {
                 ..rpc::Source::default()
             }),
             replicas: vec![self.scheduler.clone()],
+            only_look: false,
         }
     }
 }

@@ -1,0 +1,200 @@
+//! What a scheduler tells and does for people: on its pod's loopback only, where `kubectl dragonfly`
+//! comes by the API server's port-forward. Who may do that (`pods/portforward` in the mesh's namespace)
+//! may do this; nobody else reaches it.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use dragonfly_proto::id::{ContentKey, NodeId};
+use dragonfly_proto::rpc::{self, Role, tend::Action};
+use dragonfly_scheduler::service::Service;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::RoleError;
+
+/// Longest request.
+const MAX_REQUEST: usize = 16 << 10;
+
+/// Serves until stopped.
+pub(crate) async fn serve(
+    addr: SocketAddr,
+    service: Service,
+    stop: CancellationToken,
+) -> Result<SocketAddr, RoleError> {
+    if !addr.ip().is_loopback() {
+        return Err(RoleError(format!(
+            "--local {addr}: it asks nobody who he is, so it may only be a loopback address"
+        )));
+    }
+    let wrong = |e| RoleError::at(format!("--local {addr}"), e);
+    let listener = TcpListener::bind(addr).await.map_err(wrong)?;
+    let addr = listener.local_addr().map_err(wrong)?;
+    tokio::spawn(async move {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = stop.cancelled() => return,
+            };
+            let Ok((stream, _)) = accepted else {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let scheduler = service.clone();
+            tokio::spawn(async move {
+                let service = service_fn(move |request| {
+                    let scheduler = scheduler.clone();
+                    async move { Ok::<_, Infallible>(answer(request, &scheduler).await) }
+                });
+                let served = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(Duration::from_secs(10))
+                    .serve_connection(TokioIo::new(stream), service);
+                if let Err(error) = served.await {
+                    tracing::debug!(%error, "local connection");
+                }
+            });
+        }
+    });
+    Ok(addr)
+}
+
+async fn answer(request: Request<Incoming>, scheduler: &Service) -> Response<Full<Bytes>> {
+    let path = request.uri().path().to_owned();
+    let found = match (request.method(), path.as_str()) {
+        (&Method::GET, "/v1/inspect") => Ok(shown(&scheduler.inspect())),
+        (&Method::POST, "/v1/tend") => tend(request, scheduler).await,
+        _ => Err((
+            StatusCode::NOT_FOUND,
+            "there are GET /v1/inspect and POST /v1/tend".to_owned(),
+        )),
+    };
+    let (status, body) = match found {
+        Ok(body) => (StatusCode::OK, body),
+        Err((status, error)) => (status, json!({"error": error})),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    *response.status_mut() = status;
+    let kind = hyper::header::HeaderValue::from_static("application/json");
+    response
+        .headers_mut()
+        .insert(hyper::header::CONTENT_TYPE, kind);
+    response
+}
+
+/// What is to be done with which contents.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wish {
+    action: String,
+    #[serde(default)]
+    task: String,
+    #[serde(default)]
+    url: String,
+    #[serde(default)]
+    prefix: String,
+}
+
+async fn tend(
+    request: Request<Incoming>,
+    scheduler: &Service,
+) -> Result<Value, (StatusCode, String)> {
+    let wrong = |error: String| (StatusCode::BAD_REQUEST, error);
+    let body = Limited::new(request.into_body(), MAX_REQUEST);
+    let body = body.collect().await.map_err(|e| wrong(e.to_string()))?;
+    let wish: Wish = serde_json::from_slice(&body.to_bytes()).map_err(|e| wrong(e.to_string()))?;
+    let action = match wish.action.as_str() {
+        "purge" => Action::Purge,
+        "pin" => Action::Pin,
+        "unpin" => Action::Unpin,
+        other => return Err(wrong(format!("`{other}` is not purge, pin or unpin"))),
+    };
+    let said = [&wish.task, &wish.url, &wish.prefix];
+    if said.iter().filter(|text| !text.is_empty()).count() != 1 {
+        return Err(wrong("a task, a url or a prefix: one of them".to_owned()));
+    }
+    tracing::info!(
+        action = wish.action,
+        task = wish.task,
+        url = wish.url,
+        prefix = wish.prefix,
+        "a person has all nodes tend to contents"
+    );
+    let tend = rpc::Tend {
+        id: 0,
+        action: action.into(),
+        task: wish.task,
+        url: wish.url,
+        url_prefix: wish.prefix,
+    };
+    let done = scheduler.tend(tend).await;
+    let done = done.map_err(|error| (StatusCode::TOO_MANY_REQUESTS, error))?;
+    let failures = done.failures.iter();
+    Ok(json!({
+        "asked": done.asked,
+        "answered": done.answered,
+        "contents": done.contents,
+        "bytes": done.bytes,
+        "inUse": done.in_use,
+        "failures": failures.map(|(node, why)| json!({"node": node, "message": why})).collect::<Vec<_>>(),
+    }))
+}
+
+fn shown(found: &rpc::InspectReply) -> Value {
+    let node = |n: &rpc::NodeInfo| {
+        let id = NodeId::from_slice(&n.node).map(|id| id.to_string());
+        let totals = n.totals.clone().unwrap_or_default();
+        let policy = n.policy.clone().unwrap_or_default();
+        json!({
+            "name": n.name,
+            "id": id,
+            "role": match n.role() {
+                Role::Seed => "seed",
+                Role::Peer => "peer",
+                _ => "unknown",
+            },
+            "zone": n.zone,
+            "addresses": n.addresses,
+            "bytesPerSecondIn": n.rate_in,
+            "bytesPerSecondOut": n.rate_out,
+            "storedBytes": totals.stored_bytes,
+            "activeTasks": totals.active_tasks,
+            "connections": totals.connections,
+            "fromOrigin": totals.from_origin,
+            "fromSeeds": totals.from_seeds,
+            "fromPeers": totals.from_peers,
+            "uploaded": totals.uploaded,
+            "finished": totals.tasks_done,
+            "failed": totals.tasks_failed,
+            "policy": {
+                "revision": policy.revision,
+                "hash": policy.hash,
+                "error": policy.error,
+            },
+        })
+    };
+    let task = |t: &rpc::TaskInfo| {
+        json!({
+            "task": ContentKey::from_slice(&t.content).map(|key| key.to_string()),
+            "url": t.url,
+            "length": t.geometry.as_ref().and_then(|g| g.total_len),
+            "nodes": t.members,
+            "complete": t.complete,
+            "emitter": t.emitter,
+        })
+    };
+    json!({
+        "scheduler": found.scheduler,
+        "nodes": found.nodes.iter().map(node).collect::<Vec<_>>(),
+        "tasks": found.tasks.iter().map(task).collect::<Vec<_>>(),
+        "policy": found.policy.as_ref().map(|p| json!({"revision": p.revision, "hash": p.hash})),
+    })
+}
