@@ -22,6 +22,8 @@ macro_rules! directory_pattern {
         r"^(/[A-Za-z0-9_][-A-Za-z0-9_.]*)+$"
     };
 }
+pub(crate) use directory_pattern;
+
 /// Pattern of amounts of processor time.
 macro_rules! cpu_pattern {
     () => {
@@ -403,7 +405,7 @@ pub struct Ready {
 }
 
 /// Labels of Kubernetes. Names that are none are refused when objects are made of them.
-fn labels_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+pub(crate) fn labels_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({
         "type": "object",
         "maxProperties": 32,

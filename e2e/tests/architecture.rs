@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// For each crate of the workspace, the crates of the workspace that it may use.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("dragonfly-crds", &[]),
     ("dragonfly-proto", &[]),
     ("dragonfly-swarm", &[]),
@@ -35,6 +35,10 @@ const ARROWS: [(&str, &[&str]); 17] = [
             "dragonfly-swarm",
             "dragonfly-transport",
         ],
+    ),
+    (
+        "dragonfly-mirror",
+        &["dragonfly-node", "dragonfly-proto", "dragonfly-source"],
     ),
     ("dragonfly-operator-core", &["dragonfly-crds"]),
     (

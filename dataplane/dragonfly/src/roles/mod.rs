@@ -5,6 +5,8 @@ mod bootstrap;
 mod figures;
 mod kubernetes;
 pub(crate) mod manifests;
+pub(crate) mod mirror;
+pub(crate) mod mirrored;
 pub(crate) mod node;
 pub(crate) mod policy;
 pub(crate) mod scheduler;

@@ -50,6 +50,7 @@ impl StartNode for FromEnvironment {
                 token: token.map_err(|e| e.to_string())?,
                 policy: Some(policy),
                 socket: Some((socket.clone(), 0o600)),
+                mirrored: None,
             };
             let node = start(config, stop.clone())
                 .await

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::mirrored::Mirrored;
 use super::policy::Given;
 use super::scheduler::{self, ShownScheduler};
 use super::{LogArgs, RoleError, admin, bootstrap, manifests, node, write_atomically};
@@ -98,7 +99,8 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
     let peers = (0..args.peers).map(|n| (Role::Peer, format!("peer-{n}")));
     for (role, name) in seeds.chain(peers) {
         let state = args.state.join(&name);
-        let own = args.socket.clone().filter(|_| name == "peer-0");
+        let is_first = name == "peer-0";
+        let own = args.socket.clone().filter(|_| is_first);
         let socket = own.unwrap_or_else(|| state.join("node.sock"));
         let config = node::Config {
             role,
@@ -112,6 +114,8 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
             token: token.clone(),
             policy: Some(first.clone()),
             socket: Some((socket, 0o660)),
+            // One a machine.
+            mirrored: is_first.then(|| Arc::new(Mirrored::new(None, stop.clone()))),
         };
         nodes.push(node::start(config, stop.clone()).await?);
     }

@@ -6,6 +6,7 @@
 
 mod bed;
 mod case;
+mod images;
 mod io;
 mod net;
 mod report;
@@ -44,6 +45,8 @@ enum What {
         #[arg(long, default_value_t = 5)]
         runs: usize,
     },
+    /// A real image to many nodes' containerd at once, on shaped links (needs root)
+    Images(images::ImagesArgs),
     /// One scheduler, thousands of nodes that join at once
     Scheduler(scheduler::SchedulerArgs),
     /// A BitTorrent tracker, for the systems that need one
@@ -87,6 +90,7 @@ fn main() {
     let done = match Cli::parse().what {
         What::Swarm(args) => swarm(&args),
         What::Io { size, runs } => io(size, runs),
+        What::Images(args) => binary().and_then(|bin| images::run(&args, &bin)),
         What::Scheduler(args) => scheduler::run(&args).and_then(|c| report::write("scheduler", c)),
         What::Tracker { listen } => tracker::serve(&listen),
     };
@@ -150,9 +154,13 @@ fn one(args: &SwarmArgs, case: &Case, bin: &std::path::Path) -> Result<serde_jso
                 continue;
             }
             let run = bed.run(*system, number)?;
-            eprintln!("{}", report::line(case, *system, number, &run));
+            eprintln!("{}", report::line(case, system.name(), number, &run));
             runs.push(run);
         }
     }
-    Ok(report::case(case, &results))
+    let named: Vec<(&str, Vec<bed::Run>)> = results
+        .into_iter()
+        .map(|(system, runs)| (system.name(), runs))
+        .collect();
+    Ok(report::rows(case, &named))
 }
