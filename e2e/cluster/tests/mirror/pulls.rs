@@ -226,7 +226,7 @@ async fn images_are_pulled_through_the_mesh_on_chosen_nodes_until_there_is_no_mi
     until_told(bed.node(0), OPEN, true).await;
     until_told(bed.node(0), PRIVATE, true).await;
     assert!(!is_told(bed.node(1), OPEN) && hosts(bed.node(1), OPEN) == before[1]);
-    bed.mesh(Some(json!({}))).await;
+    bed.mesh(Some(json!({"kubernetes.io/os": "linux"}))).await;
     until_told(bed.node(1), OPEN, true).await;
     until_told(bed.node(0), OPEN, true).await;
 
