@@ -114,7 +114,7 @@ presubmit: lint test ## What a change must pass
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for SECONDS=60 (needs: rustup toolchain install nightly, cargo install cargo-fuzz)
-	@for crate in dataplane/proto crds dataplane/storage; do \
+	@for crate in dataplane/proto crds dataplane/storage dataplane/mirror; do \
 		cd $(CURDIR)/$$crate/fuzz; \
 		for target in $$(cargo +nightly fuzz list); do \
 			echo "$$crate: $$target"; \

@@ -9,6 +9,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::mirror::Mirror;
 use crate::placement::{
     Components, ExternalSchedulers, Location, Monitoring, NetworkPolicies, Peers, Pods, SeedStorage,
 };
@@ -60,6 +61,11 @@ pub(crate) use duration_pattern;
         "fieldPath": ".seeds.emitters"
     },
     {
+        "rule": "!has(self.mirror) || (self.mirror.port != self.peers.port && self.mirror.port != self.peers.adminPort)",
+        "message": "must differ from spec.peers.port and spec.peers.adminPort",
+        "fieldPath": ".mirror.port"
+    },
+    {
         "rule": "!(has(self.schedulerPoolRef) && has(self.externalSchedulers))",
         "message": "schedulerPoolRef and externalSchedulers exclude each other"
     },
@@ -105,6 +111,10 @@ pub struct DistributionSpec {
     pub objective: Objective,
     /// Where content comes from.
     pub sources: Sources,
+    /// The registry mirror of every peer: container runtimes pull images through the mesh. None when
+    /// absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<Mirror>,
 }
 
 /// Preset of defaults; see [`crate::profile`] for the values.

@@ -17,6 +17,7 @@ pub mod distribution;
 pub mod duration;
 pub mod field;
 pub mod manifest;
+pub mod mirror;
 pub mod placement;
 pub mod policy;
 pub mod preheat;

@@ -22,6 +22,8 @@ macro_rules! directory_pattern {
         r"^(/[A-Za-z0-9_][-A-Za-z0-9_.]*)+$"
     };
 }
+pub(crate) use directory_pattern;
+
 /// Pattern of amounts of processor time.
 macro_rules! cpu_pattern {
     () => {

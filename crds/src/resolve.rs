@@ -49,6 +49,9 @@ pub fn resolve(
         revoked: spec.security.revoked_nodes.clone(),
     };
     let source_http = http(&mut mesh, &spec.sources.http, &preset);
+    let taken = [spec.peers.port, spec.peers.admin_port];
+    let mirror = spec.mirror.as_ref();
+    let mirror = mirror.map(|mirror| crate::mirror::resolve(&mut mesh, mirror, taken));
 
     if let Some(reference) = &spec.scheduler_pool_ref {
         let found = pool.and_then(|pool| pool.metadata.name.as_deref());
@@ -96,6 +99,7 @@ pub fn resolve(
         uid,
         node,
         source_http,
+        mirror,
         scheduler,
         ..Policy::default()
     };
@@ -257,7 +261,7 @@ fn http(check: &mut Check, spec: &HttpSource, preset: &Preset) -> HttpPolicy {
 }
 
 /// Whether a host or URL has no port or a possible one. The schema's pattern counts digits only.
-fn has_sound_port(text: &str) -> bool {
+pub(crate) fn has_sound_port(text: &str) -> bool {
     let authority = text
         .split_once("://")
         .map_or(text, |(_, rest)| rest)
@@ -297,7 +301,7 @@ fn is_pem(text: &str) -> bool {
 }
 
 /// Collects the mistakes of one object.
-struct Check {
+pub(crate) struct Check {
     object: String,
     errors: Vec<Invalid>,
 }
@@ -312,7 +316,7 @@ impl Check {
         }
     }
 
-    fn fail(&mut self, field: &str, reason: Reason, message: String) {
+    pub(crate) fn fail(&mut self, field: &str, reason: Reason, message: String) {
         let object = self.object.clone();
         self.errors.push(Invalid {
             object,
@@ -323,7 +327,7 @@ impl Check {
     }
 
     /// The schema says the same; an object of an older schema may say something else.
-    fn integer(&mut self, field: &str, value: i32, min: i32, max: i32) -> u32 {
+    pub(crate) fn integer(&mut self, field: &str, value: i32, min: i32, max: i32) -> u32 {
         if !(min..=max).contains(&value) {
             let message = format!("{value}: must be from {min} to {max}");
             self.fail(field, Reason::InvalidValue, message);

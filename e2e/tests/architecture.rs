@@ -36,6 +36,10 @@ const ARROWS: [(&str, &[&str]); 18] = [
             "dragonfly-transport",
         ],
     ),
+    (
+        "dragonfly-mirror",
+        &["dragonfly-node", "dragonfly-proto", "dragonfly-source"],
+    ),
     ("dragonfly-operator-core", &["dragonfly-crds"]),
     (
         "dragonfly-controllers",

@@ -111,6 +111,10 @@ impl Policy {
             ("sourceHttp.parallelRanges", http.parallel_ranges > 0),
             ("sourceHttp.stallTimeoutMs", http.stall_timeout_ms > 0),
             ("sourceHttp.connectTimeoutMs", http.connect_timeout_ms > 0),
+            (
+                "mirror.port",
+                self.mirror.as_ref().is_none_or(|mirror| mirror.port > 0),
+            ),
             ("scheduler.replicas", scheduler.replicas > 0),
             ("scheduler.degree", (1..=1024).contains(&scheduler.degree)),
             (

@@ -38,6 +38,9 @@ pub struct Policy {
     pub node: NodePolicy,
     /// For whoever goes to HTTP origins: seeds, and peers where `node.back_to_source` is set.
     pub source_http: HttpPolicy,
+    /// What every peer does as a mirror of registries; `None`: it is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<MirrorPolicy>,
     /// For schedulers.
     pub scheduler: SchedulerPolicy,
 }
@@ -179,6 +182,31 @@ impl Default for HttpPolicy {
             connect_timeout_ms: 10_000,
         }
     }
+}
+
+/// The registry mirror of every peer.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(default, rename_all = "camelCase")]
+pub struct MirrorPolicy {
+    /// The port on loopback; not 0.
+    pub port: u16,
+    /// Registries by name.
+    pub registries: Vec<MirrorRegistry>,
+    /// Registries that are not listed are mirrored as well.
+    pub others: bool,
+    /// A tag means what it last meant while its registry does not answer.
+    pub last_known_tags: bool,
+}
+
+/// A registry that is mirrored.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(default, rename_all = "camelCase")]
+pub struct MirrorRegistry {
+    /// `host` or `host:port` in lower case.
+    pub host: String,
+    /// Where it is; `None`: `https://` and the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
 }
 
 /// What schedulers do, and how many parts the mesh has.

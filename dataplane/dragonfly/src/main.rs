@@ -33,6 +33,7 @@ enum Command {
     Seed(Box<roles::node::Args>),
     /// Run a peer: the node of this machine's clients
     Peer(Box<roles::node::Args>),
+    Mirror(Box<roles::mirror::Args>),
     Get(Box<commands::get::Args>),
     Import(commands::import::Args),
     Ls(commands::ls::Args),
@@ -71,6 +72,7 @@ async fn command() -> ExitCode {
         Command::Scheduler(args) => roles::scheduler::run(*args).await,
         Command::Seed(args) => roles::node::run(*args, Role::Seed).await,
         Command::Peer(args) => roles::node::run(*args, Role::Peer).await,
+        Command::Mirror(args) => roles::mirror::run(*args).await,
         Command::Get(args) => commands::get::run(*args, &temporary).await,
         Command::Import(args) => commands::import::run(args).await,
         Command::Ls(args) => commands::ls::run(args).await,

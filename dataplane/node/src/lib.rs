@@ -56,6 +56,12 @@ mod vouched;
 mod warming;
 mod wire;
 
+/// Isolation domain of what images are made of, by whichever registry it came: manifests, layers and
+/// configurations, named by their digests. A client's socket cannot name it, so that private layers go
+/// out only by who asks the registry first (the registry mirror); whoever fetches images ahead of time
+/// fetches them into it.
+pub const IMAGES: &str = "images";
+
 /// Threads for a node's part in the mesh, and as many for its clients: half of the processors, at
 /// most 8, for a node's agent leaves room to what the node is there for. One thread moves about as
 /// many bytes as two that hand them to each other on two processors, and its download ends a little

@@ -75,7 +75,7 @@ impl RateLimit {
 
 /// A map of at most so many entries: what was put in first goes first. What is put again is new.
 #[derive(Debug)]
-pub(crate) struct Recent<K, V> {
+pub struct Recent<K, V> {
     most: usize,
     all: HashMap<K, (u64, V)>,
     /// In order of age; entries that were put again or removed since are stale.
@@ -84,7 +84,9 @@ pub(crate) struct Recent<K, V> {
 }
 
 impl<K: Hash + Eq + Copy, V> Recent<K, V> {
-    pub(crate) fn new(most: usize) -> Self {
+    /// An empty one for so many entries.
+    #[must_use]
+    pub fn new(most: usize) -> Self {
         Self {
             most,
             all: HashMap::new(),
@@ -93,15 +95,19 @@ impl<K: Hash + Eq + Copy, V> Recent<K, V> {
         }
     }
 
-    pub(crate) fn get(&self, key: &K) -> Option<&V> {
+    /// What was put last.
+    #[must_use]
+    pub fn get(&self, key: &K) -> Option<&V> {
         self.all.get(key).map(|(_, value)| value)
     }
 
-    pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
+    /// Takes it out.
+    pub fn remove(&mut self, key: &K) -> Option<V> {
         self.all.remove(key).map(|(_, value)| value)
     }
 
-    pub(crate) fn put(&mut self, key: K, value: V) {
+    /// Enters it as the newest.
+    pub fn put(&mut self, key: K, value: V) {
         self.next += 1;
         self.all.insert(key, (self.next, value));
         self.order.push_back((self.next, key));

@@ -67,13 +67,20 @@ fn places(distribution: &Distribution) -> Vec<Place> {
             path.unwrap_or_else(|| PEER_DIRECTORY.to_owned()),
         ));
     }
+    let mut ports = vec![
+        ("spec.peers.port", peers.port),
+        ("spec.peers.adminPort", peers.admin_port),
+    ];
+    ports.extend(spec.mirror.as_ref().map(|m| ("spec.mirror.port", m.port)));
+    // A container runtime is told of one mirror.
+    if let Some(mirror) = spec.mirror.as_ref().filter(|m| m.node_selector.is_some()) {
+        let directory = mirror.containerd_directory.clone();
+        directories.push(("spec.mirror.containerdDirectory", directory));
+    }
     let mut places = vec![Place {
         selected_by: "spec.peers.pods.nodeSelector",
         selector: peers.pods.node_selector.clone(),
-        ports: vec![
-            ("spec.peers.port", peers.port),
-            ("spec.peers.adminPort", peers.admin_port),
-        ],
+        ports,
         directories,
     }];
     let seeds = &spec.seeds;

@@ -49,6 +49,8 @@ pub enum Component {
     Seed,
     /// One a node.
     Peer,
+    /// One a node whose container runtime is told of its peer.
+    Mirror,
 }
 
 impl Component {
@@ -58,6 +60,7 @@ impl Component {
             Self::Scheduler => "scheduler",
             Self::Seed => "seed",
             Self::Peer => "peer",
+            Self::Mirror => "mirror",
         }
     }
 }

@@ -68,7 +68,7 @@ fn pod<'a>(all: &'a [Wanted], part: &str) -> &'a Value {
     found.unwrap_or_else(|| panic!("no {part}")).1
 }
 
-const MESHES: [&str; 8] = [
+const MESHES: [&str; 9] = [
     "{}",
     "{profile: Heavy, networkPolicies: {nodeCIDRs: [10.0.0.0/8]}}",
     "{seeds: {replicas: 64, storage: {volumeClaim: {size: 1Gi}}}}",
@@ -76,6 +76,7 @@ const MESHES: [&str; 8] = [
     "{security: {transport: Plaintext}}",
     "{storage: {media: Memory, quota: 1Gi}}",
     "{peers: {storage: {emptyDir: {}}}}",
+    "{mirror: {nodeSelector: {}}}",
     "{externalSchedulers: {addresses: ['a:1'], mesh: x, joinTokenSecretRef: {name: t}}, \
       seeds: {location: External}}",
 ];
@@ -234,6 +235,39 @@ fn content_in_memory_has_room_and_a_mesh_on_other_media_has_other_pods() {
         annotations("{limits: {upload: 1Gi}, storage: {quota: 1Gi}}"),
         "what nodes take while they run replaces no pod"
     );
+}
+
+#[test]
+fn container_runtimes_are_told_of_the_mirror_on_chosen_nodes_only() {
+    for spec in ["{}", "{mirror: {}}"] {
+        let all = built(&mesh(spec));
+        assert!(!all.iter().any(|o| o.name.ends_with("-mirror")), "{spec}");
+    }
+    let all = built(&mesh(
+        "{mirror: {nodeSelector: {pool: a}, registries: [{host: docker.io}, {host: 'r:5', url: 'http://10.0.0.1:5'}], \
+          others: Never, containerdDirectory: /etc/k3s}, \
+          peers: {pods: {nodeSelector: {disk: ssd}, resources: {requests: {memory: 9Gi}}, \
+          tolerations: [{operator: Exists}]}}}",
+    ));
+    let pod = pod(&all, "-mirror");
+    assert_eq!(pod["nodeSelector"], json!({"pool": "a", "disk": "ssd"}));
+    assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
+    assert_eq!(pod["hostNetwork"], true);
+    let container = &pod["containers"][0];
+    assert_eq!(container["resources"]["requests"]["memory"], "32Mi");
+    let args: Vec<_> = container["args"].as_array().unwrap().iter().collect();
+    assert_eq!(
+        args,
+        [
+            "mirror",
+            "--mirror=127.0.0.1:4002",
+            "--containerd=/host/containerd",
+            "--on-node=/etc/k3s",
+            "--registry=docker.io",
+            "--registry=r:5=http://10.0.0.1:5",
+        ]
+    );
+    assert_eq!(pod["volumes"][0]["hostPath"]["path"], "/etc/k3s");
 }
 
 #[test]

@@ -7,6 +7,8 @@ mod identity;
 mod kubernetes;
 mod local;
 pub(crate) mod manifests;
+pub(crate) mod mirror;
+pub(crate) mod mirrored;
 pub(crate) mod node;
 pub(crate) mod policy;
 mod preheats;

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admin::{self, Shown};
 use super::identity::{self, Proof};
+use super::mirrored::Mirrored;
 use super::{
     LogArgs, MeshArgs, RoleError, bootstrap, manifests, mesh_id, policy, write_atomically,
 };
@@ -64,6 +65,10 @@ pub(crate) struct Args {
     /// Where /healthz, /readyz and /metrics are
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<SocketAddr>,
+    /// Where this machine's container runtimes pull images through a peer, on loopback [default:
+    /// as the mesh's policy says]
+    #[arg(long, env = "DRAGONFLY_MIRROR", value_name = "ADDRESS")]
+    mirror: Option<SocketAddr>,
     #[command(flatten)]
     log: LogArgs,
 }
@@ -85,6 +90,8 @@ pub(crate) struct Config {
     /// In force until a scheduler sends one, where none is on disk.
     pub(crate) policy: Option<Policy>,
     pub(crate) socket: Option<(PathBuf, u32)>,
+    /// `None`: this node is no mirror, whatever policy says.
+    pub(crate) mirrored: Option<Arc<Mirrored>>,
 }
 
 /// Runs the command.
@@ -102,6 +109,7 @@ async fn serve(args: Args, role: Role, stop: CancellationToken) -> Result<(), Ro
     let known = bootstrap::of(&args.mesh, &stop)?;
     let proof = Proof::of(&args.mesh, &known)?;
     let mode = if args.socket_for_all { 0o666 } else { 0o660 };
+    let mirrored = (role == Role::Peer).then(|| Arc::new(Mirrored::new(args.mirror, stop.clone())));
     let config = Config {
         role,
         name: args.name.unwrap_or_else(host_name),
@@ -114,11 +122,13 @@ async fn serve(args: Args, role: Role, stop: CancellationToken) -> Result<(), Ro
         proof,
         policy: None,
         socket: Some((args.socket, mode)),
+        mirrored: mirrored.clone(),
     };
     let state = config.state.clone();
     let node = start(config, stop.clone()).await?;
     if let Some(addr) = args.admin {
-        let addr = admin::serve(addr, Arc::new(ShownNode(node.clone())), stop.clone()).await?;
+        let shown = ShownNode(node.clone(), mirrored);
+        let addr = admin::serve(addr, Arc::new(shown), stop.clone()).await?;
         tracing::info!(%addr, "health and metrics");
     }
     stop.cancelled().await;
@@ -246,6 +256,12 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
     if is_given {
         node.acknowledge(ack(&first, None));
     }
+    if let Some(mirrored) = &config.mirrored
+        && let Err(error) = mirrored.follow(&node, &first).await
+    {
+        // Whoever pulls goes to the registry; the rest of the node does its work.
+        tracing::error!(%error, "no registry mirror");
+    }
     tokio::spawn(follow_policy(
         node.clone(),
         first,
@@ -361,12 +377,20 @@ async fn follow_policy(node: Arc<Node>, mut now: Policy, config: Config, stop: C
         let Some(update) = policies.borrow_and_update().clone() else {
             continue;
         };
-        let taken = Policy::decode(&update.json)
-            .map_err(|e| e.to_string())
-            .and_then(|policy| {
-                let when = apply(&node, &now, &policy, &update.json, &config)?;
-                Ok((policy, when))
-            });
+        let decoded = Policy::decode(&update.json).map_err(|e| e.to_string());
+        let taken = decoded.and_then(|policy| {
+            let when = apply(&node, &now, &policy, &update.json, &config)?;
+            Ok((policy, when))
+        });
+        let taken = match (taken, &config.mirrored) {
+            (Ok((policy, When::Now)), Some(mirrored)) => {
+                let followed = mirrored.follow(&node, &policy).await;
+                followed
+                    .map(|()| (policy, When::Now))
+                    .map_err(|e| e.to_string())
+            }
+            (taken, _) => taken,
+        };
         match taken {
             Ok((policy, When::NextStart)) => {
                 let why = "spec.storage.media: taken with the next start of this node";
@@ -440,7 +464,7 @@ fn apply(
 }
 
 /// A node on its admin port.
-pub(crate) struct ShownNode(pub(crate) Arc<Node>);
+pub(crate) struct ShownNode(pub(crate) Arc<Node>, pub(crate) Option<Arc<Mirrored>>);
 
 impl Shown for ShownNode {
     fn ready(&self) -> Result<(), String> {
@@ -456,6 +480,9 @@ impl Shown for ShownNode {
     fn metrics(&self) -> String {
         let mut registry = Registry::default();
         self.0.metrics.register(&mut registry);
+        if let Some(mirrored) = &self.1 {
+            mirrored.register(&mut registry);
+        }
         let usage = self.0.store().usage();
         let r = registry.sub_registry_with_prefix("dragonfly_node");
         let gauge = |n: u64| prometheus_client::metrics::gauge::ConstGauge::new(n as i64);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dragonfly_crds::Policy;
-use dragonfly_crds::policy::{HttpPolicy, Objective, StoragePolicy};
+use dragonfly_crds::policy::{HttpPolicy, MirrorPolicy, Objective, StoragePolicy};
 use dragonfly_node::node::Settings;
 use dragonfly_proto::rpc;
 use dragonfly_scheduler::core::CoreSettings;
@@ -31,6 +31,15 @@ pub(crate) fn settings(p: &Policy) -> Settings {
 }
 
 pub(crate) fn fetcher(p: &HttpPolicy) -> Result<Fetcher, RoleError> {
+    let fetch = FetchOptions {
+        parallel: p.parallel_ranges as usize,
+        ..FetchOptions::default()
+    };
+    Ok(Fetcher::new(Arc::new(http(p)?), fetch))
+}
+
+/// How HTTP origins are reached.
+pub(crate) fn http(p: &HttpPolicy) -> Result<HttpSource, RoleError> {
     let mut options = HttpOptions {
         ca_bundle: p.ca_bundle.clone(),
         proxy: p.proxy.clone().map(zeroize::Zeroizing::new),
@@ -46,12 +55,29 @@ pub(crate) fn fetcher(p: &HttpPolicy) -> Result<Fetcher, RoleError> {
     options.limits.requests = p.max_requests_per_origin as usize;
     options.limits.bytes_per_second =
         Some(p.max_bytes_per_second_per_origin).filter(|limit| *limit > 0);
-    let source = HttpSource::new(options).map_err(|e| RoleError::at("spec.sources.http", e))?;
-    let fetch = FetchOptions {
-        parallel: p.parallel_ranges as usize,
-        ..FetchOptions::default()
-    };
-    Ok(Fetcher::new(Arc::new(source), fetch))
+    HttpSource::new(options).map_err(|e| RoleError::at("spec.sources.http", e))
+}
+
+/// What a peer does as a mirror of registries.
+pub(crate) fn mirror(p: &Policy, mirror: &MirrorPolicy) -> dragonfly_mirror::Settings {
+    let registries = mirror
+        .registries
+        .iter()
+        .map(|r| dragonfly_mirror::Registry {
+            host: r.host.clone(),
+            url: r.url.clone(),
+        });
+    dragonfly_mirror::Settings {
+        registries: registries.collect(),
+        others: mirror.others,
+        tags: if mirror.last_known_tags {
+            dragonfly_mirror::Tags::LastKnown
+        } else {
+            dragonfly_mirror::Tags::Revalidate
+        },
+        direct: p.node.back_to_source,
+        ..dragonfly_mirror::Settings::default()
+    }
 }
 
 pub(crate) fn storage(p: &StoragePolicy) -> Options {

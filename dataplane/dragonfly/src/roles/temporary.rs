@@ -53,6 +53,7 @@ impl StartNode for FromEnvironment {
                 proof,
                 policy: Some(policy),
                 socket: Some((socket.clone(), 0o600)),
+                mirrored: None,
             };
             let node = start(config, stop.clone())
                 .await

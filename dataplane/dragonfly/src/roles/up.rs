@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::identity::Proof;
+use super::mirrored::Mirrored;
 use super::policy::Given;
 use super::scheduler::{self, ShownScheduler};
 use super::{LogArgs, RoleError, admin, bootstrap, manifests, node, write_atomically};
@@ -99,7 +100,8 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
     let peers = (0..args.peers).map(|n| (Role::Peer, format!("peer-{n}")));
     for (role, name) in seeds.chain(peers) {
         let state = args.state.join(&name);
-        let own = args.socket.clone().filter(|_| name == "peer-0");
+        let is_first = name == "peer-0";
+        let own = args.socket.clone().filter(|_| is_first);
         let socket = own.unwrap_or_else(|| state.join("node.sock"));
         let config = node::Config {
             role,
@@ -113,6 +115,8 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
             proof: token.clone().map(Proof::Join),
             policy: Some(first.clone()),
             socket: Some((socket, 0o660)),
+            // One a machine.
+            mirrored: is_first.then(|| Arc::new(Mirrored::new(None, stop.clone()))),
         };
         nodes.push(node::start(config, stop.clone()).await?);
     }

@@ -12,11 +12,13 @@
 //! shows a URL unredacted.
 
 mod answer;
+mod ask;
 pub mod headers;
 pub mod options;
 mod send;
 mod tls;
 
+pub use ask::{Answer, Redirects};
 pub use options::{HostHeaders, HttpOptions};
 
 use crate::address::{self, Lookup, PolicyResolver};
@@ -105,6 +107,7 @@ impl HttpSource {
             method: Method::GET,
             range,
             if_range,
+            follow: true,
         };
         if let Some(direct) = expect.and_then(|expect| expect.final_url.as_ref()) {
             let sent = self.send(request, direct.reveal().clone(), &wanted).await;
@@ -184,6 +187,7 @@ impl HttpSource {
             method: Method::HEAD,
             range: None,
             if_range: None,
+            follow: true,
         };
         let sent = self.send(request, request.url().clone(), &head).await?;
         let shown = redact(&sent.url);

@@ -27,6 +27,8 @@ pub(super) struct Wanted<'a> {
     pub(super) method: Method,
     pub(super) range: Option<ByteRange>,
     pub(super) if_range: Option<&'a str>,
+    /// Whether redirects are followed.
+    pub(super) follow: bool,
 }
 
 /// An answer that is no redirect, and the place at the origin that it occupies.
@@ -82,7 +84,12 @@ impl HttpSource {
                     ));
                 }
             };
-            let Some(next) = self.redirect(&url, &response)? else {
+            let next = if wanted.follow {
+                self.redirect(&url, &response)?
+            } else {
+                None
+            };
+            let Some(next) = next else {
                 return Ok(Sent {
                     response,
                     url,

@@ -6,6 +6,7 @@
 
 mod bed;
 mod case;
+mod images;
 mod io;
 mod net;
 mod report;
@@ -57,6 +58,8 @@ enum What {
         #[arg(long, default_value_t = 5)]
         runs: usize,
     },
+    /// A real image to many nodes' containerd at once, on shaped links (needs root)
+    Images(images::ImagesArgs),
     /// One scheduler, thousands of nodes that join at once
     Scheduler(scheduler::SchedulerArgs),
     /// A BitTorrent tracker, for the systems that need one
@@ -106,6 +109,7 @@ fn main() {
             runs,
         } => tls::run(size << 20, connections.clamp(1, 5000), runs.clamp(1, 100))
             .and_then(|c| report::write("tls", c)),
+        What::Images(args) => binary().and_then(|bin| images::run(&args, &bin)),
         What::Scheduler(args) => scheduler::run(&args).and_then(|c| report::write("scheduler", c)),
         What::Tracker { listen } => tracker::serve(&listen),
     };
@@ -169,9 +173,13 @@ fn one(args: &SwarmArgs, case: &Case, bin: &std::path::Path) -> Result<serde_jso
                 continue;
             }
             let run = bed.run(*system, number)?;
-            eprintln!("{}", report::line(case, *system, number, &run));
+            eprintln!("{}", report::line(case, system.name(), number, &run));
             runs.push(run);
         }
     }
-    Ok(report::case(case, &results))
+    let named: Vec<(&str, Vec<bed::Run>)> = results
+        .into_iter()
+        .map(|(system, runs)| (system.name(), runs))
+        .collect();
+    Ok(report::rows(case, &named))
 }

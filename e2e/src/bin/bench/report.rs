@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 
 use crate::bed::Run;
 use crate::case::Case;
-use crate::systems::System;
 
 const OUT: &str = "target/bench";
 const DOCUMENT: &str = "docs/benchmarks.md";
@@ -56,13 +55,13 @@ fn row(case: &Case, run: &Run) -> Value {
 }
 
 /// One line on a run, while the bench goes on.
-pub(crate) fn line(case: &Case, system: System, number: usize, run: &Run) -> String {
+pub(crate) fn line(case: &Case, system: &str, number: usize, run: &Run) -> String {
     let row = row(case, run);
     format!(
         "{} N={} {} run {number}: slowest {} x the limit, p50 {}, seed {} F, origin {} F, {} CPU s/GiB, {} MiB{}",
         case.name,
         case.peers(),
-        system.name(),
+        system,
         row["slowest_over_limit"],
         row["p50_over_limit"],
         row["seed_over_size"],
@@ -76,12 +75,12 @@ pub(crate) fn line(case: &Case, system: System, number: usize, run: &Run) -> Str
 }
 
 /// A case's results; medians are of each figure by itself.
-pub(crate) fn case(case: &Case, results: &[(System, Vec<Run>)]) -> Value {
+pub(crate) fn rows(case: &Case, results: &[(&str, Vec<Run>)]) -> Value {
     let systems: Vec<Value> = results
         .iter()
         .map(|(system, runs)| {
             let rows: Vec<Value> = runs.iter().map(|r| row(case, r)).collect();
-            json!({"system": system.name(), "runs": rows, "median": medians(&rows)})
+            json!({"system": system, "runs": rows, "median": medians(&rows)})
         })
         .collect();
     json!({
@@ -152,14 +151,26 @@ fn document() -> String {
          Figures are medians of the runs named, with the range where one is given; systems take turns in \
          one run on one machine, so compare them with each other and not with another machine's.\n",
     );
-    swarm(&mut out, &read("swarm"));
+    out_of(
+        &mut out,
+        &read("swarm"),
+        "One content to N nodes on shaped links",
+        "SHA-256 of every copy is checked.",
+    );
+    out_of(
+        &mut out,
+        &read("images"),
+        "One image to N nodes' containerd on shaped links",
+        "Registry, pull-through cache, scheduler and seed are on one node, whose link is as the others'. \
+         The origin is the registry; what its node sent is under `seed sent`.",
+    );
     for bench in ["io", "tls", "scheduler"] {
         plain(&mut out, &read(bench));
     }
     out
 }
 
-fn swarm(out: &mut String, results: &Value) {
+fn out_of(out: &mut String, results: &Value, title: &str, about: &str) {
     let cases = results["cases"]
         .as_array()
         .map(Vec::as_slice)
@@ -167,9 +178,10 @@ fn swarm(out: &mut String, results: &Value) {
     if cases.is_empty() {
         return;
     }
-    out.push_str(
-        "\n## One content to N nodes on shaped links\n\nEvery node is a network namespace; links are shaped \
-         both ways (HTB). SHA-256 of every copy is checked. The limit is the time that no system could \
+    let _ = write!(
+        out,
+        "\n## {title}\n\nEvery node is a network namespace; links are shaped \
+         both ways (HTB). {about} The limit is the time that no system could \
          beat. CPU is user and system time of all processes over N x size; memory is the largest peak of \
          one process; a virtual machine's memory is touched before each run.\n",
     );

@@ -13,6 +13,14 @@ use crate::validate::{Mesh, Schedulers};
 /// allows to no other, such as the network of the node.
 fn parts(mesh: &Mesh) -> Vec<Component> {
     let mut parts = vec![Component::Peer];
+    if mesh
+        .spec
+        .mirror
+        .as_ref()
+        .is_some_and(|m| m.node_selector.is_some())
+    {
+        parts.push(Component::Mirror);
+    }
     if mesh.seeds > 0 {
         parts.push(Component::Seed);
     }

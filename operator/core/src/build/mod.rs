@@ -4,6 +4,7 @@
 //! ([`objects`]): nodes and schedulers then need no cluster DNS.
 
 mod access;
+mod mirror;
 mod monitor;
 mod network;
 mod nodes;
@@ -119,7 +120,9 @@ pub fn objects(
         config_maps: vec![bootstrap(mesh, addresses, keys)],
         claims: nodes::claims(mesh),
         deployments,
-        daemon_sets: vec![nodes::peers(mesh, addresses, keys, settings)],
+        daemon_sets: std::iter::once(nodes::peers(mesh, addresses, keys, settings))
+            .chain(mirror::daemon_set(mesh, settings))
+            .collect(),
         budgets: network::budgets(mesh),
         network_policies: network::policies(mesh),
         pod_monitors: monitor::pod_monitor(mesh)

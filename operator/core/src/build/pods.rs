@@ -89,7 +89,7 @@ pub(super) fn template(mesh: &Mesh, part: Part<'_>, settings: &Settings) -> PodT
         image_pull_policy: settings.image_pull_policy.clone(),
         args: Some(part.args),
         env: (!part.env.is_empty()).then_some(part.env),
-        ports: Some(
+        ports: (!part.ports.is_empty()).then(|| {
             part.ports
                 .iter()
                 .map(|(name, port)| ContainerPort {
@@ -100,8 +100,8 @@ pub(super) fn template(mesh: &Mesh, part: Part<'_>, settings: &Settings) -> PodT
                     protocol: Some("TCP".to_owned()),
                     ..ContainerPort::default()
                 })
-                .collect(),
-        ),
+                .collect()
+        }),
         readiness_probe: admin.map(|_| probe("/readyz", 2, 3)),
         // A minute of silence: a busy disk is no reason to start anew.
         liveness_probe: admin.map(|_| probe("/healthz", 10, 6)),
@@ -148,7 +148,11 @@ pub(super) fn template(mesh: &Mesh, part: Part<'_>, settings: &Settings) -> PodT
             tolerations: tolerations(part.pods),
             priority_class_name: part.pods.priority_class_name.clone(),
             security_context: Some(security(part.root)),
-            topology_spread_constraints: (part.component != Component::Peer).then(|| vec![spread]),
+            topology_spread_constraints: (!matches!(
+                part.component,
+                Component::Peer | Component::Mirror
+            ))
+            .then(|| vec![spread]),
             affinity: part.apart.then(|| super::nodes::apart(mesh)),
             containers: vec![container],
             volumes: Some(volumes),

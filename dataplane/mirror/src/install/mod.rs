@@ -1,0 +1,15 @@
+//! The mirror's entries in containerd's settings: written, owned and withdrawn here.
+//!
+//! * [`hosts`]: what a `hosts.toml` becomes, without IO. [`containerd`]: what in containerd's own
+//!   settings would silently disable it.
+//! * [`files`]: the files, with backups. [`watch`]: entries are there only while the mirror answers.
+//!
+//! Invariants: what others wrote in a file stays, byte for byte, with the entry and after it; a file
+//! that cannot be read as what it should be is left alone and said so; every write is whole or not at
+//! all. The registry itself stays behind the mirror in every file, so a node whose mirror is gone pulls
+//! as before.
+
+pub mod containerd;
+pub mod files;
+pub mod hosts;
+pub mod watch;

@@ -1,0 +1,75 @@
+//! One question passed on as it is: status, headers and body of the answer go back to who asked, a
+//! refusal's too. What a gateway needs, such as the registry mirror: its client is told what the
+//! origin said and not what this crate makes of it.
+//!
+//! All of [`super`]'s promises hold: targets are checked, credentials stay with their origin.
+
+use super::HttpSource;
+use super::send::Wanted;
+use crate::error::Result;
+use crate::range::ByteRange;
+use crate::secret::redact;
+use crate::source::{Body, Request};
+use http::{HeaderMap, Method};
+
+/// What the origin answered, whatever it was.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// The headers, as they came. They may hold names of hosts behind the origin, no credentials of
+    /// ours.
+    pub headers: HeaderMap,
+    /// The bytes; none after HEAD.
+    pub body: Body,
+}
+
+/// What is done where the origin says that something is elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redirects {
+    /// It is asked for there.
+    Follow,
+    /// That is the answer: who is led on may read.
+    Show,
+}
+
+impl HttpSource {
+    /// Asks once, for the bytes from `from` on. Makes no retries.
+    ///
+    /// # Errors
+    /// There is no answer, or the target is refused by policy; a status is no error.
+    pub async fn ask(
+        &self,
+        request: &Request,
+        method: Method,
+        from: u64,
+        redirects: Redirects,
+    ) -> Result<Answer> {
+        let without_body = method == Method::HEAD;
+        let wanted = Wanted {
+            method,
+            range: (from > 0)
+                .then(|| ByteRange::new(from, ByteRange::OPEN))
+                .flatten(),
+            if_range: None,
+            follow: redirects == Redirects::Follow,
+        };
+        let sent = self.send(request, request.url().clone(), &wanted).await?;
+        let (status, headers) = (
+            sent.response.status().as_u16(),
+            sent.response.headers().clone(),
+        );
+        let shown = redact(&sent.url);
+        let body = if without_body {
+            Body::empty(shown)
+        } else {
+            let expected = sent.response.content_length();
+            self.body(sent.response, sent.origin, sent.permit, expected, shown)
+        };
+        Ok(Answer {
+            status,
+            headers,
+            body,
+        })
+    }
+}
