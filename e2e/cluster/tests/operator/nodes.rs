@@ -141,7 +141,7 @@ fn getter(node: &str, url: &str, digest: &str) -> String {
     .to_string()
 }
 
-async fn origin_url(client: &Client) -> String {
+pub(crate) async fn origin_url(client: &Client) -> String {
     let services: Api<Service> = Api::namespaced(client.clone(), SYSTEM);
     let origin = services.get("origin").await.unwrap();
     let address = origin.spec.unwrap().cluster_ip.unwrap();
@@ -153,7 +153,7 @@ async fn origin_url(client: &Client) -> String {
     format!("http://{host}/{}", mesh::CONTENT.0)
 }
 
-async fn origin_sent(client: &Client) -> u64 {
+pub(crate) async fn origin_sent(client: &Client) -> u64 {
     let origins = pod::with_labels(client, SYSTEM, "app=origin")
         .await
         .unwrap();

@@ -14,7 +14,8 @@ use kube::api::{Api, DeleteParams};
 use serde_json::{Value, json};
 
 use crate::bed::Place;
-use crate::running::{READY, origin_sent, revision};
+use crate::nodes::{READY, origin_sent};
+use crate::running::revision;
 
 /// The plugin on a cluster: what it wrote to stdout and stderr, and how it ended.
 pub(crate) fn plugin(cluster: &Cluster, namespace: &str, line: &[&str]) -> (String, String, bool) {

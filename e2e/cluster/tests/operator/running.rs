@@ -10,7 +10,7 @@ use kube::api::{Api, DeleteParams, ListParams};
 use serde_json::json;
 
 use crate::bed::{Place, condition, read};
-use crate::nodes::{READY, SYSTEM, every_node_gets, ready, with_operator};
+use crate::nodes::{READY, SYSTEM, every_node_gets, origin_url, ready, with_operator};
 
 /// One test, for meshes on the same nodes exclude each other: from the first object to the last trace.
 #[tokio::test]
