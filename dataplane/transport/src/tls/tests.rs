@@ -22,7 +22,9 @@ fn config() -> TlsConfig {
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
-    let named = CertificateParams::new(vec![crate::node_name(&NODE)]).unwrap();
+    let mut named = CertificateParams::new(vec![crate::node_name(&NODE)]).unwrap();
+    let uri = rcgen::SanType::URI("spiffe://m/peer/n".try_into().unwrap());
+    named.subject_alt_names.push(uri);
     let cert = named.signed_by(&key, &ca).unwrap();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
     TlsConfig::new(vec![cert.der().clone()], &key, &[ca.der().clone()]).unwrap()
@@ -106,7 +108,7 @@ async fn rustls_as_a_client_understands_and_is_understood() {
         TlsConnector::from(config.client).connect(name, theirs),
     );
     let (ours, mut theirs) = (ours.unwrap(), theirs.unwrap());
-    assert!(crate::is_node(&ours.certificate.unwrap(), &NODE).is_ok());
+    assert!(crate::is_node(&ours.certificate.unwrap(), &NODE, "m").is_ok());
     let (mut reader, mut writer) = (ours.reader, ours.writer);
     for len in LENGTHS {
         let sent = bytes(len);
