@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// For each crate of the workspace, the crates of the workspace that it may use.
-const ARROWS: [(&str, &[&str]); 18] = [
+const ARROWS: [(&str, &[&str]); 19] = [
     ("dragonfly-crds", &[]),
     ("dragonfly-proto", &[]),
     ("dragonfly-swarm", &[]),
