@@ -24,7 +24,7 @@ pub struct Args {
 }
 
 /// Where each value of a policy comes from: its place there, and the field that says it.
-const OF_DISTRIBUTION: [(&str, &str); 27] = [
+const OF_DISTRIBUTION: [(&str, &str); 28] = [
     ("/node/transport", "spec.security.transport"),
     ("/node/uploadBytesPerSecond", "spec.limits.upload"),
     ("/node/downloadBytesPerSecond", "spec.limits.download"),
@@ -91,6 +91,7 @@ const OF_DISTRIBUTION: [(&str, &str); 27] = [
         "spec.sources.http.connectTimeout",
     ),
     ("/scheduler/seeds", "spec.seeds.replicas"),
+    ("/scheduler/emitters", "spec.seeds.emitters"),
 ];
 const OF_POOL: [(&str, &str); 5] = [
     ("/scheduler/replicas", "spec.replicas"),
@@ -257,7 +258,8 @@ mod tests {
         let text =
             include_str!("../../../../config/samples/accepted/distribution-every-field.yaml");
         let loaded = dragonfly_crds::manifest::parse("sample", text.as_bytes()).unwrap();
-        let mesh = loaded.distributions[0].object.clone();
+        let mut mesh = loaded.distributions[0].object.clone();
+        mesh.spec.scheduler_pool_ref = None;
         let policy = resolve(&mesh, None, None).unwrap();
         (mesh, serde_json::to_value(policy).unwrap())
     }
