@@ -143,9 +143,16 @@ impl Standing {
         let url = format!("{}?which={which}", self.url);
         let mut line = vec!["timeout", "60", program.to_str().unwrap(), "get", "-q"];
         line.extend(["--socket", "/run/dragonfly/node.sock"]);
-        line.extend(["--digest", &self.digest, "-O", "/run/got", &url]);
+        // Without a digest: what the node holds under another name would be the same content by it.
+        line.extend(["-O", "/run/got", &url]);
         line.extend(more);
-        node.exec(&line).await.unwrap()
+        let got = node.exec(&line).await.unwrap();
+        if got.status.success() && more.iter().all(|word| *word != "--range") {
+            let sum = node.run(&["sha256sum", "/run/got"]).await.unwrap();
+            let sum = sum.split(' ').next().unwrap_or_default();
+            assert_eq!(format!("sha256:{sum}"), self.digest, "{which}");
+        }
+        got
     }
 
     /// A token as the API server gives it to a kubelet: of a part's account, bound to a pod or to none.

@@ -145,7 +145,7 @@ async fn wrong_values_are_refused_with_their_name() {
         ("namespaces={Not_A_Name}", "namespaces"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("image.tga=1", "tga"),
-        ("replicas=3", "replicas"),
+        ("replicas=10", "replicas"),
         ("fullnameOverride=-x", "fullnameOverride"),
     ] {
         let refused = helm(&cluster, &["template", "x", &chart, "--set", set]).await;

@@ -25,7 +25,7 @@ use crate::schedulers::{Inspected, Schedulers};
 
 const KINDS: [&str; 3] = ["distributions", "schedulerpools", "preheats"];
 /// The oldest Kubernetes that the project is run on.
-const OLDEST: u32 = 28;
+const OLDEST: u32 = 33;
 /// How long a content may take.
 const PULL: Duration = Duration::from_secs(120);
 
