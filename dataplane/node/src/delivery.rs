@@ -132,14 +132,16 @@ pub(crate) async fn download(
 ) -> Result<rpc::Done, rpc::Failure> {
     let since = Instant::now();
     let mut tries = 0;
-    let download = loop {
+    let (download, early) = loop {
         match download_once(shared, ask, uid, out).await {
             Err(f) if f.code() == Code::Changed && tries < RESTARTS => tries += 1,
             other => break other?,
         }
     };
     let complete = download.task().is_complete();
-    let ticket = (ask.want_descriptor && complete)
+    // Who took a descriptor early has what it wants; a second ticket would hold the content for nobody.
+    let has_one = early.is_some_and(|early| !shared.tickets.withdraw(&early));
+    let ticket = (ask.want_descriptor && complete && !has_one)
         .then(|| {
             shared
                 .tickets
@@ -154,12 +156,13 @@ pub(crate) async fn download(
     })
 }
 
+/// The download, and the ticket that was given for a descriptor while it came.
 async fn download_once(
     shared: &Shared,
     ask: &Ask,
     uid: Option<u32>,
     out: &mpsc::Sender<Result<DownloadEvent, Status>>,
-) -> Result<Arc<Download>, rpc::Failure> {
+) -> Result<(Arc<Download>, Option<Vec<u8>>), rpc::Failure> {
     let node = &shared.node;
     let download = node
         .download_ahead(ask.source.clone(), ask.wish, ask.ahead())
@@ -171,10 +174,11 @@ async fn download_once(
     let _ = out
         .send(say(download_event::Event::Started(started(&download))))
         .await;
-    let mut told = None;
+    let (mut told, mut ticket) = (None, None);
     if ask.while_it_comes
         && let Some(descriptor_ticket) = early(shared, &download, uid)
     {
+        ticket = Some(descriptor_ticket.clone());
         let held = rpc::Held {
             descriptor_ticket,
             ranges: vec![],
@@ -188,7 +192,7 @@ async fn download_once(
     loop {
         tokio::select! {
             ended = &mut finish => {
-                return ended.map_err(|e| broke(&e))?.map(|()| download);
+                return ended.map_err(|e| broke(&e))?.map(|()| (download, ticket));
             }
             _ = every.tick() => {
                 pace.go_on(&download);

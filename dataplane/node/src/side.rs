@@ -94,6 +94,11 @@ impl<T> Tickets<T> {
         (now.saturating_duration_since(entry.issued) < LIFE).then_some(entry.task)
     }
 
+    /// Takes a ticket back; whether nobody had used it.
+    pub(crate) fn withdraw(&self, ticket: &[u8]) -> bool {
+        lock(&self.0).remove(ticket).is_some()
+    }
+
     /// Lets go of tickets that are too old.
     pub(crate) fn expire(&self, now: Instant) {
         lock(&self.0).retain(|_, e| now.saturating_duration_since(e.issued) < LIFE);

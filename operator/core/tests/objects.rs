@@ -152,7 +152,7 @@ fn keys_are_where_they_are_needed_and_nowhere_else() {
     assert_eq!(secrets("{}", "-scheduler"), ["-authority"]);
     assert!(secrets("{}", "-peer").is_empty());
     assert!(secrets("{}", "-seed").is_empty());
-    assert_eq!(secrets(MESHES[7], "-peer"), ["t"]);
+    assert_eq!(secrets(MESHES[8], "-peer"), ["t"]);
     let all = built(&mesh("{}"));
     let keys: Vec<_> = pod(&all, "-scheduler")["volumes"]
         .as_array()
@@ -207,7 +207,7 @@ fn every_part_proves_itself_by_a_token_for_this_mesh_alone() {
             .get("ca")
             .is_none()
     );
-    assert!(bootstrap(MESHES[7]).get("issuer").is_none());
+    assert!(bootstrap(MESHES[8]).get("issuer").is_none());
 }
 
 #[test]

@@ -157,6 +157,8 @@ impl Engine {
             }
         }
         self.release(index);
+        // Or an emitter whose blocks are lost would come to its end and wait for ever.
+        self.give_credit(now, id);
     }
 
     fn check_index(&self, index: u32) -> Result<(), Violation> {

@@ -129,9 +129,9 @@ async fn rustls_as_a_client_understands_and_is_understood() {
 }
 
 #[tokio::test]
-async fn a_second_connection_resumes_the_first_ones_session() {
+async fn no_session_is_taken_up_again_without_its_certificate() {
     let config = config();
-    for resumed in [false, true] {
+    for _ in 0..2 {
         let (theirs, ours) = sockets().await;
         let name = server_name(&NODE).unwrap();
         let (ours, theirs) = tokio::join!(
@@ -140,10 +140,9 @@ async fn a_second_connection_resumes_the_first_ones_session() {
         );
         let (mut ours, mut theirs) = (ours.unwrap(), theirs.unwrap());
         theirs.write_all(b"x").await.unwrap();
-        // Tickets come before what is said.
         assert_eq!(heard(&mut ours.reader, 1).await, b"x");
         let kind = theirs.get_ref().1.handshake_kind().unwrap();
-        assert_eq!(kind == rustls::HandshakeKind::Resumed, resumed);
+        assert_ne!(kind, rustls::HandshakeKind::Resumed);
     }
 }
 

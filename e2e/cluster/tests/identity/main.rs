@@ -29,5 +29,11 @@ async fn a_mesh_on_a_cluster_knows_who_is_who() {
     tokens::tokens_of_others_are_refused_with_the_reason(&standing).await;
     tokens::a_clock_a_day_behind_is_told_so(&standing).await;
     tokens::a_revoked_node_is_out_within_a_minute_and_back_when_it_is_let_in(&standing).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes: make test-full runs it"]
+async fn a_mesh_on_a_cluster_outlives_its_ca() {
+    let standing = Standing::up().await;
     rotation::the_ca_is_replaced_under_load_and_no_download_fails(&standing).await;
 }

@@ -14,6 +14,24 @@ use crate::mesh::{NAME, Standing, distribution, operator_log};
 /// Two minutes of overlap, the kubelet's delay, and certificates of the new CA for everybody.
 const LIMIT: Duration = Duration::from_secs(420);
 
+/// The logs of the mesh's parts.
+async fn everything_said(standing: &Standing) -> String {
+    let mut shown = String::new();
+    for part in ["scheduler", "seed", "peer"] {
+        for pod in standing.pods(part).await {
+            let name = pod.name_any();
+            let log = dragonfly_cluster::pod::log(
+                &standing.place.client,
+                standing.place.namespace,
+                &name,
+            );
+            let log = log.await.unwrap_or_else(|e| e.to_string());
+            shown.push_str(&format!("--- {name}\n{log}\n"));
+        }
+    }
+    shown
+}
+
 pub(crate) async fn the_ca_is_replaced_under_load_and_no_download_fails(standing: &Standing) {
     let secrets: Api<Secret> = standing.place.api();
     let ca = || async {
@@ -36,15 +54,12 @@ pub(crate) async fn the_ca_is_replaced_under_load_and_no_download_fails(standing
         while !done.load(Ordering::Relaxed) {
             let n = count.fetch_add(1, Ordering::Relaxed);
             for node in &nodes {
-                // Parts of many contents: whole ones would fill the nodes' disks in these minutes.
-                let part = ["--range", "0-4194303"];
-                let got = standing.get(node, &format!("load-{n}"), &part).await;
+                let got = standing.get(node, &format!("load-{n}"), &[]).await;
                 let said = String::from_utf8_lossy(&got.stderr).into_owned();
-                assert!(
-                    got.status.success(),
-                    "download {n} on {}: {said}",
-                    node.name()
-                );
+                if !got.status.success() {
+                    let shown = everything_said(standing).await;
+                    panic!("download {n} on {}: {said}\n{shown}", node.name());
+                }
             }
             tokio::time::sleep(Duration::from_secs(2)).await;
         }

@@ -24,8 +24,9 @@ pub struct Args {
 }
 
 /// Where each value of a policy comes from: its place there, and the field that says it.
-const OF_DISTRIBUTION: [(&str, &str); 28] = [
+const OF_DISTRIBUTION: [(&str, &str); 29] = [
     ("/node/transport", "spec.security.transport"),
+    ("/node/revoked", "spec.security.revokedNodes"),
     ("/node/uploadBytesPerSecond", "spec.limits.upload"),
     ("/node/downloadBytesPerSecond", "spec.limits.download"),
     ("/node/backToSource", "spec.backToSource"),
