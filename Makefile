@@ -40,12 +40,16 @@ soak: ## Load and random faults over real processes for MINUTES=5 (SEED= repeats
 	cargo build --release -p dragonfly -p dragonfly-e2e
 	target/release/soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
+# One selection of packages for all, with one set of features: everything is compiled once.
+CLUSTER_TESTS = $(patsubst e2e/cluster/tests/%/main.rs,--test %,$(wildcard e2e/cluster/tests/*/main.rs)) \
+	$(patsubst e2e/cluster/tests/%.rs,--test %,$(wildcard e2e/cluster/tests/*.rs))
+
 .PHONY: test
 test: setup ## All tests that are quick; needs Rust and Go on a Debian, and root for a real Kubernetes
-	cargo build --locked -p dragonfly -p dragonfly-operator -p dragonfly-kubectl -p dragonfly-cluster
+	cargo build --locked --workspace --bins --tests
 	target/debug/cluster build api-server kubernetes containerd pause helm kwok lua >/dev/null
 	cargo test --locked --workspace
-	cargo test --locked -p dragonfly-client --test python -- --ignored
+	cargo test --locked --workspace --test python -- --ignored
 
 .PHONY: test-full
 test-full: test arm64 ## make test, then what takes long: simulated scenarios, throughput, a thousand nodes, arm64, other versions of Kubernetes
@@ -53,10 +57,10 @@ test-full: test arm64 ## make test, then what takes long: simulated scenarios, t
 	cargo test --release -p dragonfly-swarm -- --ignored --nocapture
 	cargo test --release -p dragonfly-storage --test throughput -- --ignored --nocapture
 	target/release/dragonfly simulate --peers 5000 --scenario equal
-	cargo test --locked -p dragonfly-cluster -- --ignored --nocapture
+	cargo test --locked --workspace $(CLUSTER_TESTS) -- --ignored --nocapture
 	for api in oldest-api-server newest-api-server; do \
 		at=$$(target/debug/cluster build $$api | grep -o '/.*/kube-apiserver'); \
-		KUBEBUILDER_ASSETS=$${at%/*} cargo test --locked -p dragonfly-cluster --test operator -- \
+		KUBEBUILDER_ASSETS=$${at%/*} cargo test --locked --workspace --test operator -- \
 			--skip running:: --skip shapes::; \
 	done
 
@@ -79,8 +83,8 @@ cluster-down: ## Take down what `make cluster` started
 .PHONY: e2e
 e2e: ## The tests on a real Kubernetes alone
 	@scripts/setup.sh cluster
-	cargo build --locked -p dragonfly -p dragonfly-operator -p dragonfly-kubectl -p dragonfly-cluster
-	cargo test --locked -p dragonfly-cluster
+	cargo build --locked --workspace --bins --tests
+	cargo test --locked --workspace $(CLUSTER_TESTS)
 
 .PHONY: bench-setup
 bench-setup:

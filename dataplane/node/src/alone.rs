@@ -15,9 +15,10 @@ use dragonfly_proto::ticket::Ticket;
 use dragonfly_proto::trust::{EpochCert, Leaf, MAX_RUN, Proof, RunSigner};
 use dragonfly_swarm::engine::Stripe;
 
+use crate::meta::{Meta, from_hex, to_hex};
 use crate::node::Node;
 use crate::origin::meta;
-use crate::task::{Effects, Meta, Task, from_hex, lock, to_hex};
+use crate::task::{Effects, Task, lock};
 use crate::tasks::storage_failure;
 
 /// The epoch of what nobody certified.

@@ -19,9 +19,10 @@ use tonic::{Status, Streaming};
 
 use crate::api::{Shared, checked_source, invalid};
 use crate::find::is_sha256;
+use crate::meta::Meta;
 use crate::node::{Node, Role, unix_now_ms};
 use crate::origin::meta;
-use crate::task::{Meta, Task, lock};
+use crate::task::{Task, lock};
 use crate::tasks::storage_failure;
 
 /// A client that sends nothing for this long has gone.

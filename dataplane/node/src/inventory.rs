@@ -8,9 +8,10 @@ use dragonfly_proto::rpc::{self, failure::Code};
 use dragonfly_storage::Snapshot;
 
 use crate::api::{Shared, checked_source, invalid};
+use crate::meta::Meta;
 use crate::node::{Node, unix_now_ms};
 use crate::origin::meta;
-use crate::task::{Meta, lock};
+use crate::task::lock;
 
 /// Contents to delete when their last reader is done; kept with them, for a node that stops before.
 pub(crate) struct Inventory {

@@ -10,7 +10,7 @@
 //!
 //! * [`node`]: what a node is made of. `tasks`: those in use. `others`: other nodes. `chores`: what time
 //!   brings.
-//! * [`task`]: one content at this node. `find`: from a source to it.
+//! * [`task`]: one content at this node. [`meta`]: what it keeps on disk. `find`: from a source to it.
 //!   [`download`]: one client's interest in it.
 //! * `handler`, `links`, `turns`, `wire`: between connections and engines. `pex`: neighbours through
 //!   neighbours.
@@ -37,6 +37,7 @@ mod lease;
 pub mod limits;
 mod links;
 mod membership;
+pub mod meta;
 pub mod metrics;
 pub mod node;
 mod origin;

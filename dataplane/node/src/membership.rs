@@ -10,8 +10,9 @@ use dragonfly_proto::trust::EpochCert;
 use dragonfly_swarm::engine::Stripe;
 use tokio::sync::mpsc;
 
+use crate::meta::Meta;
 use crate::node::{Node, Role};
-use crate::task::{Meta, Task, Told, lock};
+use crate::task::{Task, Told, lock};
 
 /// Neighbours of other zones remembered; a gateway has a handful.
 const MAX_TOLD: usize = 1024;

@@ -11,8 +11,9 @@ use dragonfly_proto::rpc::{self, failure::Code, from_node};
 use dragonfly_source::{Begun, Fault, Kind, Metadata, Request, Validator};
 use tokio::sync::oneshot;
 
+use crate::meta::Meta;
 use crate::node::{Node, unix_now_ms};
-use crate::task::{Meta, Task, lock};
+use crate::task::{Task, lock};
 
 /// An answer of the origin whose body waits for the lease is dropped after this.
 const BEGUN_KEPT: Duration = Duration::from_secs(15);

@@ -14,7 +14,7 @@ use dragonfly_proto::id::NodeId;
 use dragonfly_proto::rpc::scheduler_client::SchedulerClient;
 use dragonfly_proto::rpc::{self, FromNode, failure::Code, from_node, to_node};
 use dragonfly_swarm::membership::rendezvous;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
@@ -88,6 +88,8 @@ pub(crate) struct Sessions {
     next_id: AtomicU64,
     inbox: mpsc::UnboundedSender<FromScheduler>,
     connected: watch::Sender<usize>,
+    /// Somebody waits for a replica, and there is none: who pauses between attempts shall not.
+    missed: Arc<Notify>,
 }
 
 impl Sessions {
@@ -105,6 +107,7 @@ impl Sessions {
             next_id: AtomicU64::new(1),
             inbox,
             connected: watch::Sender::new(0),
+            missed: Arc::default(),
         }
     }
 
@@ -271,6 +274,7 @@ impl Sessions {
                 if let Some(found) = self.pick(key) {
                     return Some(found);
                 }
+                self.missed.notify_waiters();
                 connected.changed().await.ok()?;
             }
         };
@@ -512,10 +516,15 @@ async fn keep(node: Weak<Node>, address: String) {
             }
             Err(error) => tracing::debug!(%address, %error, "still no session"),
         }
+        let missed = strong.sessions.missed.clone();
         drop(strong);
-        // Jitter, so that a returning scheduler is not met by all nodes at once.
-        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
-        pause = (pause * 2).min(RECONNECT_MAX);
+        // Jitter, so that a returning scheduler is not met by all nodes at once; but a client that
+        // asks for something has it tried at once.
+        let paused = tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64()));
+        pause = tokio::select! {
+            () = paused => (pause * 2).min(RECONNECT_MAX),
+            () = missed.notified(), if pause > RECONNECT_MIN => RECONNECT_MIN,
+        };
     }
 }
 

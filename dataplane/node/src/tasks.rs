@@ -13,8 +13,9 @@ use dragonfly_storage::ErrorKind;
 use dragonfly_swarm::engine::Objective;
 
 use crate::links::ConnState;
+use crate::meta::{Meta, from_hex};
 use crate::node::Node;
-use crate::task::{Effects, Meta, Task, from_hex, lock, most_blocks};
+use crate::task::{Effects, Task, lock, most_blocks};
 
 /// How long a task without space waits for what others let go of.
 pub(crate) const SPACE_COMES_BACK: Duration = Duration::from_secs(2);

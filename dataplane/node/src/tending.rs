@@ -7,8 +7,8 @@ use dragonfly_proto::rpc::{self, failure::Code, from_node, tend::Action};
 use dragonfly_storage::Snapshot;
 
 use crate::inventory::{delete_now, in_use, kept_meta};
+use crate::meta::Meta;
 use crate::node::Node;
-use crate::task::Meta;
 
 impl Node {
     /// Does it, and tells the replica that asked.

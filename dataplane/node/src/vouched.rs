@@ -4,7 +4,8 @@ use dragonfly_proto::frame::Frame;
 use dragonfly_proto::trust::{EpochCert, SignedSize, TrustError};
 use dragonfly_swarm::engine::Violation;
 
-use crate::task::{Effects, Task, to_hex};
+use crate::meta::to_hex;
+use crate::task::{Effects, Task};
 use crate::users::wanted;
 
 impl Task {

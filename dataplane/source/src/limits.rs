@@ -1,14 +1,18 @@
 //! What one origin (scheme, host, port) may be asked for at once, shared by all fetches of the
 //! process: requests at a time, bytes a second, and a pause that the origin itself asked for.
 //!
-//! Invariant: a permit is held from before a request is sent until its body is dropped.
+//! Invariant: a permit is held from before a request is sent until its body is dropped. A body that
+//! nobody reads for now learns when somebody else waits for its place.
 
-use crate::source::Meter;
+use crate::source::{Meter, Place};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use reqwest::Url;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 /// Limits for each origin.
@@ -46,6 +50,10 @@ pub(crate) struct Origins {
 /// The state of one origin.
 pub(crate) struct Origin {
     permits: Arc<Semaphore>,
+    /// Requests that wait for a place.
+    waiting: AtomicUsize,
+    /// Told once by each of them.
+    crowded: Notify,
     bucket: Option<Bucket>,
     paused_until: Mutex<Option<Instant>>,
     max_pause: Duration,
@@ -79,6 +87,8 @@ impl Origins {
                     permits: Arc::new(Semaphore::new(
                         self.limits.requests.clamp(1, Semaphore::MAX_PERMITS),
                     )),
+                    waiting: AtomicUsize::new(0),
+                    crowded: Notify::new(),
                     bucket: self.limits.bytes_per_second.map(|rate| Bucket {
                         bytes_per_second: rate.max(1),
                         paid: Mutex::new(Instant::now()),
@@ -109,12 +119,21 @@ impl Origin {
             if let Some(until) = self.pause() {
                 tokio::time::sleep_until(until).await;
             }
-            let permit = self.permits.clone().acquire_owned().await.ok()?;
+            let permit = self.place().await?;
             // The wait for the permit may have been long: somebody may have been told to go away.
             if self.pause().is_none() {
                 return Some(permit);
             }
         }
+    }
+
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = self.permits.clone().try_acquire_owned() {
+            return Some(permit);
+        }
+        let _counted = Waiting::new(&self.waiting);
+        self.crowded.notify_one();
+        self.permits.clone().acquire_owned().await.ok()
     }
 
     /// The origin asked to be left alone.
@@ -138,6 +157,33 @@ impl Origin {
     /// True when bodies have to be metered.
     pub(crate) fn is_metered(&self) -> bool {
         self.bucket.is_some()
+    }
+}
+
+/// Counts one who waits, for as long as it does.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Place for Origin {
+    fn wanted(&self) -> BoxFuture<'_, ()> {
+        async {
+            while self.waiting.load(Ordering::Relaxed) == 0 {
+                self.crowded.notified().await;
+            }
+        }
+        .boxed()
     }
 }
 
@@ -212,6 +258,27 @@ mod tests {
         assert!(waiting.is_err());
         drop(held);
         assert!(origin.enter().await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_holds_a_place_learns_that_it_is_wanted() {
+        let limits = OriginLimits {
+            requests: 1,
+            ..OriginLimits::default()
+        };
+        let origin = Origins::new(limits).of(&url("http://a.example/"));
+        let second = Duration::from_secs(1);
+        let held = origin.enter().await.unwrap();
+        assert!(tokio::time::timeout(second, origin.wanted()).await.is_err());
+        // One that gives up wants nothing any more.
+        assert!(tokio::time::timeout(second, origin.enter()).await.is_err());
+        assert!(tokio::time::timeout(second, origin.wanted()).await.is_err());
+        let yields = async {
+            origin.wanted().await;
+            drop(held);
+        };
+        let (permit, ()) = tokio::join!(origin.enter(), yields);
+        assert!(permit.is_some());
     }
 
     #[tokio::test(start_paused = true)]

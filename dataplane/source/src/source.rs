@@ -263,6 +263,7 @@ pub struct Body {
     waited: Duration,
     since_alive: u64,
     meter: Option<Arc<dyn Meter>>,
+    place: Option<Arc<dyn Place>>,
     not_before: Option<Instant>,
     done: bool,
 }
@@ -272,6 +273,12 @@ pub trait Meter: Send + Sync {
     /// Counts `bytes` that came and says when the next may be read. Never blocks, so that a body
     /// loses nothing when its reader is dropped.
     fn take(&self, bytes: u64) -> Option<Instant>;
+}
+
+/// What an open body occupies while others may wait for it.
+pub trait Place: Send + Sync {
+    /// Ends when somebody waits for a place and could have this one.
+    fn wanted(&self) -> BoxFuture<'_, ()>;
 }
 
 impl Body {
@@ -291,6 +298,7 @@ impl Body {
             waited: Duration::ZERO,
             since_alive: 0,
             meter: None,
+            place: None,
             not_before: None,
             done: false,
         }
@@ -314,6 +322,18 @@ impl Body {
     pub fn with_meter(mut self, meter: Arc<dyn Meter>) -> Self {
         self.meter = Some(meter);
         self
+    }
+
+    /// Occupies a place that others may want.
+    #[must_use]
+    pub fn with_place(mut self, place: Arc<dyn Place>) -> Self {
+        self.place = Some(place);
+        self
+    }
+
+    /// The place it occupies: who does not read it for now should drop it when that is wanted.
+    pub fn place(&self) -> Option<Arc<dyn Place>> {
+        self.place.clone()
     }
 
     /// Bytes returned so far.

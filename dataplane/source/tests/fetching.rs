@@ -10,7 +10,9 @@
 mod common;
 
 use common::{Honest, Reply, Server, collect, everything, fetcher, http, quick, quick_fetch};
-use dragonfly_source::{ByteRange, FetchOptions, Fetcher, Kind, Mode, Queue};
+use dragonfly_source::{
+    ByteRange, FetchOptions, Fetcher, HttpOptions, Kind, Mode, OriginLimits, Queue,
+};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -59,6 +61,41 @@ async fn each_byte_leaves_the_origin_once_and_adjacent_blocks_are_one_request() 
     let mut starts = starts(&server);
     starts.sort_unstable();
     assert_eq!(starts, [0, 40_000, 80_000, 120_000, 160_000]);
+}
+
+#[tokio::test]
+async fn a_body_that_nothing_is_wanted_of_leaves_its_place_to_who_waits() {
+    let server = Server::honest(Honest::new(60_000)).await;
+    let one_at_a_time = HttpOptions {
+        limits: OriginLimits {
+            requests: 1,
+            ..OriginLimits::default()
+        },
+        ..quick()
+    };
+    let fetcher = Fetcher::new(http(one_at_a_time), quick_fetch());
+    let wanted = Queue::new();
+    wanted.push(range(0, 10_000));
+    let begun = fetcher.begin(server.request(), None).await.unwrap();
+    let mut partial = begun.run(wanted.clone());
+    let mut held = Vec::new();
+    while held.len() < 10_000 {
+        held.extend(partial.next().await.unwrap().unwrap().data);
+    }
+    // 30,000 bytes of its answer are to be read yet, and the other asks for all.
+    let other = fetcher.begin(server.request(), None);
+    let other = tokio::time::timeout(Duration::from_secs(20), other);
+    let begun = other.await.expect("a place").unwrap();
+    assert_eq!(
+        collect(&mut begun.run(everything(60_000))).await.unwrap(),
+        common::content(60_000)
+    );
+    wanted.push(range(10_000, 60_000));
+    wanted.close();
+    while let Some(chunk) = partial.next().await {
+        held.extend(chunk.unwrap().data);
+    }
+    assert_eq!(held, common::content(60_000));
 }
 
 #[tokio::test]

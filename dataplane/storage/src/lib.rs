@@ -27,6 +27,7 @@
 mod bitmap;
 mod entry;
 mod error;
+mod facts;
 #[doc(hidden)]
 pub mod format;
 mod gc;

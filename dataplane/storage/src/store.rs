@@ -13,6 +13,7 @@ use dragonfly_proto::id::{ContentKey, RequestKey};
 use crate::bitmap::Bitmap;
 use crate::entry::{Entry, Files};
 use crate::error::{ErrorKind, Result, StorageError};
+use crate::facts::encode_meta;
 use crate::format::Header;
 use crate::gc::{Account, Clock};
 use crate::lock;
@@ -21,7 +22,7 @@ use crate::names::{self, Part};
 use crate::options::{Evicted, Options, Snapshot, Usage};
 use crate::recover;
 use crate::requests::Requests;
-use crate::task::{Task, encode_meta};
+use crate::task::Task;
 use dragonfly_proto::geometry::Geometry;
 
 const SHARDS: usize = 16;

@@ -9,11 +9,15 @@ use crate::metadata::Metadata;
 use crate::plan::Plan;
 use crate::range::ByteRange;
 use crate::retry::Tries;
-use crate::source::{Body, Opened, Request, Source};
+use crate::source::{Body, Opened, Place, Request, Source};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::sync::{Mutex, mpsc};
+
+/// A body that nothing was wanted of for this long is not worth a place that another request waits for.
+const IDLE: Duration = Duration::from_millis(500);
 
 /// What the connections of one fetch share: whose turn it is to fetch what.
 pub(super) struct Order {
@@ -73,6 +77,11 @@ impl Stream {
 
 fn len(chunk: &Bytes) -> u64 {
     u64::try_from(chunk.len()).unwrap_or(u64::MAX)
+}
+
+async fn wanted_while_idle(place: &dyn Place) {
+    tokio::time::sleep(IDLE).await;
+    place.wanted().await;
 }
 
 /// Splits off the first `at` bytes; all of them when there are fewer.
@@ -162,14 +171,8 @@ impl Job {
             if self.alone.load(Ordering::Relaxed) && !stays {
                 return Ok(());
             }
-            let range = {
-                let mut order = order.lock().await;
-                let Some(range) = order.plan.next(self.options.range_len.max(1)).await else {
-                    return Ok(());
-                };
-                // The first range is what the open body was asked for, whoever gets it.
-                stream = order.opened.take().or(stream);
-                range
+            let Some(range) = self.next_range(order, &mut stream).await else {
+                return Ok(());
             };
             if let Some(total) = self.metadata.total_len
                 && range.end() > total
@@ -188,6 +191,44 @@ impl Job {
                 stays = stays || !self.alone.swap(true, Ordering::Relaxed);
             }
         }
+    }
+
+    /// What the plan wants next. An open body that is not needed for a while goes when another
+    /// request waits for its place at the origin.
+    async fn next_range(
+        &self,
+        order: &Mutex<Order>,
+        stream: &mut Option<Stream>,
+    ) -> Option<ByteRange> {
+        let next = async {
+            let mut order = order.lock().await;
+            let range = order.plan.next(self.options.range_len.max(1)).await;
+            // The first range is what the open body was asked for, whoever gets it.
+            range.map(|range| (range, order.opened.take()))
+        };
+        tokio::pin!(next);
+        // What would have to be read from its first byte again stays.
+        let yields = |stream: &Stream| !stream.ignored_range;
+        let place = stream.as_ref().filter(|s| yields(s));
+        let place = place.and_then(|stream| stream.body.place());
+        let soon = match place {
+            None => None,
+            Some(place) => tokio::select! {
+                biased;
+                range = &mut next => Some(range),
+                () = wanted_while_idle(&*place) => None,
+            },
+        };
+        let range = match soon {
+            Some(range) => range,
+            None => {
+                stream.take_if(|stream| yields(stream));
+                next.await
+            }
+        };
+        let (range, opened) = range?;
+        *stream = opened.or(stream.take());
+        Some(range)
     }
 
     /// Delivers all of `range`, from the open stream if it fits, with as many requests as it takes.

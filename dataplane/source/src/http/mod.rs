@@ -174,7 +174,8 @@ impl HttpSource {
             item.map_err(|error| send::cut(&from, error))
         });
         let body = Body::new(stream.boxed(), expected, shown)
-            .with_stall_timeout(self.options.stall_timeout);
+            .with_stall_timeout(self.options.stall_timeout)
+            .with_place(origin.clone());
         if origin.is_metered() {
             body.with_meter(origin)
         } else {

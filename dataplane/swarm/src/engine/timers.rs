@@ -182,7 +182,11 @@ impl Engine {
         let done = self.total.map_or(1.0, |all| {
             f64::from(self.held.count()) / f64::from(all.max(1))
         });
-        let beyond = |ratio: f64, lag: f64| ahead.abs() > ratio && ahead.abs() * done > lag;
+        // Where everybody is everybody's neighbour nobody is far from it: a slow link shows early, and
+        // what it costs is lost early.
+        let near_seed = self.timers.exhausted;
+        let beyond =
+            |ratio: f64, lag: f64| ahead.abs() > ratio && (near_seed || ahead.abs() * done > lag);
         let (far, near) = (beyond(0.03, 0.015), beyond(0.01, 0.008));
         self.timers.window_shift = match (ahead < 0.0, far, near) {
             (true, true, _) => 5,

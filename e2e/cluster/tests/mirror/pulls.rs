@@ -114,6 +114,27 @@ impl Bed {
         }
     }
 
+    /// A mirror of the present spec on every node: one that is about to be replaced takes its entry
+    /// along, and a pull then goes to the registry as it should.
+    async fn mirror_is_everywhere(&self) {
+        let api: Api<DaemonSet> = self.place.api();
+        let nodes = i32::try_from(self.cluster.nodes().count()).unwrap();
+        let everywhere = wait_for(&api, "default-mirror", READY, |set| {
+            let set = set.ok_or("not there")?;
+            let status = set.status.as_ref().ok_or("no status yet")?;
+            let current = status.observed_generation == set.metadata.generation;
+            let updated = status.updated_number_scheduled == Some(nodes);
+            if current && updated && status.number_available == Some(nodes) {
+                Ok(())
+            } else {
+                Err(format!("{status:?}"))
+            }
+        });
+        if let Err(wrong) = everywhere.await {
+            self.fail(&wrong.to_string()).await;
+        }
+    }
+
     async fn fail(&self, wrong: &str) -> ! {
         let shown = diagnostics::of_namespace(&self.place.client, SYSTEM).await;
         panic!("{wrong}\n{shown}\n{}", self.cluster.logs());
@@ -228,6 +249,7 @@ async fn images_are_pulled_through_the_mesh_on_chosen_nodes_until_there_is_no_mi
     until_told(bed.node(0), PRIVATE, true).await;
     assert!(!is_told(bed.node(1), OPEN) && hosts(bed.node(1), OPEN) == before[1]);
     bed.mesh(Some(json!({"kubernetes.io/os": "linux"}))).await;
+    bed.mirror_is_everywhere().await;
     until_told(bed.node(1), OPEN, true).await;
     until_told(bed.node(0), OPEN, true).await;
 

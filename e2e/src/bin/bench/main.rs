@@ -15,7 +15,7 @@ mod systems;
 mod tls;
 mod tracker;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use dragonfly_e2e::{Failed, Result, usage};
@@ -162,7 +162,7 @@ fn one(args: &SwarmArgs, case: &Case, bin: &std::path::Path) -> Result<serde_jso
         .copied()
         .filter(|s| s.is_ours() || comparable && (*s != System::Http || case.name == "equal"))
         .collect();
-    let dir = tempfile::tempdir().map_err(|e| Failed::at("a temporary directory", e))?;
+    let dir = place(case).map_err(|e| Failed::at("a temporary directory", e))?;
     let net = Net::new(&case.links)?;
     let mut bed = Bed::new(&net, case, dir.path(), bin, &args.python, &systems)?;
     let mut results: Vec<(System, Vec<bed::Run>)> = systems.iter().map(|s| (*s, vec![])).collect();
@@ -182,4 +182,19 @@ fn one(args: &SwarmArgs, case: &Case, bin: &std::path::Path) -> Result<serde_jso
         .map(|(system, runs)| (system.name(), runs))
         .collect();
     Ok(report::rows(case, &named))
+}
+
+/// Where the nodes' files lie: in memory, where that has room. In the world each node has a disk of its
+/// own; here they share one, whose write-back sets in at the end of a run, when their pages together are
+/// a tenth of the memory.
+fn place(case: &Case) -> std::io::Result<tempfile::TempDir> {
+    let memory = Path::new("/dev/shm");
+    // What a node keeps and what its client writes, and as much again to be left.
+    let needed = case.size * (case.peers() as u64 + 1) * 4;
+    let room = rustix::fs::statvfs(memory).map_or(0, |s| s.f_bavail * s.f_frsize);
+    if room > needed {
+        tempfile::tempdir_in(memory)
+    } else {
+        tempfile::tempdir()
+    }
 }

@@ -155,7 +155,8 @@ fn document() -> String {
         &mut out,
         &read("swarm"),
         "One content to N nodes on shaped links",
-        "SHA-256 of every copy is checked.",
+        "SHA-256 of every copy is checked. Files lie in memory (tmpfs) where there is room: nodes \
+         elsewhere do not share a disk.",
     );
     out_of(
         &mut out,
