@@ -152,7 +152,7 @@ fn swarm(args: &SwarmArgs) -> Result<()> {
     Ok(())
 }
 
-fn one(args: &SwarmArgs, case: &Case, bin: &std::path::Path) -> Result<serde_json::Value> {
+fn one(args: &SwarmArgs, case: &Case, bin: &Path) -> Result<serde_json::Value> {
     // What others cannot do is not asked of them: they read no stream and have no scheduler.
     let comparable =
         case.name == "equal" || case.name == "fast-seed" || case.name == "mixed-uplinks";
