@@ -60,15 +60,15 @@ unsafe impl GlobalAlloc for Wiping {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
-    fn what_is_moved_keeps_its_bytes() {
+    fn what_grows_and_shrinks_past_the_largest_piece_keeps_its_bytes() {
         let mut all = vec![];
         for n in 0..100_000u32 {
             all.push(n);
         }
+        assert!(size_of_val(&*all) > super::LARGEST);
+        all.truncate(1_000);
         all.shrink_to_fit();
-        assert!(all.iter().copied().eq(0..100_000));
+        assert!(all.iter().copied().eq(0..1_000));
     }
 }
