@@ -34,6 +34,25 @@ const SUFFIXES: [(&str, u64); 10] = [
 
 /// Bytes that `text` says.
 pub fn parse(text: &str) -> Result<u64, QuantityError> {
+    match i64::try_from(times(text, 1)?) {
+        Ok(bytes) => Ok(bytes.unsigned_abs()),
+        Err(_) => Err(QuantityError::TooLarge),
+    }
+}
+
+/// The thousandths of what `text` says, `m` for one of them included: API servers write amounts in
+/// another way than they were said, such as `500m` for `0.5`.
+pub fn thousandths(text: &str) -> Option<u128> {
+    let said = match text.strip_suffix('m') {
+        Some(number) if number.ends_with(|c: char| c.is_ascii_digit()) => times(number, 1),
+        Some(_) => return None,
+        None => times(text, 1_000),
+    };
+    said.ok()
+}
+
+/// A number of units, `by` times: a whole number.
+fn times(text: &str, by: u128) -> Result<u128, QuantityError> {
     let (number, unit) = SUFFIXES
         .iter()
         .find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit)))
@@ -54,14 +73,12 @@ pub fn parse(text: &str) -> Result<u64, QuantityError> {
     // What overflows here is above 2^63 even after the division by at most 10^9.
     let scaled = number
         .checked_mul(u128::from(unit))
+        .and_then(|units| units.checked_mul(by))
         .ok_or(QuantityError::TooLarge)?;
     if scaled % scale != 0 {
         return Err(QuantityError::Fraction);
     }
-    match i64::try_from(scaled / scale) {
-        Ok(bytes) => Ok(bytes.unsigned_abs()),
-        Err(_) => Err(QuantityError::TooLarge),
-    }
+    Ok(scaled / scale)
 }
 
 /// The shortest exact way to write so many bytes, binary suffixes first.
@@ -106,6 +123,22 @@ mod tests {
         ];
         for (text, wanted) in rows {
             assert_eq!(parse(text), wanted, "{text}");
+        }
+    }
+
+    #[test]
+    fn amounts_written_in_other_ways_are_the_same() {
+        for (one, other) in [
+            ("0.5", "500m"),
+            ("1024Mi", "1Gi"),
+            ("1000M", "1G"),
+            ("0.5k", "500"),
+        ] {
+            assert!(thousandths(one).is_some(), "{one}");
+            assert_eq!(thousandths(one), thousandths(other), "{one} {other}");
+        }
+        for wrong in ["", "m", "5km", "0.0001", "-1m", "a"] {
+            assert_eq!(thousandths(wrong), None, "{wrong}");
         }
     }
 

@@ -6,15 +6,29 @@ use crate::{Failed, Result};
 
 /// The binary: `DRAGONFLY_BIN`, or the one that was built beside this program.
 pub fn dragonfly() -> Result<PathBuf> {
-    program("dragonfly", "DRAGONFLY_BIN")
+    program("dragonfly", "dragonfly", "DRAGONFLY_BIN")
 }
 
 /// The operator's: `DRAGONFLY_OPERATOR_BIN`, or the one that was built beside this program.
 pub fn operator() -> Result<PathBuf> {
-    program("dragonfly-operator", "DRAGONFLY_OPERATOR_BIN")
+    program(
+        "dragonfly-operator",
+        "dragonfly-operator",
+        "DRAGONFLY_OPERATOR_BIN",
+    )
 }
 
-fn program(name: &str, variable: &str) -> Result<PathBuf> {
+/// kubectl's plugin: `KUBECTL_DRAGONFLY_BIN`, or the one that was built beside this program.
+pub fn plugin() -> Result<PathBuf> {
+    program(
+        "kubectl-dragonfly",
+        "dragonfly-kubectl",
+        "KUBECTL_DRAGONFLY_BIN",
+    )
+}
+
+/// A program of a package: the one that a variable names, or that was built beside this program.
+pub fn program(name: &str, package: &str, variable: &str) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(variable) {
         return absolute(Path::new(&path));
     }
@@ -31,7 +45,7 @@ fn program(name: &str, variable: &str) -> Result<PathBuf> {
                 " --release"
             };
             Failed(format!(
-                "there is no {name} beside {}: run `cargo build -p {name}{flag}` first, or name \
+                "there is no {name} beside {}: run `cargo build -p {package}{flag}` first, or name \
              it in {variable}",
                 own.display()
             ))

@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// For each crate of the workspace, the crates of the workspace that it may use.
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 20] = [
     ("dragonfly-crds", &[]),
     ("dragonfly-proto", &[]),
     ("dragonfly-swarm", &[]),
     ("dragonfly-source", &[]),
     ("dragonfly-storage", &["dragonfly-proto"]),
+    ("dragonfly-admin", &[]),
     ("dragonfly-transport", &["dragonfly-proto"]),
     (
         "dragonfly-identity",
@@ -55,7 +56,11 @@ const ARROWS: [(&str, &[&str]); 19] = [
     ("dragonfly", &["*"]),
     (
         "dragonfly-operator",
-        &["dragonfly-controllers", "dragonfly-operator-core"],
+        &[
+            "dragonfly-admin",
+            "dragonfly-controllers",
+            "dragonfly-operator-core",
+        ],
     ),
     (
         "dragonfly-kubectl",
@@ -64,7 +69,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
     ("dragonfly-e2e", &["*"]),
     (
         "dragonfly-cluster",
-        &["dragonfly-e2e", "dragonfly-identity"],
+        &["dragonfly-crds", "dragonfly-e2e", "dragonfly-identity"],
     ),
 ];
 

@@ -11,7 +11,7 @@ use common::{LIMIT, MIB, Setting, run, text, until};
 use dragonfly_e2e::mesh::{Mesh, Options, Part, port};
 use dragonfly_e2e::origin::Origin;
 use dragonfly_e2e::process::{Process, log};
-use dragonfly_e2e::{binary, get::Get, sample};
+use dragonfly_e2e::{binary, get::Get, http, sample};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -108,6 +108,43 @@ async fn a_node_that_is_to_keep_content_in_memory_is_started_anew_and_then_does(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_never_had_a_policy_serves_nobody_until_it_has_one() {
+    let mut mesh = Mesh::prepare(&Options {
+        seeds: 0,
+        peers: 1,
+        plaintext: true,
+        ..Options::default()
+    })
+    .unwrap();
+    let mut peer = mesh.peers.remove(0);
+    peer.start().unwrap();
+    until("the peer runs", || async {
+        peer.said().contains("node is up")
+    })
+    .await;
+    // Longer than it takes a node that serves to do so.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(
+        !peer.socket.exists(),
+        "it serves clients by nobody's policy"
+    );
+    let (status, _) = http::get(peer.admin, "/readyz").await.unwrap();
+    assert_eq!(status, 503);
+    mesh.scheduler.start().unwrap();
+    peer.ready().await.unwrap();
+    until("clients are served", || async { peer.socket.exists() }).await;
+
+    // From then on by what it kept, whoever is away.
+    mesh.scheduler.kill();
+    peer.terminate(LIMIT).await.unwrap();
+    peer.start().unwrap();
+    until("clients are served again", || async {
+        peer.socket.exists()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nodes_without_a_token_or_with_another_meshs_are_turned_away() {
     let mesh = Mesh::start(&Options {
         peers: 1,
@@ -139,7 +176,7 @@ async fn nodes_without_a_token_or_with_another_meshs_are_turned_away() {
         2.0
     );
     for stranger in &strangers {
-        let ready = dragonfly_e2e::http::get(stranger.admin, "/readyz").await;
+        let ready = http::get(stranger.admin, "/readyz").await;
         assert!(!matches!(ready, Ok((200, _))), "{} is ready", stranger.name);
     }
     let said = strangers[0].said();

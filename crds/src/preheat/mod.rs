@@ -54,6 +54,10 @@ pub mod reason {
 
 /// Content that nodes get before anybody asks for it: what, where, when.
 #[derive(CustomResource, JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[allow(
+    clippy::duplicated_attributes,
+    reason = "two columns may be of one type"
+)]
 #[kube(
     group = "d7y.io",
     version = "v1alpha1",

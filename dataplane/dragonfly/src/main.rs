@@ -3,6 +3,7 @@
 mod commands;
 mod progress;
 mod roles;
+mod wiping;
 
 use std::process::ExitCode;
 

@@ -6,11 +6,11 @@ use std::time::Duration;
 use dragonfly_proto::id::NodeId;
 use dragonfly_proto::rpc::identity_client::IdentityClient;
 use dragonfly_proto::rpc::{self, Role};
-use dragonfly_transport::{TlsConfig, explain, issuer_name};
+use dragonfly_transport::{Callee, Calls, TlsConfig, explain, issuer_name, reason, tls_error};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
 use crate::authority::LIFETIME;
@@ -89,13 +89,10 @@ impl Credentials {
         crate::ca::bundle(bundle).is_ok_and(|roots| roots.contains(&self.signer))
     }
 
-    /// How to call schedulers.
+    /// How to call the mesh's schedulers.
     #[must_use]
-    pub fn client(&self) -> ClientTlsConfig {
-        ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(&self.ca))
-            .identity(tonic::transport::Identity::from_pem(&self.cert, &self.key))
-            .domain_name(SCHEDULER_NAME)
+    pub fn client(&self) -> Calls {
+        self.tls.schedulers.clone()
     }
 }
 
@@ -154,8 +151,7 @@ pub async fn enroll_projected(at: &Projected, role: Role) -> Result<Credentials,
         role: role.into(),
         mesh: at.mesh.clone(),
     };
-    let name = issuer_name(&at.mesh);
-    let reply = call(&at.issuer, &at.ca, &name, "the bootstrap", ask).await?;
+    let reply = call(&at.issuer, &at.ca, issuer(&at.mesh), "the bootstrap", ask).await?;
     credentials(&reply, &key)
 }
 
@@ -183,13 +179,13 @@ async fn issued(
     };
     let mut error = IdentityError::Unreachable("none is configured".to_owned());
     for address in schedulers {
-        let called = call(
-            address,
-            &token.ca,
-            SCHEDULER_NAME,
-            "the join token",
-            ask.clone(),
-        );
+        // A join token does not say what certificates call the mesh.
+        let scheduler = Callee {
+            mesh: None,
+            role: dragonfly_transport::Role::Scheduler,
+            name: SCHEDULER_NAME.to_owned(),
+        };
+        let called = call(address, &token.ca, scheduler, "the join token", ask.clone());
         match called.await {
             Ok(reply) => return credentials(&reply, &key),
             // That another is not there does not make a no undone.
@@ -205,7 +201,7 @@ async fn issued(
 /// # Errors
 /// As the issuer answered, or [`Code::Unavailable`] when it did not.
 pub(crate) async fn relay(
-    issuer: &str,
+    address: &str,
     ca: &str,
     mesh: &str,
     ask: rpc::IssueRequest,
@@ -214,34 +210,41 @@ pub(crate) async fn relay(
         mesh: mesh.to_owned(),
         ..ask
     };
-    let called = call(issuer, ca, &issuer_name(mesh), "the bootstrap", ask).await;
+    let called = call(address, ca, issuer(mesh), "the bootstrap", ask).await;
     called.map_err(|error| match error {
         IdentityError::Refused(why) => Status::permission_denied(why),
         other => Status::unavailable(other.to_string()),
     })
 }
 
+/// Who gives the certificates of a mesh.
+fn issuer(mesh: &str) -> Callee {
+    Callee {
+        mesh: Some(mesh.to_owned()),
+        role: dragonfly_transport::Role::Issuer,
+        name: issuer_name(mesh),
+    }
+}
+
 /// `proof`: where the CA that is trusted comes from.
 async fn call(
     address: &str,
     ca: &str,
-    name: &str,
+    callee: Callee,
     proof: &str,
     ask: rpc::IssueRequest,
 ) -> Result<rpc::IssueReply, IdentityError> {
     let refused = |why: &str| IdentityError::Refused(format!("{address}: {why}"));
     let unreachable = |why: String| IdentityError::Unreachable(format!("{address}: {why}"));
-    let tls = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(ca))
-        .domain_name(name);
-    let endpoint = Endpoint::from_shared(format!("https://{address}"))
-        .and_then(|e| e.tls_config(tls))
-        .map_err(|e| refused(&chain(&e)))?
+    let calls = Calls::new(&crate::ca::bundle(ca)?, None, callee)?;
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|e| refused(&reason(&e)))?
         .connect_timeout(Duration::from_secs(3))
         .timeout(Duration::from_secs(10));
-    let channel = endpoint.connect().await.map_err(|e| match why(&e, proof) {
+    let connected = endpoint.connect_with_connector(calls).await;
+    let channel = connected.map_err(|e| match why(&e, proof) {
         Some(why) => refused(&why),
-        None => unreachable(chain(&e)),
+        None => unreachable(reason(&e)),
     })?;
     let reply = IdentityClient::new(channel)
         .max_decoding_message_size(MAX_REPLY)
@@ -260,37 +263,16 @@ async fn call(
 
 /// What an error of the connection says about who is at the other end, if it does.
 fn why(error: &tonic::transport::Error, proof: &str) -> Option<String> {
-    let mut next = std::error::Error::source(error);
-    while let Some(e) = next {
-        let inner = e
-            .downcast_ref::<std::io::Error>()
-            .and_then(|io| io.get_ref());
-        let tls = e
-            .downcast_ref::<rustls::Error>()
-            .or_else(|| inner.and_then(|i| i.downcast_ref()));
-        match tls {
-            Some(rustls::Error::InvalidCertificate(
-                rustls::CertificateError::UnknownIssuer | rustls::CertificateError::BadSignature,
-            )) => return Some(format!("its certificate is another mesh's than {proof}")),
-            Some(rustls::Error::InvalidMessage(_)) => {
-                return Some(
-                    "it does not speak TLS (spec.security.transport: Plaintext): leave the join \
-                     token away"
-                        .to_owned(),
-                );
-            }
-            Some(wrong @ rustls::Error::InvalidCertificate(_)) => return Some(explain(wrong)),
-            _ => {}
-        }
-        next = e.source();
-    }
-    None
-}
-
-fn chain(e: &dyn std::error::Error) -> String {
-    match e.source() {
-        Some(source) => format!("{e}: {}", chain(source)),
-        None => e.to_string(),
+    match tls_error(error)? {
+        rustls::Error::InvalidCertificate(
+            rustls::CertificateError::UnknownIssuer | rustls::CertificateError::BadSignature,
+        ) => Some(format!("its certificate is another mesh's than {proof}")),
+        rustls::Error::InvalidMessage(_) => Some(
+            "it does not speak TLS (spec.security.transport: Plaintext): leave the join token away"
+                .to_owned(),
+        ),
+        wrong @ rustls::Error::InvalidCertificate(_) => Some(explain(wrong)),
+        _ => None,
     }
 }
 

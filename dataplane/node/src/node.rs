@@ -298,7 +298,7 @@ impl Node {
     }
 
     /// Shows schedulers another certificate from the next session on.
-    pub fn set_grpc_tls(&self, tls: crate::session::GrpcTls) {
+    pub fn set_grpc_tls(&self, tls: dragonfly_transport::Calls) {
         self.sessions.set_tls(tls);
     }
 
@@ -327,11 +327,6 @@ impl Node {
     pub fn acknowledge(&self, ack: rpc::PolicyAck) {
         *lock(&self.policy) = ack.clone();
         self.sessions.broadcast(from_node::Message::PolicyAck(ack));
-    }
-
-    /// Whether it ran, or refused, a policy of its mesh so far; by its defaults until then.
-    pub fn has_policy(&self) -> bool {
-        !lock(&self.policy).uid.is_empty()
     }
 
     pub(crate) fn authorities(&self) -> Vec<PublicKey> {

@@ -14,9 +14,10 @@ use dragonfly_proto::id::NodeId;
 use dragonfly_proto::rpc::scheduler_client::SchedulerClient;
 use dragonfly_proto::rpc::{self, FromNode, failure::Code, from_node, to_node};
 use dragonfly_swarm::membership::rendezvous;
+use dragonfly_transport::Calls;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Channel, Endpoint};
 
 use crate::node::Node;
 use crate::task::lock;
@@ -28,33 +29,13 @@ const FIND: Duration = Duration::from_secs(3);
 const RECONNECT_MIN: Duration = Duration::from_millis(100);
 const RECONNECT_MAX: Duration = Duration::from_secs(5);
 
-/// PEM for calls to schedulers.
-#[derive(Clone)]
-pub struct GrpcTls {
-    /// Trusted roots.
-    pub ca: String,
-    /// This node's chain.
-    pub cert: String,
-    /// Its key.
-    pub key: String,
-    /// The name in the schedulers' certificates.
-    pub server_name: String,
-}
-
-impl std::fmt::Debug for GrpcTls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Not the key.
-        write!(f, "GrpcTls({})", self.server_name)
-    }
-}
-
 /// What a node knows of schedulers before it spoke to one.
 #[derive(Debug, Clone, Default)]
 pub struct Bootstrap {
     /// `host:port` of replicas; one is enough, it tells of the others.
     pub addresses: Vec<String>,
     /// Mutual TLS, unless policy says plaintext.
-    pub tls: Option<GrpcTls>,
+    pub tls: Option<Calls>,
 }
 
 /// A message and the replica that it came from.
@@ -82,7 +63,7 @@ struct Waiting {
 
 /// All sessions of a node.
 pub(crate) struct Sessions {
-    tls: Mutex<Option<GrpcTls>>,
+    tls: Mutex<Option<Calls>>,
     replicas: Mutex<Vec<Replica>>,
     waiting: Mutex<HashMap<u64, Waiting>>,
     next_id: AtomicU64,
@@ -123,7 +104,7 @@ impl Sessions {
     }
 
     /// Shows another certificate in sessions from now on.
-    pub(crate) fn set_tls(&self, tls: GrpcTls) {
+    pub(crate) fn set_tls(&self, tls: Calls) {
         *lock(&self.tls) = Some(tls);
     }
 
@@ -401,22 +382,19 @@ impl Sessions {
         self.connected.subscribe()
     }
 
-    fn endpoint(&self, address: &str) -> Result<Endpoint, tonic::transport::Error> {
+    async fn connect(&self, address: &str) -> Result<Channel, tonic::transport::Error> {
         let tls = lock(&self.tls).clone();
-        let scheme = if tls.is_some() { "https" } else { "http" };
-        let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))?
+        // Under TLS too: that is made below what an endpoint knows of.
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?
             .connect_timeout(Duration::from_secs(3))
             .tcp_nodelay(true)
             .http2_keep_alive_interval(Duration::from_secs(5))
             .keep_alive_timeout(Duration::from_secs(5))
             .keep_alive_while_idle(true);
-        let Some(tls) = tls else { return Ok(endpoint) };
-        endpoint.tls_config(
-            ClientTlsConfig::new()
-                .ca_certificate(Certificate::from_pem(&tls.ca))
-                .identity(Identity::from_pem(&tls.cert, &tls.key))
-                .domain_name(tls.server_name),
-        )
+        match tls {
+            Some(tls) => endpoint.connect_with_connector(tls).await,
+            None => endpoint.connect().await,
+        }
     }
 }
 
@@ -529,8 +507,8 @@ async fn keep(node: Weak<Node>, address: String) {
 }
 
 async fn session(node: &Arc<Node>, address: &str) -> Result<(), String> {
-    let channel = node.sessions.endpoint(address).map_err(|e| e.to_string())?;
-    let channel = channel.connect().await.map_err(|e| why(&e))?;
+    let connected = node.sessions.connect(address).await;
+    let channel = connected.map_err(|e| dragonfly_transport::reason(&e))?;
     let mut client = SchedulerClient::new(channel).max_decoding_message_size(rpc::MAX_MESSAGE);
     let (out, messages) = mpsc::channel(QUEUE);
     let hello = from_node::Message::Hello(node.hello());
@@ -581,40 +559,9 @@ async fn session(node: &Arc<Node>, address: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Why there is no connection: TLS' own reason, where it has one, for it says what to do.
-fn why(error: &tonic::transport::Error) -> String {
-    tls_reason(error).unwrap_or_else(|| chain(error))
-}
-
 /// Why a scheduler takes no session.
 fn refused(status: &tonic::Status) -> String {
     // Under TLS 1.3 the other side judges a certificate after the handshake has ended here.
-    tls_reason(status).unwrap_or_else(|| status.message().to_owned())
-}
-
-fn tls_reason(error: &(dyn std::error::Error + 'static)) -> Option<String> {
-    let mut next = Some(error);
-    while let Some(e) = next {
-        let inner = e
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref);
-        let tls = e
-            .downcast_ref::<rustls::Error>()
-            .or_else(|| inner.and_then(|i| i.downcast_ref()));
-        if let Some(tls) = tls {
-            return Some(dragonfly_transport::explain(tls));
-        }
-        next = e.source();
-    }
-    None
-}
-
-fn chain(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut source = e.source();
-    while let Some(e) = source {
-        text = format!("{text}: {e}");
-        source = e.source();
-    }
-    text
+    let tls = dragonfly_transport::tls_error(status);
+    tls.map_or_else(|| status.message().to_owned(), dragonfly_transport::explain)
 }

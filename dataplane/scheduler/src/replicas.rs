@@ -12,7 +12,8 @@ use std::time::Duration;
 use dragonfly_proto::rpc::replicas_client::ReplicasClient;
 use dragonfly_proto::rpc::replicas_server::{Replicas, ReplicasServer};
 use dragonfly_proto::rpc::{self, Sketch};
-use tonic::transport::{ClientTlsConfig, Endpoint};
+use dragonfly_transport::Calls;
+use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status};
 
 /// Longest sketch taken, bytes: 64 failures and 16 policies of bounded texts are less.
@@ -65,25 +66,17 @@ impl Replicas for Service {
 ///
 /// # Errors
 /// It cannot be reached, is no scheduler of this mesh, or is not the one that writes the status.
-pub async fn tell(
-    address: &str,
-    tls: Option<ClientTlsConfig>,
-    sketch: Sketch,
-) -> Result<(), String> {
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
+pub async fn tell(address: &str, tls: Option<Calls>, sketch: Sketch) -> Result<(), String> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|e| format!("{address}: {e}"))?
         .connect_timeout(CONNECT)
         .timeout(ANSWER);
-    if let Some(tls) = tls {
-        endpoint = endpoint
-            .tls_config(tls)
-            .map_err(|e| format!("{address}: {e}"))?;
-    }
-    let channel = endpoint
-        .connect()
-        .await
-        .map_err(|e| format!("{address}: {e}"))?;
+    let connected = match tls {
+        Some(tls) => endpoint.connect_with_connector(tls).await,
+        None => endpoint.connect().await,
+    };
+    let channel =
+        connected.map_err(|e| format!("{address}: {}", dragonfly_transport::reason(&e)))?;
     let told = ReplicasClient::new(channel).tell(sketch).await;
     told.map(|_| ())
         .map_err(|status| format!("{address}: {}", status.message()))

@@ -6,13 +6,16 @@ mod kit;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dragonfly_identity::{Authority, Credentials, enroll, incoming, view};
+use dragonfly_identity::{Authority, Credentials, SCHEDULER_NAME, bundle, enroll, incoming, view};
 use dragonfly_proto::id::NodeId;
 use dragonfly_proto::rpc::scheduler_client::SchedulerClient;
 use dragonfly_proto::rpc::{self, FromNode, Role, from_node};
 use dragonfly_scheduler::core::{Core, CoreSettings};
 use dragonfly_scheduler::service::Service;
+use dragonfly_transport::{Callee, Calls};
 use kit::MESH;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -69,11 +72,18 @@ impl Bed {
         node: NodeId,
         role: Role,
     ) -> Result<Session, String> {
-        let channel = Endpoint::from_shared(format!("https://{}", self.address))
+        // Who comes as somebody else does not mind who answers.
+        let callee = Callee {
+            mesh: None,
+            role: dragonfly_transport::Role::Scheduler,
+            name: SCHEDULER_NAME.to_owned(),
+        };
+        let key = PrivateKeyDer::from_pem_slice(credentials.key.as_bytes()).unwrap();
+        let own = Some((bundle(&credentials.cert).unwrap(), &key));
+        let calls = Calls::new(&bundle(&credentials.ca).unwrap(), own, callee).unwrap();
+        let channel = Endpoint::from_shared(format!("http://{}", self.address))
             .unwrap()
-            .tls_config(credentials.client())
-            .unwrap()
-            .connect()
+            .connect_with_connector(calls)
             .await
             .unwrap();
         let (out, messages) = mpsc::channel(8);

@@ -5,14 +5,17 @@ mod kit;
 
 use std::sync::{Arc, Mutex};
 
-use dragonfly_identity::{Authority, SCHEDULER_NAME, enroll};
+use dragonfly_identity::{Authority, SCHEDULER_NAME, bundle, enroll};
 use dragonfly_proto::id::NodeId;
 use dragonfly_proto::rpc::{self, Role, from_node};
 use dragonfly_scheduler::replicas::{self, Service, Sink};
+use dragonfly_transport::{Callee, Calls};
 use kit::{World, content};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
 use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Certificate, ClientTlsConfig, Identity, Server, ServerTlsConfig};
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 fn report(home: bool) -> rpc::Report {
     rpc::Report {
@@ -167,13 +170,16 @@ async fn only_a_scheduler_of_the_mesh_may_tell_what_was_counted() {
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
 
-    let client = || {
-        ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(authority.ca()))
-            .domain_name(SCHEDULER_NAME)
+    let roots = bundle(authority.ca()).unwrap();
+    let callee = Callee {
+        mesh: Some("m".to_owned()),
+        role: dragonfly_transport::Role::Scheduler,
+        name: SCHEDULER_NAME.to_owned(),
     };
     let (cert, key) = authority.scheduler("scheduler-2").unwrap();
-    let scheduler = client().identity(Identity::from_pem(cert, key));
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    let own = (bundle(&cert).unwrap(), &key);
+    let scheduler = Calls::new(&roots, Some(own), callee.clone()).unwrap();
     let sketch = rpc::Sketch {
         replica: "scheduler-2".to_owned(),
         number: 1,
@@ -197,11 +203,33 @@ async fn only_a_scheduler_of_the_mesh_may_tell_what_was_counted() {
         Role::Seed,
     );
     let node = node.await.unwrap();
-    let node = client().identity(Identity::from_pem(node.cert, node.key));
-    for (who, tls) in [("a node", node), ("nobody", client())] {
+    let nobody = Calls::new(&roots, None, callee.clone()).unwrap();
+    for (who, tls) in [("a node", node.client()), ("nobody", nobody)] {
         let said = replicas::tell(&address, Some(tls), sketch.clone()).await;
         let error = said.unwrap_err();
         assert!(error.contains("certificate"), "{who}: {error}");
     }
     assert_eq!(*told.lock().unwrap(), ["scheduler-2"]);
+
+    // Who answers is a scheduler, but not what was called, or not of this mesh.
+    let issuer = Callee {
+        role: dragonfly_transport::Role::Issuer,
+        ..callee.clone()
+    };
+    let other = Callee {
+        mesh: Some("other".to_owned()),
+        ..callee
+    };
+    for (callee, says) in [
+        (issuer, "another part was called"),
+        (other, "it is of another mesh"),
+    ] {
+        let calls = Calls::new(&roots, None, callee).unwrap();
+        let said = replicas::tell(&address, Some(calls), sketch.clone()).await;
+        let error = said.unwrap_err();
+        assert!(
+            error.contains(says) && error.contains("spiffe://m/scheduler/"),
+            "{error}"
+        );
+    }
 }

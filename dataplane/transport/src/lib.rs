@@ -11,6 +11,7 @@
 //! hashed while it streams in, and the handler decides whether it was asked for before a byte of it
 //! is kept.
 
+mod calls;
 mod conn;
 mod reader;
 mod refusal;
@@ -22,8 +23,9 @@ mod watch;
 mod who;
 mod writer;
 
+pub use calls::{Callee, Calls};
 pub use conn::{CloseReason, Conn};
-pub use refusal::explain;
+pub use refusal::{explain, reason, tls_error};
 pub use security::{
     Revoked, SCHEDULER_NAME, Security, SecurityError, TlsConfig, is_node, is_scheduler,
     issuer_name, node_name,

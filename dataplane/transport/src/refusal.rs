@@ -23,6 +23,41 @@ pub fn explain(error: &Error) -> String {
     }
 }
 
+/// TLS' own reason in an error of a connection or call, where it has one.
+#[must_use]
+pub fn tls_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Error> {
+    let mut next = Some(error);
+    while let Some(e) = next {
+        let inner = e
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
+        let tls = e
+            .downcast_ref::<Error>()
+            .or_else(|| inner.and_then(|i| i.downcast_ref()));
+        if tls.is_some() {
+            return tls;
+        }
+        next = e.source();
+    }
+    None
+}
+
+/// Why a connection or call failed: TLS' own reason, where it has one, for it says what to do; else all
+/// that caused it.
+#[must_use]
+pub fn reason(error: &(dyn std::error::Error + 'static)) -> String {
+    if let Some(tls) = tls_error(error) {
+        return explain(tls);
+    }
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(e) = source {
+        text = format!("{text}: {e}");
+        source = e.source();
+    }
+    text
+}
+
 fn wrongly(wrong: &CertificateError) -> String {
     match wrong {
         CertificateError::ExpiredContext { time, not_after } => format!(
@@ -45,6 +80,7 @@ fn wrongly(wrong: &CertificateError) -> String {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             "is another's than was called".to_owned()
         }
+        CertificateError::Other(wrong) => format!("is refused: {}", wrong.0),
         other => format!("is refused: {other}"),
     }
 }

@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
+use crate::calls::{Callee, Calls};
 use crate::who::{Role, Who};
 
 /// TLS material that cannot be used, or another's that is refused.
@@ -46,6 +47,8 @@ pub struct TlsConfig {
     pub server: Arc<ServerConfig>,
     /// For serving gRPC, where a caller may come to ask for its certificate and has none yet.
     pub calls: Arc<ServerConfig>,
+    /// For calling the mesh's schedulers over gRPC.
+    pub schedulers: Calls,
     /// Whose it is.
     pub who: Who,
 }
@@ -90,6 +93,12 @@ impl TlsConfig {
         let mut calls = server(true)?;
         calls.alpn_protocols = vec![b"h2".to_vec()];
         let server = server(false)?;
+        let callee = Callee {
+            mesh: Some(who.mesh.clone()),
+            role: Role::Scheduler,
+            name: SCHEDULER_NAME.to_owned(),
+        };
+        let schedulers = Calls::new(roots, Some((chain.clone(), key)), callee)?;
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)?
             .with_root_certificates(store)
@@ -100,6 +109,7 @@ impl TlsConfig {
             client: Arc::new(client),
             server: Arc::new(server),
             calls: Arc::new(calls),
+            schedulers,
             who,
         })
     }

@@ -202,11 +202,7 @@ impl Cluster {
     /// # Errors
     /// The kubeconfig is gone: the cluster was taken down.
     pub async fn client(&self) -> Result<Client> {
-        let path = &self.info.kubeconfig;
-        let config = Kubeconfig::read_from(path).map_err(|e| Failed::at(path.display(), e))?;
-        let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await;
-        let config = config.map_err(|e| Failed::at(path.display(), e))?;
-        Client::try_from(config).map_err(|e| Failed::at(path.display(), e))
+        client(&self.info.kubeconfig).await
     }
 
     /// Its nodes, in order.
@@ -324,15 +320,7 @@ impl Cluster {
 
     /// The last lines of each daemon's log.
     pub fn logs(&self) -> String {
-        let dir = self.info.dir.join("logs");
-        let mut logs: Vec<_> = std::fs::read_dir(dir)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|e| e.path())
-            .collect();
-        logs.sort();
-        dragonfly_e2e::process::tail(&logs, 5)
+        diagnostics::of_daemons(&self.info.dir.join("logs"))
     }
 
     /// Takes it down and waits until nothing is left.
@@ -393,7 +381,16 @@ fn pause(request: &Request) -> Result<Image> {
     Image::new(Architecture::HERE, &["/pause"]).layer(tree)
 }
 
-async fn temp_namespace(client: &Client) -> Result<String> {
+/// A client of the runtime that asks, with what a kubeconfig says.
+pub(crate) async fn client(path: &Path) -> Result<Client> {
+    let config = Kubeconfig::read_from(path).map_err(|e| Failed::at(path.display(), e))?;
+    let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await;
+    let config = config.map_err(|e| Failed::at(path.display(), e))?;
+    Client::try_from(config).map_err(|e| Failed::at(path.display(), e))
+}
+
+/// Makes a namespace with a random name.
+pub(crate) async fn temp_namespace(client: &Client) -> Result<String> {
     let name = format!("test-{}", crate::random_name());
     let all: Api<Namespace> = Api::all(client.clone());
     let namespace = Namespace {

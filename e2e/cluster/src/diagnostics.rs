@@ -1,6 +1,7 @@
 //! What somebody who looks into a failed test asks first: pods, events, logs.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod, PodStatus};
 use kube::api::{Api, ListParams, LogParams};
@@ -39,6 +40,14 @@ pub async fn of_namespace(client: &Client, namespace: &str) -> String {
         }
     }
     out
+}
+
+/// The last lines of each log in a directory.
+pub fn of_daemons(dir: &Path) -> String {
+    let listed = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut logs: Vec<_> = listed.map(|e| e.path()).collect();
+    logs.sort();
+    dragonfly_e2e::process::tail(&logs, 5)
 }
 
 async fn events(client: &Client, namespace: &str, out: &mut String) {

@@ -21,6 +21,9 @@
 //! - [`Registry`], [`image`]: images made here, pushed, pulled by nodes
 //! - [`wait`]: waiting with a reason; [`pod`]: exec and logs; [`diagnostics`]: what is shown on failure
 //! - [`apply`]: YAML as it stands; [`definitions`]: neighbours' kinds; [`mesh`]: the data plane's parts
+//! - [`argocd`]: what ArgoCD would say of an object
+//! - [`audit`]: what was asked of the API server
+//! - [`operator`]: the operator, as a process or in a pod; [`Place`]: a namespace of a test of meshes
 //! - [`fake`]: nodes by the thousand that only exist as objects; [`helm`]
 //! - [`tools`]: what is built from Go modules, once, into a cache
 //!
@@ -30,6 +33,8 @@
 //! meet; processes are ended by descriptor, never by name.
 
 pub mod apply;
+pub mod argocd;
+pub mod audit;
 mod cgroup;
 mod cluster;
 pub mod definitions;
@@ -40,8 +45,10 @@ pub mod http;
 pub mod image;
 pub mod mesh;
 mod node;
+pub mod operator;
 mod options;
 mod pki;
+pub mod place;
 mod plan;
 pub mod pod;
 mod preflight;
@@ -55,7 +62,9 @@ pub mod wait;
 pub use cluster::{Cluster, pods_possible};
 pub use dragonfly_e2e::{Failed, Result};
 pub use node::Node;
+pub use operator::{Installed, Operator};
 pub use options::{ClusterOptions, Containerd, IpFamily};
+pub use place::Place;
 pub use registry::Registry;
 
 /// Bytes as two lower-case digits each.

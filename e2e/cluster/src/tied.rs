@@ -121,23 +121,9 @@ impl Pipes {
 
 /// The program with the supervisor: this one, or the one beside this test.
 fn program() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("DRAGONFLY_CLUSTER_BIN") {
-        return Ok(path.into());
-    }
     let own = std::env::current_exe().map_err(|e| Failed::at("this program's own path", e))?;
     if own.file_name().is_some_and(|name| name == "cluster") {
         return Ok(own);
     }
-    let mut beside = own
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|dir| dir.join("cluster"));
-    beside.find(|path| path.is_file()).ok_or_else(|| {
-        Failed(format!(
-            "there is no program `cluster` beside {}: run `cargo build -p dragonfly-cluster` first, \
-             or name it in DRAGONFLY_CLUSTER_BIN",
-            own.display()
-        ))
-    })
+    dragonfly_e2e::binary::program("cluster", "dragonfly-cluster", "DRAGONFLY_CLUSTER_BIN")
 }

@@ -1,19 +1,10 @@
-//! ArgoCD's health checks and actions: the very Lua of `config/argocd`, run by the interpreter that
-//! ArgoCD has, over statuses of every state.
+//! ArgoCD's health checks and actions over statuses of every state. What the operator itself writes is
+//! judged by the same Lua wherever tests wait for a state (`Place`).
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::Command;
-
-use dragonfly_cluster::tools::Tool;
+use dragonfly_cluster::argocd::{customizations, health_of};
 use serde::Deserialize;
 use serde_json::{Value, json};
-
-#[derive(Deserialize)]
-struct ConfigMap {
-    data: BTreeMap<String, String>,
-}
 
 #[derive(Deserialize)]
 struct Actions {
@@ -29,52 +20,8 @@ struct Action {
     lua: String,
 }
 
-fn customizations() -> BTreeMap<String, String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config/argocd/argocd-cm.yaml");
-    let text = std::fs::read_to_string(path).unwrap();
-    serde_saphyr::from_str::<ConfigMap>(&text).unwrap().data
-}
-
-/// JSON as Lua writes it.
-fn literal(value: &Value) -> String {
-    match value {
-        Value::Null => "nil".to_owned(),
-        Value::Array(items) => {
-            let items: Vec<_> = items.iter().map(literal).collect();
-            format!("{{{}}}", items.join(","))
-        }
-        Value::Object(fields) => {
-            let fields = fields.iter();
-            let fields: Vec<_> = fields
-                .map(|(name, value)| format!("[{}]={}", Value::from(name.as_str()), literal(value)))
-                .collect();
-            format!("{{{}}}", fields.join(","))
-        }
-        scalar => scalar.to_string(),
-    }
-}
-
-/// What a script returns for an object: `show` prints it.
 fn run(script: &str, object: &Value, show: &str) -> String {
-    let glua = Tool::Lua.built().unwrap()["glua"].clone();
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("script.lua");
-    // ArgoCD opens neither io nor os to scripts.
-    let text = format!(
-        "local io, debug, package, require, dofile, loadfile = nil\n\
-         obj = {}\n\
-         local function script()\n{script}\nend\n\
-         local result = script()\n{show}\n",
-        literal(object)
-    );
-    std::fs::write(&file, &text).unwrap();
-    let out = Command::new(glua).arg(&file).output().unwrap();
-    let errors = String::from_utf8_lossy(&out.stderr);
-    assert!(
-        out.status.success() && errors.is_empty(),
-        "{errors}\n{text}"
-    );
-    String::from_utf8(out.stdout).unwrap().trim_end().to_owned()
+    dragonfly_cluster::argocd::run(script, object, show).unwrap()
 }
 
 fn condition(type_: &str, status: &str, reason: &str, message: &str) -> Value {
@@ -97,7 +44,6 @@ fn object(observed: i64, conditions: &[Value]) -> Value {
 
 #[test]
 fn health_is_what_the_conditions_say() {
-    let customizations = customizations();
     let ready = |status| condition("Ready", status, "R", "ready says");
     let changing = |status| condition("Reconciling", status, "C", "changing says");
     let stalled = |status| condition("Stalled", status, "S", "stalled says");
@@ -180,14 +126,8 @@ fn health_is_what_the_conditions_say() {
         ),
     ];
     for kind in ["Distribution", "SchedulerPool", "Preheat"] {
-        let script = &customizations[&format!("resource.customizations.health.d7y.io_{kind}")];
         for (what, object, status, message) in &rows {
-            let said = run(
-                script,
-                object,
-                "print(result.status .. '|' .. result.message)",
-            );
-            let (found, text) = said.split_once('|').unwrap();
+            let (found, text) = health_of(kind, object).unwrap();
             assert_eq!(found, *status, "{kind}, {what}: {text}");
             assert!(text.contains(message), "{kind}, {what}: {text}");
         }
@@ -196,7 +136,7 @@ fn health_is_what_the_conditions_say() {
 
 #[test]
 fn actions_change_what_they_say_and_are_offered_when_they_would() {
-    let customizations = customizations();
+    let customizations = customizations().unwrap();
     let of = |kind: &str| -> Actions {
         let text = &customizations[&format!("resource.customizations.actions.d7y.io_{kind}")];
         serde_saphyr::from_str(text).unwrap()

@@ -5,7 +5,7 @@
 //! force is left alone until a new one is good.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dragonfly_crds::conditions::reason;
 use dragonfly_crds::placement::Components;
@@ -30,9 +30,12 @@ use crate::apply::ApplyError;
 use crate::authority::{Held, KeysError};
 use crate::cache::Streams;
 use crate::context::said;
-use crate::{AT_ONCE, Context, LIMIT};
+use crate::visit::{Error, again, visited};
+use crate::{AT_ONCE, Context};
 
 type Guarded = DeserializeGuard<Distribution>;
+
+const KIND: &str = "Distribution";
 
 /// Changes of many children at once are one visit.
 const TOGETHER: Duration = Duration::from_millis(250);
@@ -40,11 +43,6 @@ const TOGETHER: Duration = Duration::from_millis(250);
 const RESYNC: Duration = Duration::from_secs(300);
 /// How often it is looked whether what stalls a mesh is gone, where no watch tells.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
-
-/// Why a visit has to be repeated.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Error(String);
 
 /// Why a mesh is not as its spec says.
 enum Stop {
@@ -113,34 +111,14 @@ pub(crate) async fn run(context: Arc<Context>, streams: Streams, stop: Cancellat
         .await;
 }
 
-fn key(object: &Guarded) -> String {
-    format!(
-        "Distribution {}/{}",
-        object.namespace().unwrap_or_default(),
-        object.name_any()
-    )
-}
-
 fn failed(object: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Action {
-    let wait = context.backoff.failed(&key(&object), fastrand::f64());
-    tracing::warn!(object = key(&object), %error, ?wait, "failed; tried again");
-    Action::requeue(wait)
+    again(&context, KIND, &*object, error)
 }
 
 async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
-    let began = Instant::now();
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let visit = visit(&context, &namespace, &name);
-    let ended = tokio::time::timeout(LIMIT, visit).await;
-    let ended = ended.unwrap_or_else(|_| Err(Error(format!("not done within {LIMIT:?}"))));
-    let outcome = if ended.is_ok() { "done" } else { "failed" };
-    context
-        .metrics
-        .ended("Distribution", outcome, began.elapsed().as_secs_f64());
-    if ended.is_ok() {
-        context.backoff.succeeded(&key(&object));
-    }
-    ended
+    visited(&context, KIND, &*object, visit).await
 }
 
 /// One look at one object.

@@ -32,6 +32,7 @@ pub mod preheat;
 pub mod scheduler_pool;
 mod status;
 mod tokens;
+mod visit;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

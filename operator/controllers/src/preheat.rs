@@ -5,7 +5,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dragonfly_crds::conditions::reason;
 use dragonfly_crds::preheat::{CREATED_BY, PLUGIN};
@@ -24,9 +24,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Changes, watched};
 use crate::context::said;
-use crate::{AT_ONCE, Context, LIMIT};
+use crate::visit::{Error, again, key, visited};
+use crate::{AT_ONCE, Context};
 
 type Guarded = DeserializeGuard<Preheat>;
+
+const KIND: &str = "Preheat";
 
 /// Fields of the status that are the operator's.
 const OURS: [&str; 7] = [
@@ -38,11 +41,6 @@ const OURS: [&str; 7] = [
     "nextRunTime",
     "history",
 ];
-
-/// Why a visit has to be repeated.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Error(String);
 
 /// What the controller of preheats sees.
 pub(crate) struct Preheats {
@@ -139,36 +137,12 @@ pub(crate) async fn run(context: Arc<Context>, seen: Preheats, stop: Cancellatio
         .await;
 }
 
-fn key(object: &Guarded) -> String {
-    format!(
-        "Preheat {}/{}",
-        object.namespace().unwrap_or_default(),
-        object.name_any()
-    )
-}
-
 fn failed(object: Arc<Guarded>, error: &Error, shared: Arc<Shared>) -> Action {
-    let wait = shared
-        .context
-        .backoff
-        .failed(&key(&object), fastrand::f64());
-    tracing::warn!(object = key(&object), %error, ?wait, "failed; tried again");
-    Action::requeue(wait)
+    again(&shared.context, KIND, &*object, error)
 }
 
 async fn reconcile(object: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Error> {
-    let began = Instant::now();
-    let ended = tokio::time::timeout(LIMIT, visit(&object, &shared)).await;
-    let ended = ended.unwrap_or_else(|_| Err(Error(format!("not done within {LIMIT:?}"))));
-    let outcome = if ended.is_ok() { "done" } else { "failed" };
-    let context = &shared.context;
-    context
-        .metrics
-        .ended("Preheat", outcome, began.elapsed().as_secs_f64());
-    if ended.is_ok() {
-        context.backoff.succeeded(&key(&object));
-    }
-    ended
+    visited(&shared.context, KIND, &*object, visit(&object, &shared)).await
 }
 
 async fn visit(object: &Guarded, shared: &Shared) -> Result<Action, Error> {
@@ -214,8 +188,11 @@ async fn visit(object: &Guarded, shared: &Shared) -> Result<Action, Error> {
         };
         return match api.delete(&name, &params).await {
             Ok(_) => {
-                context.metrics.wrote("Preheat", "delete");
-                tracing::info!(object = key(object), "its time after its last run is over");
+                context.metrics.wrote(KIND, "delete");
+                tracing::info!(
+                    object = key(KIND, object),
+                    "its time after its last run is over"
+                );
                 Ok(Action::await_change())
             }
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(Action::await_change()),

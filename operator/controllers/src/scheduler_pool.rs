@@ -2,7 +2,6 @@
 //! that refers to it, by the mesh's own reconciliation.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use dragonfly_crds::placement::Ready;
 use dragonfly_crds::{Distribution, SchedulerPool};
@@ -18,14 +17,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::Pools;
 use crate::context::said;
-use crate::{AT_ONCE, Context, LIMIT};
+use crate::visit::{Error, again, key, visited};
+use crate::{AT_ONCE, Context};
 
 type Guarded = DeserializeGuard<SchedulerPool>;
 
-/// Why a visit has to be repeated.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Error(String);
+const KIND: &str = "SchedulerPool";
 
 struct Shared {
     context: Arc<Context>,
@@ -61,33 +58,16 @@ pub(crate) async fn run(context: Arc<Context>, pools: Pools, stop: CancellationT
         .await;
 }
 
-fn key(pool: &Guarded) -> String {
-    format!(
-        "SchedulerPool {}/{}",
-        pool.namespace().unwrap_or_default(),
-        pool.name_any()
-    )
-}
-
 fn failed(pool: Arc<Guarded>, error: &Error, shared: Arc<Shared>) -> Action {
-    let wait = shared.context.backoff.failed(&key(&pool), fastrand::f64());
-    tracing::warn!(object = key(&pool), %error, ?wait, "failed; tried again");
-    Action::requeue(wait)
+    again(&shared.context, KIND, &*pool, error)
 }
 
 async fn reconcile(pool: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Error> {
-    let began = Instant::now();
-    let ended = tokio::time::timeout(LIMIT, visit(&pool, &shared)).await;
-    let ended = ended.unwrap_or_else(|_| Err(Error(format!("not done within {LIMIT:?}"))));
-    let outcome = if ended.is_ok() { "done" } else { "failed" };
-    shared
-        .context
-        .metrics
-        .ended("SchedulerPool", outcome, began.elapsed().as_secs_f64());
-    if ended.is_ok() {
-        shared.context.backoff.succeeded(&key(&pool));
-    }
-    ended.map(|()| Action::await_change())
+    let visit = async {
+        visit(&pool, &shared).await?;
+        Ok(Action::await_change())
+    };
+    visited(&shared.context, KIND, &*pool, visit).await
 }
 
 async fn visit(pool: &Guarded, shared: &Shared) -> Result<(), Error> {
@@ -102,7 +82,7 @@ async fn visit(pool: &Guarded, shared: &Shared) -> Result<(), Error> {
     let mistakes = match live.clone().try_parse::<SchedulerPool>() {
         Ok(pool) => pool_mistakes(&pool),
         Err(error) => vec![dragonfly_crds::Invalid {
-            object: key(pool),
+            object: key(KIND, pool),
             field: "spec".to_owned(),
             reason: dragonfly_crds::Reason::Malformed,
             message: error.to_string(),

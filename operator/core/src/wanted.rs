@@ -4,6 +4,7 @@
 //! are all still as applied needs no write: restarts and resyncs of the operator cost reads of its own
 //! cache. A field that somebody changed, or that is no longer asked for, shows in one of the two.
 
+use dragonfly_crds::quantity::thousandths;
 use k8s_openapi::Resource;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -204,41 +205,11 @@ fn within(wanted: &Value, live: &Value) -> bool {
             wanted.len() == live.len() && wanted.iter().zip(live).all(|(w, l)| within(w, l))
         }
         (Value::String(wanted), Value::String(live)) => {
+            // An API server writes `500m` where `0.5` was said.
             wanted == live || thousandths(wanted).is_some_and(|n| Some(n) == thousandths(live))
         }
         (wanted, live) => wanted == live,
     }
-}
-
-/// A quantity in thousandths: an API server writes `500m` where `0.5` was said.
-fn thousandths(text: &str) -> Option<u128> {
-    const SUFFIXES: [(&str, u128); 11] = [
-        ("Ki", 1 << 10),
-        ("Mi", 1 << 20),
-        ("Gi", 1 << 30),
-        ("Ti", 1 << 40),
-        ("Pi", 1 << 50),
-        ("k", 1_000),
-        ("M", 1_000_000),
-        ("G", 1_000_000_000),
-        ("T", 1_000_000_000_000),
-        ("P", 1_000_000_000_000_000),
-        ("", 1),
-    ];
-    if let Some(number) = text.strip_suffix('m') {
-        return number.parse().ok();
-    }
-    let (number, unit) = SUFFIXES
-        .iter()
-        .find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit)))?;
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if fraction.len() > 9 {
-        return None;
-    }
-    let scale = 10u128.pow(u32::try_from(fraction.len()).ok()?);
-    let digits: u128 = format!("{whole}{fraction}").parse().ok()?;
-    let scaled = digits.checked_mul(unit)?.checked_mul(1_000)?;
-    scaled.is_multiple_of(scale).then_some(scaled / scale)
 }
 
 #[cfg(test)]

@@ -1,17 +1,18 @@
 //! `dragonfly-operator`: runs the meshes that a cluster's Distributions ask for. Wiring only.
 
-mod admin;
-
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
+use dragonfly_admin::Shown;
 use dragonfly_controllers::leader::Leader;
 use dragonfly_controllers::{Ages, At, Metrics, Namespaces, Options};
 use dragonfly_operator_core::Settings;
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -125,6 +126,28 @@ impl Failed {
     }
 }
 
+/// The operator on its admin port.
+struct Operator {
+    metrics: Arc<Metrics>,
+    /// The Distributions of the cluster are known.
+    ready: Arc<AtomicBool>,
+}
+
+impl Shown for Operator {
+    fn ready(&self) -> Result<(), String> {
+        if self.ready.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err("the cluster's Distributions are not known yet".to_owned())
+    }
+
+    fn metrics(&self) -> String {
+        let mut registry = Registry::default();
+        self.metrics.register(&mut registry);
+        dragonfly_admin::encode(&registry)
+    }
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
@@ -162,12 +185,14 @@ async fn run(args: Args) -> Result<(), Failed> {
         .map_err(|e| Failed::at("the API server's address and credentials", e))?;
     let stop = CancellationToken::new();
     let metrics = Arc::new(Metrics::default());
-    let ready = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let shown = admin::Shown {
+    let ready = Arc::new(AtomicBool::new(false));
+    let shown = Arc::new(Operator {
         metrics: metrics.clone(),
         ready: ready.clone(),
-    };
-    let addr = admin::serve(args.admin, shown, stop.clone()).await?;
+    });
+    let addr = dragonfly_admin::serve(args.admin, shown, stop.clone())
+        .await
+        .map_err(|e| Failed::at(format!("admin port {}", args.admin), e))?;
     tracing::info!(%addr, namespaces = %options.namespaces, image = options.settings.image,
         "the operator is up");
     on_signal(stop.clone())?;
@@ -178,11 +203,11 @@ async fn run(args: Args) -> Result<(), Failed> {
     });
     if let Some(leader) = &mut leader {
         // One that stands by is as ready as it can be.
-        ready.store(true, std::sync::atomic::Ordering::Relaxed);
+        ready.store(true, Ordering::Relaxed);
         if !leader.wait(&stop).await {
             return Ok(());
         }
-        ready.store(false, std::sync::atomic::Ordering::Relaxed);
+        ready.store(false, Ordering::Relaxed);
     }
     // Only now: who calls one that stands by is turned away, and comes to the other.
     let wrong = |e| Failed::at(format!("issuer port {}", args.issuer), e);

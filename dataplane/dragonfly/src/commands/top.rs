@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use dragonfly_client::rpc;
 use dragonfly_client::rpc::scheduler_client::SchedulerClient;
-use dragonfly_identity::{IdentityError, SCHEDULER_NAME, view};
+use dragonfly_identity::{IdentityError, view};
 use dragonfly_node::session::speaks_tls;
+use dragonfly_transport::Calls;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use super::{EXIT_CODES, Exit, Failed, Format, NodeArgs, ended, say, show_bytes, table};
@@ -91,28 +92,32 @@ struct Scheduler {
 
 impl Scheduler {
     async fn new(args: &Args, address: &str) -> Result<Self, Failed> {
-        let (tls, renew) = match (&args.ca, &args.join_token_file) {
-            (Some(ca), _) => (Some(named(args, ca)?), None),
-            (None, Some(file)) => {
-                let (tls, renew) = joined(file, address).await?;
-                (Some(tls), Some(renew))
-            }
-            (None, None) => (None, None),
-        };
-        let scheme = if tls.is_some() { "https" } else { "http" };
         let wrong = |e: tonic::transport::Error| {
             Failed::new(Exit::Usage, format!("--scheduler {address}: {e}"))
         };
-        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
-            .map_err(wrong)?
-            .connect_timeout(Duration::from_secs(3))
-            .timeout(Duration::from_secs(10));
-        if let Some(tls) = tls {
-            endpoint = endpoint.tls_config(tls).map_err(wrong)?;
-        }
+        let endpoint = |scheme: &str| {
+            let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(wrong)?;
+            Ok::<_, Failed>(
+                endpoint
+                    .connect_timeout(Duration::from_secs(3))
+                    .timeout(Duration::from_secs(10)),
+            )
+        };
+        let (channel, renew) = match (&args.ca, &args.join_token_file) {
+            (Some(ca), _) => {
+                let endpoint = endpoint("https")?.tls_config(named(args, ca)?);
+                (endpoint.map_err(wrong)?.connect_lazy(), None)
+            }
+            (None, Some(file)) => {
+                let (calls, renew) = joined(file, address).await?;
+                let endpoint = endpoint("http")?;
+                (endpoint.connect_with_connector_lazy(calls), Some(renew))
+            }
+            (None, None) => (endpoint("http")?.connect_lazy(), None),
+        };
         Ok(Self {
             address: address.to_owned(),
-            channel: endpoint.connect_lazy(),
+            channel,
             renew,
         })
     }
@@ -135,7 +140,7 @@ fn named(args: &Args, ca: &Path) -> Result<ClientTlsConfig, Failed> {
 }
 
 /// TLS by a certificate that the scheduler gives for a join token, and when to get another.
-async fn joined(file: &Path, address: &str) -> Result<(ClientTlsConfig, Instant), Failed> {
+async fn joined(file: &Path, address: &str) -> Result<(Calls, Instant), Failed> {
     let token = crate::roles::node::read_token(file)
         .map_err(|e| Failed::new(Exit::Usage, e.to_string()))?;
     let given = view(address, &token).await.map_err(|e| {
@@ -145,11 +150,7 @@ async fn joined(file: &Path, address: &str) -> Result<(ClientTlsConfig, Instant)
         };
         Failed::new(exit, e.to_string())
     })?;
-    let tls = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(&given.ca))
-        .identity(Identity::from_pem(&given.cert, &given.key))
-        .domain_name(SCHEDULER_NAME);
-    Ok((tls, Instant::now() + given.renew_after))
+    Ok((given.client(), Instant::now() + given.renew_after))
 }
 
 async fn mesh(args: &Args, scheduler: &Scheduler) -> Result<String, Failed> {

@@ -2,21 +2,16 @@
 //! comes by the API server's port-forward. Who may do that (`pods/portforward` in the mesh's namespace)
 //! may do this; nobody else reaches it.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc::{self, Role, tend::Action};
 use dragonfly_scheduler::service::Service;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::RoleError;
@@ -35,36 +30,13 @@ pub(crate) async fn serve(
             "--local {addr}: it asks nobody who he is, so it may only be a loopback address"
         )));
     }
-    let wrong = |e| RoleError::at(format!("--local {addr}"), e);
-    let listener = TcpListener::bind(addr).await.map_err(wrong)?;
-    let addr = listener.local_addr().map_err(wrong)?;
-    tokio::spawn(async move {
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = stop.cancelled() => return,
-            };
-            let Ok((stream, _)) = accepted else {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
-            let scheduler = service.clone();
-            tokio::spawn(async move {
-                let service = service_fn(move |request| {
-                    let scheduler = scheduler.clone();
-                    async move { Ok::<_, Infallible>(answer(request, &scheduler).await) }
-                });
-                let served = hyper::server::conn::http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(Duration::from_secs(10))
-                    .serve_connection(TokioIo::new(stream), service);
-                if let Err(error) = served.await {
-                    tracing::debug!(%error, "local connection");
-                }
-            });
-        }
+    let served = dragonfly_admin::answering(addr, stop, move |request| {
+        let scheduler = service.clone();
+        async move { answer(request, &scheduler).await }
     });
-    Ok(addr)
+    served
+        .await
+        .map_err(|e| RoleError::at(format!("--local {addr}"), e))
 }
 
 async fn answer(request: Request<Incoming>, scheduler: &Service) -> Response<Full<Bytes>> {
@@ -81,13 +53,7 @@ async fn answer(request: Request<Incoming>, scheduler: &Service) -> Response<Ful
         Ok(body) => (StatusCode::OK, body),
         Err((status, error)) => (status, json!({"error": error})),
     };
-    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
-    *response.status_mut() = status;
-    let kind = hyper::header::HeaderValue::from_static("application/json");
-    response
-        .headers_mut()
-        .insert(hyper::header::CONTENT_TYPE, kind);
-    response
+    dragonfly_admin::response(status, "application/json", body.to_string())
 }
 
 /// What is to be done with which contents.

@@ -1,6 +1,5 @@
 //! The parts of a mesh as processes: wiring only. What they do is in the crates.
 
-pub(crate) mod admin;
 mod bootstrap;
 mod figures;
 mod identity;
@@ -13,14 +12,17 @@ pub(crate) mod node;
 pub(crate) mod policy;
 mod preheats;
 pub(crate) mod scheduler;
+mod shown;
 pub(crate) mod simulate;
 pub(crate) mod temporary;
+mod unruled;
 pub(crate) mod up;
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +38,18 @@ impl RoleError {
     pub(crate) fn at(what: impl std::fmt::Display, e: impl std::fmt::Display) -> Self {
         Self(format!("{what}: {e}"))
     }
+}
+
+/// Health and metrics of a part, until stopped.
+async fn show(
+    addr: SocketAddr,
+    shown: Arc<dyn dragonfly_admin::Shown>,
+    stop: &CancellationToken,
+) -> Result<(), RoleError> {
+    let served = dragonfly_admin::serve(addr, shown, stop.clone()).await;
+    let addr = served.map_err(|e| RoleError::at(format!("admin port {addr}"), e))?;
+    tracing::info!(%addr, "health and metrics");
+    Ok(())
 }
 
 /// What every part is told about its logs.

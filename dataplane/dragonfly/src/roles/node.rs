@@ -8,23 +8,22 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dragonfly_crds::Policy;
 use dragonfly_crds::policy::{Media, Transport};
-use dragonfly_identity::{Credentials, JoinToken, SCHEDULER_NAME};
+use dragonfly_identity::{Credentials, JoinToken};
 use dragonfly_node::api::{Api, ApiOptions};
 use dragonfly_node::node::{Identity, Node, Parts, Role};
-use dragonfly_node::session::{Bootstrap, GrpcTls};
+use dragonfly_node::session::Bootstrap;
 use dragonfly_proto::id::NodeId;
 use dragonfly_proto::rpc;
 use dragonfly_storage::{DiskMedia, MemoryMedia, Store};
 use dragonfly_transport::{Mesh, Security};
-use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::admin::{self, Shown};
 use super::identity::{self, Proof};
 use super::mirrored::Mirrored;
+use super::shown::ShownNode;
 use super::{
-    LogArgs, MeshArgs, RoleError, bootstrap, manifests, mesh_id, policy, write_atomically,
+    LogArgs, MeshArgs, RoleError, bootstrap, manifests, mesh_id, policy, unruled, write_atomically,
 };
 
 /// Between schedulers and nodes, so that either notices when the other is gone.
@@ -89,6 +88,8 @@ pub(crate) struct Config {
     pub(crate) proof: Option<Proof>,
     /// In force until a scheduler sends one, where none is on disk.
     pub(crate) policy: Option<Policy>,
+    /// Cancelled once a policy is in force and clients are served by it; none is before.
+    pub(crate) ruled: CancellationToken,
     pub(crate) socket: Option<(PathBuf, u32)>,
     /// `None`: this node is no mirror, whatever policy says.
     pub(crate) mirrored: Option<Arc<Mirrored>>,
@@ -121,15 +122,19 @@ async fn serve(args: Args, role: Role, stop: CancellationToken) -> Result<(), Ro
         schedulers: known.schedulers,
         proof,
         policy: None,
+        ruled: CancellationToken::new(),
         socket: Some((args.socket, mode)),
         mirrored: mirrored.clone(),
     };
-    let state = config.state.clone();
+    let (state, ruled) = (config.state.clone(), config.ruled.clone());
     let node = start(config, stop.clone()).await?;
     if let Some(addr) = args.admin {
-        let shown = ShownNode(node.clone(), mirrored);
-        let addr = admin::serve(addr, Arc::new(shown), stop.clone()).await?;
-        tracing::info!(%addr, "health and metrics");
+        let shown = ShownNode {
+            node: node.clone(),
+            mirrored,
+            ruled,
+        };
+        super::show(addr, Arc::new(shown), &stop).await?;
     }
     stop.cancelled().await;
     node.shutdown().await;
@@ -200,7 +205,6 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
     };
     let kept = last_good(&dir("policy.json"));
     let given = kept.or(config.policy.clone());
-    // Defaults until a scheduler has said what the mesh does are nobody's policy.
     let is_given = given.is_some();
     let first = match given {
         Some(policy) => policy,
@@ -234,6 +238,14 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
         Some(c) => Security::tls(c.borrow().tls.clone()),
         None => Security::plaintext(),
     };
+    let (settings, fetcher) = if is_given {
+        (
+            policy::settings(&first),
+            policy::fetcher(&first.source_http)?,
+        )
+    } else {
+        (unruled::settings(&first), unruled::fetcher())
+    };
     let parts = Parts {
         identity: Identity {
             node: id,
@@ -244,17 +256,19 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
             addresses,
         },
         store,
-        fetcher: policy::fetcher(&first.source_http)?,
+        fetcher,
         security: security.clone(),
-        settings: policy::settings(&first),
+        settings,
         schedulers: Bootstrap {
             addresses: config.schedulers.borrow().clone(),
-            tls: credentials.as_ref().map(|c| grpc(&c.borrow())),
+            tls: credentials.as_ref().map(|c| c.borrow().client()),
         },
     };
     let node = Node::start(parts, listener).map_err(|e| RoleError(e.to_string()))?;
     if is_given {
         node.acknowledge(ack(&first, None));
+        serve_clients(&node, &config, &stop).await?;
+        config.ruled.cancel();
     }
     if let Some(mirrored) = &config.mirrored
         && let Err(error) = mirrored.follow(&node, &first).await
@@ -272,26 +286,40 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
     if let Some(credentials) = credentials {
         tokio::spawn(follow_credentials(node.clone(), credentials, security));
     }
-    if let Some((socket, mode)) = &config.socket {
-        if let Some(parent) = socket.parent() {
-            std::fs::create_dir_all(parent).map_err(|e| RoleError::at(parent.display(), e))?;
-        }
-        let options = ApiOptions {
-            mode: *mode,
-            ..ApiOptions::new(socket)
-        };
-        let api = Api::bind(node.clone(), &options)
-            .await
-            .map_err(|e| RoleError(e.to_string()))?;
-        tokio::spawn(async move {
-            if let Err(error) = api.run(stop).await {
-                tracing::error!(%error, "the clients' API ended");
-            }
-        });
-    }
     tracing::info!(node = %id, name = config.name, role = ?config.role, address = %bound,
         encrypted = config.proof.is_some(), "node is up");
+    if !is_given {
+        tracing::info!("clients are served once a scheduler has told the mesh's policy");
+    }
     Ok(node)
+}
+
+/// Lets clients of this machine ask from now on.
+async fn serve_clients(
+    node: &Arc<Node>,
+    config: &Config,
+    stop: &CancellationToken,
+) -> Result<(), RoleError> {
+    let Some((socket, mode)) = &config.socket else {
+        return Ok(());
+    };
+    if let Some(parent) = socket.parent() {
+        std::fs::create_dir_all(parent).map_err(|e| RoleError::at(parent.display(), e))?;
+    }
+    let options = ApiOptions {
+        mode: *mode,
+        ..ApiOptions::new(socket)
+    };
+    let api = Api::bind(node.clone(), &options)
+        .await
+        .map_err(|e| RoleError(e.to_string()))?;
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        if let Err(error) = api.run(stop).await {
+            tracing::error!(%error, "the clients' API ended");
+        }
+    });
+    Ok(())
 }
 
 /// The node's identity, made once.
@@ -334,16 +362,7 @@ async fn follow_credentials(
     while credentials.changed().await.is_ok() {
         let new = credentials.borrow_and_update().clone();
         security.replace(new.tls.clone());
-        node.set_grpc_tls(grpc(&new));
-    }
-}
-
-fn grpc(c: &Credentials) -> GrpcTls {
-    GrpcTls {
-        ca: c.ca.clone(),
-        cert: c.cert.clone(),
-        key: c.key.clone(),
-        server_name: SCHEDULER_NAME.to_owned(),
+        node.set_grpc_tls(new.client());
     }
 }
 
@@ -406,6 +425,13 @@ async fn follow_policy(node: Arc<Node>, mut now: Policy, config: Config, stop: C
             }
             Ok((policy, When::Now)) => {
                 node.acknowledge(ack(&policy, None));
+                if !config.ruled.is_cancelled() {
+                    if let Err(error) = serve_clients(&node, &config, &stop).await {
+                        tracing::error!(%error, "this node ends: it cannot serve clients");
+                        return stop.cancel();
+                    }
+                    config.ruled.cancel();
+                }
                 tracing::info!(revision = policy.revision, "running a new policy");
                 now = policy;
             }
@@ -461,53 +487,4 @@ fn apply(
     node.set_fetcher(fetcher);
     node.apply_settings(policy::settings(policy));
     keep().map(|()| When::Now).map_err(|e| e.to_string())
-}
-
-/// A node on its admin port.
-pub(crate) struct ShownNode(pub(crate) Arc<Node>, pub(crate) Option<Arc<Mirrored>>);
-
-impl Shown for ShownNode {
-    fn ready(&self) -> Result<(), String> {
-        if self.0.schedulers().is_empty() {
-            return Err("no session with a scheduler".to_owned());
-        }
-        if !self.0.has_policy() {
-            return Err("no scheduler has told the mesh's policy yet".to_owned());
-        }
-        Ok(())
-    }
-
-    fn metrics(&self) -> String {
-        let mut registry = Registry::default();
-        self.0.metrics.register(&mut registry);
-        if let Some(mirrored) = &self.1 {
-            mirrored.register(&mut registry);
-        }
-        let usage = self.0.store().usage();
-        let r = registry.sub_registry_with_prefix("dragonfly_node");
-        let gauge = |n: u64| prometheus_client::metrics::gauge::ConstGauge::new(n as i64);
-        r.register("stored_bytes", "Bytes of content held", gauge(usage.bytes));
-        r.register(
-            "stored_tasks",
-            "Contents held, whole or in part",
-            gauge(usage.tasks as u64),
-        );
-        r.register(
-            "quota_bytes",
-            "Bytes of content that may be held",
-            gauge(usage.quota),
-        );
-        r.register(
-            "active_tasks",
-            "Contents in use",
-            gauge(self.0.tasks().len() as u64),
-        );
-        let sessions = self.0.schedulers().len() as u64;
-        r.register(
-            "scheduler_sessions",
-            "Schedulers with a session",
-            gauge(sessions),
-        );
-        admin::encode(&registry)
-    }
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use dragonfly_admin::{Shown, encode};
 use dragonfly_crds::policy::Transport;
 use dragonfly_identity::{Authority, Credentials, Issuer, Relay, incoming, signing_key};
 use dragonfly_kubernetes::reporter::Reporter;
@@ -14,14 +15,14 @@ use dragonfly_proto::sign::SigningKey;
 use dragonfly_scheduler::core::Core;
 use dragonfly_scheduler::replicas;
 use dragonfly_scheduler::service::Service;
+use dragonfly_transport::Calls;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{ClientTlsConfig, Server};
 
-use super::admin::{self, Shown};
 use super::bootstrap::Known;
 use super::identity::{self, Proof};
 use super::policy::{self, Given};
@@ -119,7 +120,7 @@ pub(crate) enum Own {
 }
 
 /// How to call other replicas; none in a plaintext mesh.
-pub(crate) type ToReplicas = Arc<dyn Fn() -> Option<ClientTlsConfig> + Send + Sync>;
+pub(crate) type ToReplicas = Arc<dyn Fn() -> Option<Calls> + Send + Sync>;
 
 /// A scheduler that serves.
 pub(crate) struct Running {
@@ -150,8 +151,7 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
     let others: Vec<_> = others.collect::<Result<_, _>>()?;
     let shown = Arc::new(ShownScheduler::default());
     if let Some(addr) = args.admin {
-        let addr = admin::serve(addr, shown.clone(), stop.clone()).await?;
-        tracing::info!(%addr, "health and metrics");
+        super::show(addr, shown.clone(), &stop).await?;
     }
     let kubernetes = if args.kubernetes {
         let target = kubernetes::target(args.distribution.as_deref())?;
@@ -384,7 +384,7 @@ impl InUse {
         self.0.borrow().tls.calls.clone()
     }
 
-    fn client(&self) -> ClientTlsConfig {
+    fn client(&self) -> Calls {
         self.0.borrow().client()
     }
 }
@@ -486,6 +486,6 @@ impl Shown for ShownScheduler {
         if let Some(reporter) = self.reporter.get() {
             figures::of_reporter(r, reporter.counted());
         }
-        admin::encode(&registry)
+        encode(&registry)
     }
 }

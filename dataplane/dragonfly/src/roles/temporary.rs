@@ -52,6 +52,7 @@ impl StartNode for FromEnvironment {
                 schedulers: known.schedulers,
                 proof,
                 policy: Some(policy),
+                ruled: CancellationToken::new(),
                 socket: Some((socket.clone(), 0o600)),
                 mirrored: None,
             };

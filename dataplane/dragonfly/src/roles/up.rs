@@ -20,7 +20,7 @@ use super::identity::Proof;
 use super::mirrored::Mirrored;
 use super::policy::Given;
 use super::scheduler::{self, ShownScheduler};
-use super::{LogArgs, RoleError, admin, bootstrap, manifests, node, write_atomically};
+use super::{LogArgs, RoleError, bootstrap, manifests, node, write_atomically};
 
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
@@ -114,6 +114,7 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
             schedulers: bootstrap::fixed(vec![scheduler.address.clone()]),
             proof: token.clone().map(Proof::Join),
             policy: Some(first.clone()),
+            ruled: CancellationToken::new(),
             socket: Some((socket, 0o660)),
             // One a machine.
             mirrored: is_first.then(|| Arc::new(Mirrored::new(None, stop.clone()))),
@@ -122,8 +123,7 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
     }
     if let Some(addr) = args.admin {
         let shown = Arc::new(ShownScheduler::of(scheduler.service.clone()));
-        let addr = admin::serve(addr, shown, stop.clone()).await?;
-        tracing::info!(%addr, "health and metrics");
+        super::show(addr, shown, &stop).await?;
     }
     if let Some(dir) = args.file.clone() {
         let (to, problems) = (policies.clone(), problems.clone());

@@ -11,9 +11,6 @@
     reason = "tests"
 )]
 
-#[allow(dead_code, reason = "shared with another test program")]
-#[path = "../operator/bed.rs"]
-mod bed;
 mod mesh;
 mod rotation;
 mod secrets;
@@ -26,6 +23,7 @@ async fn a_mesh_on_a_cluster_knows_who_is_who() {
     let standing = Standing::up().await;
     mesh::every_part_has_a_certificate_and_a_download_goes_through(&standing).await;
     secrets::secrets_are_where_they_are_needed_and_nowhere_else(&standing).await;
+    rotation::certificates_are_replaced_under_load_and_no_download_fails(&standing).await;
     tokens::tokens_of_others_are_refused_with_the_reason(&standing).await;
     tokens::a_clock_a_day_behind_is_told_so(&standing).await;
     tokens::a_revoked_node_is_out_within_a_minute_and_back_when_it_is_let_in(&standing).await;

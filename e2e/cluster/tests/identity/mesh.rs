@@ -3,78 +3,34 @@
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use dragonfly_cluster::image::{Architecture, component};
-use dragonfly_cluster::wait::{ready_deployment, wait_for};
-use dragonfly_cluster::{Cluster, ClusterOptions, Node, Result, apply, mesh, pod, pods_possible};
-use dragonfly_crds::Distribution;
+use dragonfly_cluster::{Cluster, ClusterOptions, Node, Place, mesh, operator, pod};
 use dragonfly_e2e::sample;
-use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service, ServiceAccount};
 use kube::api::{Api, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 
-use crate::bed::{Place, condition, install, read};
-
-pub(crate) const SYSTEM: &str = "dragonfly-system";
 /// The mesh.
 pub(crate) const NAME: &str = "default";
-/// How long pods may take on a machine that does other things too.
-pub(crate) const READY: Duration = Duration::from_secs(180);
 
 /// A cluster with a mesh that runs.
 pub(crate) struct Standing {
-    pub(crate) cluster: Arc<Cluster>,
+    // Before the cluster, so that a failure can still be told.
     pub(crate) place: Place,
+    pub(crate) cluster: Arc<Cluster>,
     pub(crate) url: String,
     pub(crate) digest: String,
 }
 
-async fn load(cluster: &Cluster, name: &str) -> Result<String> {
-    let program = match name {
-        "dragonfly" => dragonfly_e2e::binary::dragonfly()?,
-        "dragonfly-operator" => dragonfly_e2e::binary::operator()?,
-        _ => env!("CARGO_BIN_EXE_test-origin").into(),
-    };
-    let image = component(name)?.image(Architecture::HERE, &program)?;
-    cluster.load_image(&image, &format!("{name}:dev")).await
-}
-
 impl Standing {
-    /// The operator as `config/` installs it, but that certificates live for two minutes and a new CA
-    /// signs after two.
+    /// Certificates live for two minutes and a new CA signs after two.
     pub(crate) async fn up() -> Self {
         let cluster = Cluster::shared(&ClusterOptions::nodes(2)).await.unwrap();
-        let client = cluster.client().await.unwrap();
-        install(&client, &[SYSTEM]).await.unwrap();
-        let operator = load(&cluster, "dragonfly-operator").await.unwrap();
-        let dragonfly = load(&cluster, "dragonfly").await.unwrap();
-        load(&cluster, "test-origin").await.unwrap();
-        let text = read("config/operator/deployment.yaml")
-            .unwrap()
-            .replace(
-                "image: dragonfly-operator:dev",
-                &format!(
-                    "image: {operator}\n          args: [--certificate-lifetime=0.034, --ca-overlap=2]"
-                ),
-            )
-            .replace("value: dragonfly:dev", &format!("value: {dragonfly}"));
-        pods_possible(&client, SYSTEM).await.unwrap();
-        apply::yaml(&client, SYSTEM, &text).await.unwrap();
-        apply::yaml(&client, SYSTEM, mesh::ORIGIN).await.unwrap();
-        let deployments: Api<Deployment> = Api::namespaced(client.clone(), SYSTEM);
-        for name in ["dragonfly-operator", "origin"] {
-            wait_for(&deployments, name, READY, ready_deployment)
-                .await
-                .unwrap();
-        }
-        let place = Place {
-            client: client.clone(),
-            namespace: SYSTEM,
-        };
+        let short = ["--certificate-lifetime=0.034", "--ca-overlap=2"];
+        let place = operator::deploy(&cluster, &short).await.unwrap();
         place.apply(&distribution(&json!({}))).await;
         let services: Api<Service> = place.api();
         let origin = services.get("origin").await.unwrap();
@@ -83,47 +39,29 @@ impl Standing {
         let len = mesh::CONTENT.1;
         let content = sample::random(&dir.path().join("content"), len, len).unwrap();
         let standing = Self {
-            cluster,
             place,
+            cluster,
             url: format!("http://{address}/{}", mesh::CONTENT.0),
             digest: content.digest,
         };
-        standing.ready().await;
+        standing.place.ready(NAME).await;
         standing
+    }
+
+    /// The namespace of operator and mesh.
+    pub(crate) fn namespace(&self) -> &str {
+        &self.place.namespace
     }
 
     pub(crate) fn client(&self) -> &Client {
         &self.place.client
     }
 
-    /// Until the mesh of the newest generation is ready.
-    pub(crate) async fn ready(&self) -> Distribution {
-        let api: Api<Distribution> = self.place.api();
-        let waited = wait_for(&api, NAME, READY, |mesh| {
-            let mesh = mesh.ok_or("not there")?;
-            let ready = condition(mesh, "Ready").ok_or("nothing is said yet")?;
-            let current = ready.observed_generation == mesh.metadata.generation;
-            if current && ready.status == "True" {
-                Ok(mesh.clone())
-            } else {
-                Err(format!("{ready:?}"))
-            }
-        });
-        match waited.await {
-            Ok(mesh) => mesh,
-            Err(wrong) => {
-                let shown =
-                    dragonfly_cluster::diagnostics::of_namespace(self.client(), SYSTEM).await;
-                panic!("{wrong}\n{shown}");
-            }
-        }
-    }
-
     /// Pods of a part.
     pub(crate) async fn pods(&self, part: &str) -> Vec<Pod> {
         let labels =
             format!("app.kubernetes.io/instance={NAME},app.kubernetes.io/component={part}");
-        pod::with_labels(self.client(), SYSTEM, &labels)
+        pod::with_labels(self.client(), self.namespace(), &labels)
             .await
             .unwrap()
     }
@@ -265,7 +203,7 @@ pub(crate) async fn every_part_has_a_certificate_and_a_download_goes_through(sta
     }
     for part in ["peer", "seed"] {
         for pod in standing.pods(part).await {
-            let log = pod::log(standing.client(), SYSTEM, &pod.name_any())
+            let log = pod::log(standing.client(), standing.namespace(), &pod.name_any())
                 .await
                 .unwrap();
             assert!(log.contains("encrypted=true"), "{log}");
@@ -276,10 +214,14 @@ pub(crate) async fn every_part_has_a_certificate_and_a_download_goes_through(sta
 /// What the operator logged.
 pub(crate) async fn operator_log(standing: &Standing) -> String {
     let labels = "app.kubernetes.io/name=dragonfly-operator";
-    let operators = pod::with_labels(standing.client(), SYSTEM, labels)
+    let operators = pod::with_labels(standing.client(), standing.namespace(), labels)
         .await
         .unwrap();
-    pod::log(standing.client(), SYSTEM, &operators[0].name_any())
-        .await
-        .unwrap()
+    pod::log(
+        standing.client(),
+        standing.namespace(),
+        &operators[0].name_any(),
+    )
+    .await
+    .unwrap()
 }

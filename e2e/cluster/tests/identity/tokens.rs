@@ -9,7 +9,9 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams};
 use serde_json::json;
 
-use crate::mesh::{NAME, READY, Standing, distribution, operator_log};
+use dragonfly_cluster::place::READY;
+
+use crate::mesh::{NAME, Standing, distribution, operator_log};
 
 pub(crate) async fn tokens_of_others_are_refused_with_the_reason(standing: &Standing) {
     let node = standing.cluster.nodes().next().unwrap();

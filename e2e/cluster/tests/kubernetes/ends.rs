@@ -6,13 +6,13 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use dragonfly_cluster::operator::load;
 use dragonfly_cluster::wait::{ready_pod, wait_for};
 use dragonfly_cluster::{Cluster, Failed, apply, pod, pods_possible, standing};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::load;
 use crate::trace::{Seen, command_line, groups, processes};
 
 const READY: Duration = Duration::from_secs(60);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use dragonfly_cluster::operator::load;
 use dragonfly_cluster::wait::{ready_daemon_set, ready_pod, wait_for};
 use dragonfly_cluster::{Cluster, ClusterOptions, Containerd, Failed, IpFamily, apply, http, pod};
 use dragonfly_cluster::{pods_possible, wait::wait_until};
@@ -11,7 +12,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use kube::Resource;
 use kube::api::Api;
 
-use crate::{load, shared};
+use crate::shared;
 
 const READY: Duration = Duration::from_secs(60);
 

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use dragonfly_cluster::helm::helm;
+use dragonfly_cluster::operator::load;
 use dragonfly_cluster::wait::{ready_deployment, wait_for, wait_until};
 use dragonfly_cluster::{Cluster, ClusterOptions, Failed, apply, mesh, pod};
 use dragonfly_crds::Distribution;
@@ -12,7 +13,6 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::ResourceExt;
 use kube::api::Api;
 
-use crate::load;
 use crate::ways_in::{at, kubectl};
 
 const NAMESPACE: &str = "dragonfly-system";

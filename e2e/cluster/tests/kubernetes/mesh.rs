@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use dragonfly_cluster::operator::load;
 use dragonfly_cluster::wait::{ready_daemon_set, ready_deployment, wait_for};
 use dragonfly_cluster::{Failed, Result, apply, mesh, pod, pods_possible};
 use dragonfly_e2e::sample;
@@ -10,7 +11,7 @@ use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
 use kube::api::Api;
 
-use crate::{load, shared};
+use crate::shared;
 
 const READY: Duration = Duration::from_secs(90);
 

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use dragonfly_cluster::operator::load;
 use dragonfly_cluster::wait::{ready_deployment, ready_pod, wait_for, wait_until};
 use dragonfly_cluster::{
     Cluster, ClusterOptions, Failed, Result, apply, definitions, http, mesh, pod, pods_possible,
@@ -16,8 +17,6 @@ use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
-
-use crate::load;
 
 const READY: Duration = Duration::from_secs(120);
 /// From something that happens to status: a node's report, a sketch, a patch, each in its time.

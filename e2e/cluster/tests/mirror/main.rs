@@ -3,11 +3,8 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    dead_code,
-    reason = "tests; not all of the operator's bed is used here"
+    reason = "tests"
 )]
 
-#[path = "../operator/bed.rs"]
-mod bed;
 mod nodes;
 mod pulls;

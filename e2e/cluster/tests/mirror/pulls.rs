@@ -3,19 +3,17 @@
 use std::time::{Duration, Instant};
 
 use dragonfly_cluster::image::{Architecture, Image, Tree, component};
-use dragonfly_cluster::wait::{ready_deployment, wait_for};
-use dragonfly_cluster::{Cluster, ClusterOptions, Node, apply, diagnostics, pods_possible};
-use dragonfly_crds::Distribution;
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use dragonfly_cluster::wait::wait_for;
+use dragonfly_cluster::{Cluster, ClusterOptions, Node, Place, diagnostics, operator};
+use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams};
 use serde_json::{Value, json};
 
-use crate::bed::{Place, condition, install, read};
+use dragonfly_cluster::place::READY;
+
 use crate::nodes::{counter, hosts, is_told, peer, until_told, went};
 
-const SYSTEM: &str = "dragonfly-system";
-const READY: Duration = Duration::from_secs(180);
 /// A registry as nodes know it: its `hosts.toml` is there before the mirror comes.
 const OPEN: &str = "registry.test";
 /// One that asks for a password, with the same images.
@@ -25,47 +23,17 @@ const PASSWORDS: &str = "anna:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWd
 
 /// Two nodes, an operator, a registry with and one without a password, and images to be pulled.
 struct Bed {
-    cluster: Cluster,
+    // Before the cluster, so that a failure can still be told.
     place: Place,
+    cluster: Cluster,
 }
 
 impl Bed {
     async fn start() -> Self {
         let cluster = Cluster::start(&ClusterOptions::nodes(2)).await.unwrap();
-        let client = cluster.client().await.unwrap();
-        install(&client, &[SYSTEM]).await.unwrap();
-        let load = |name: &'static str| {
-            let program = match name {
-                "dragonfly" => dragonfly_e2e::binary::dragonfly().unwrap(),
-                _ => dragonfly_e2e::binary::operator().unwrap(),
-            };
-            let cluster = &cluster;
-            async move {
-                let image = component(name).unwrap().image(Architecture::HERE, &program);
-                let tag = format!("{name}:dev");
-                cluster.load_image(&image.unwrap(), &tag).await.unwrap()
-            }
-        };
-        let (operator, dragonfly) = (load("dragonfly-operator").await, load("dragonfly").await);
-        let text = read("config/operator/deployment.yaml")
-            .unwrap()
-            .replace(
-                "image: dragonfly-operator:dev",
-                &format!("image: {operator}"),
-            )
-            .replace("value: dragonfly:dev", &format!("value: {dragonfly}"));
-        pods_possible(&client, SYSTEM).await.unwrap();
-        apply::yaml(&client, SYSTEM, &text).await.unwrap();
-        let deployments: Api<Deployment> = Api::namespaced(client.clone(), SYSTEM);
-        wait_for(&deployments, "dragonfly-operator", READY, ready_deployment)
-            .await
-            .unwrap();
+        let place = operator::deploy(&cluster, &[]).await.unwrap();
         private_registry(&cluster).await;
-        let place = Place {
-            client,
-            namespace: SYSTEM,
-        };
-        Self { cluster, place }
+        Self { place, cluster }
     }
 
     fn node(&self, index: usize) -> Node<'_> {
@@ -98,20 +66,7 @@ impl Bed {
             "metadata": {"name": "default"}, "spec": spec,
         });
         self.place.apply(&object.to_string()).await;
-        let api: Api<Distribution> = self.place.api();
-        let ready = wait_for(&api, "default", READY, |mesh| {
-            let mesh = mesh.ok_or("not there")?;
-            let ready = condition(mesh, "Ready").ok_or("nothing is said yet")?;
-            let current = ready.observed_generation == mesh.metadata.generation;
-            if current && ready.status == "True" {
-                Ok(())
-            } else {
-                Err(format!("{ready:?}"))
-            }
-        });
-        if let Err(wrong) = ready.await {
-            self.fail(&wrong.to_string()).await;
-        }
+        self.place.ready("default").await;
     }
 
     /// A mirror of the present spec on every node: one that is about to be replaced takes its entry
@@ -130,14 +85,7 @@ impl Bed {
                 Err(format!("{status:?}"))
             }
         });
-        if let Err(wrong) = everywhere.await {
-            self.fail(&wrong.to_string()).await;
-        }
-    }
-
-    async fn fail(&self, wrong: &str) -> ! {
-        let shown = diagnostics::of_namespace(&self.place.client, SYSTEM).await;
-        panic!("{wrong}\n{shown}\n{}", self.cluster.logs());
+        everywhere.await.unwrap();
     }
 
     /// Pushes an image with a layer of its own of so many bytes; the layer's digest.
@@ -186,9 +134,7 @@ impl Bed {
                 _ => Err(diagnostics::pod_state(status)),
             }
         });
-        if let Err(wrong) = ended.await {
-            self.fail(&wrong.to_string()).await;
-        }
+        ended.await.unwrap();
         since.elapsed()
     }
 
@@ -304,7 +250,7 @@ async fn once_for_all_nodes(bed: &Bed) {
                 said.push_str(&format!("\n{} {name} {count:?}", node.name()));
             }
         }
-        bed.fail(&said).await;
+        panic!("{said}");
     }
     for node in bed.cluster.nodes() {
         let through = counter(node, "dragonfly_mirror_mesh_bytes_total")

@@ -1,23 +1,27 @@
 //! What is wrong ends in a condition that a person understands, and stops nobody else.
 
-use dragonfly_cluster::{Cluster, ClusterOptions, apply};
+use dragonfly_cluster::operator::read;
+use dragonfly_cluster::place::{SOON, condition};
+use dragonfly_cluster::{Operator, Place, apply, argocd};
 use dragonfly_crds::{Distribution, SchedulerPool};
+use dragonfly_e2e::clock::Clocks;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams};
 use serde_json::json;
 
-use crate::bed::{Operator, Place, condition, install, read, shared};
+use crate::bed::{own, place, shared};
 
 #[tokio::test]
 async fn a_wrong_spec_stalls_and_the_last_good_policy_stays_in_force() {
-    let place = Place::of(shared().await, "t3").await;
+    let place = place().await;
     place.mesh("m", "{storage: {quota: 1Gi}}").await;
     let good = place.applied("m").await.status.unwrap().policy;
     place.mesh("m", "{storage: {quota: 1Mi}}").await;
     let said = place.stalled("m", "InvalidSpec").await;
-    for wanted in ["Distribution t3/m", "spec.storage.quota", "at least 64Mi"] {
+    let object = format!("Distribution {}/m", place.namespace);
+    for wanted in [object.as_str(), "spec.storage.quota", "at least 64Mi"] {
         assert!(said.contains(wanted), "{said}");
     }
     let mesh = place.get("m").await;
@@ -44,8 +48,49 @@ async fn a_wrong_spec_stalls_and_the_last_good_policy_stays_in_force() {
 }
 
 #[tokio::test]
+async fn a_pool_of_another_namespace_is_none() {
+    let (place, other) = (place().await, place().await);
+    let pool =
+        "{apiVersion: d7y.io/v1alpha1, kind: SchedulerPool, metadata: {name: theirs}, spec: {}}";
+    other.apply(pool).await;
+    place.mesh("m", "{schedulerPoolRef: {name: theirs}}").await;
+    let said = place.stalled("m", "InvalidSpec").await;
+    assert!(
+        said.contains("spec.schedulerPoolRef.name") && said.contains("theirs"),
+        "{said}"
+    );
+    let pool = other.pool("theirs").await;
+    let served = pool.status.and_then(|status| status.distributions);
+    assert!(matches!(served, None | Some(0)), "{served:?}");
+}
+
+#[tokio::test]
+async fn an_operator_whose_clock_is_days_ahead_does_its_work() {
+    let (cluster, installed, place) = own().await;
+    let dir = tempfile::tempdir().unwrap();
+    let clocks = Clocks::new(dir.path()).unwrap();
+    clocks.set("operator", 3 * 86_400).unwrap();
+    let environment = clocks.environment("operator");
+    let operator = Operator::start_with(&cluster, &installed, |command| {
+        let split = environment.iter().filter_map(|v| v.split_once('='));
+        command.envs(split);
+    });
+    let operator = operator.await.unwrap();
+    place.mesh("m", "{}").await;
+    place.applied("m").await;
+    place.mesh("m", "{storage: {quota: 1Mi}}").await;
+    let said = place.stalled("m", "InvalidSpec").await;
+    assert!(said.contains("spec.storage.quota"), "{said}");
+    // No CA is taken for an old one.
+    let ca = place.api::<Secret>().get("m-ca").await.unwrap();
+    assert!(!ca.data.unwrap().contains_key("previous.pem"));
+    drop(operator);
+    cluster.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_mesh_waits_for_its_pool_and_the_pool_tells_of_its_meshes() {
-    let place = Place::of(shared().await, "t4").await;
+    let place = place().await;
     place.mesh("m", "{schedulerPoolRef: {name: later}}").await;
     let said = place.stalled("m", "InvalidSpec").await;
     assert!(said.contains("spec.schedulerPoolRef.name"), "{said}");
@@ -64,17 +109,20 @@ async fn a_mesh_waits_for_its_pool_and_the_pool_tells_of_its_meshes() {
         })
         .await;
     let pool = place.pool("later").await;
+    // Its schedulers do not get ready where nothing runs them.
+    assert_eq!(argocd::health(&pool).unwrap().0, "Progressing");
     assert_eq!(pool.status.unwrap().observed_generation, Some(1));
 }
 
 #[tokio::test]
 async fn an_object_of_somebody_else_is_not_taken_over() {
-    let place = Place::of(shared().await, "t5").await;
+    let place = place().await;
     let theirs = "{apiVersion: v1, kind: ConfigMap, metadata: {name: m-bootstrap}, data: {a: b}}";
     place.apply(theirs).await;
     place.mesh("m", "{}").await;
     let said = place.stalled("m", "NameTaken").await;
-    assert!(said.contains("ConfigMap t5/m-bootstrap"), "{said}");
+    let taken = format!("ConfigMap {}/m-bootstrap", place.namespace);
+    assert!(said.contains(&taken), "{said}");
     let maps = place.api::<ConfigMap>();
     let kept = maps.get("m-bootstrap").await.unwrap();
     assert_eq!(kept.data.unwrap()["a"], "b");
@@ -86,15 +134,16 @@ async fn an_object_of_somebody_else_is_not_taken_over() {
 
 #[tokio::test]
 async fn keys_that_cannot_be_used_or_are_gone_are_said() {
-    let place = Place::of(shared().await, "t6").await;
+    let place = place().await;
     let wrong = "{apiVersion: v1, kind: Secret, metadata: {name: m-authority}, stringData: {x: x}}";
     place.apply(wrong).await;
     place.mesh("m", "{}").await;
     let said = place.stalled("m", "InvalidSecret").await;
-    assert!(
-        said.contains("Secret t6/m-authority has no key authority.key"),
-        "{said}"
+    let wrong = format!(
+        "Secret {}/m-authority has no key authority.key",
+        place.namespace
     );
+    assert!(said.contains(&wrong), "{said}");
     let secrets = place.api::<Secret>();
     secrets
         .delete("m-authority", &DeleteParams::default())
@@ -124,13 +173,14 @@ async fn keys_that_cannot_be_used_or_are_gone_are_said() {
 
 #[tokio::test]
 async fn a_ca_that_somebody_else_put_there_is_not_used() {
-    let place = Place::of(shared().await, "t15").await;
+    let place = place().await;
     let theirs = "{apiVersion: v1, kind: Secret, metadata: {name: m-ca}, \
                   stringData: {ca.pem: theirs, ca.key: theirs}}";
     place.apply(theirs).await;
     place.mesh("m", "{}").await;
     let said = place.stalled("m", "NameTaken").await;
-    assert!(said.contains("Secret t15/m-ca exists"), "{said}");
+    let taken = format!("Secret {}/m-ca exists", place.namespace);
+    assert!(said.contains(&taken), "{said}");
     let secrets = place.api::<Secret>();
     let gone = DeleteParams::default();
     secrets.delete("m-ca", &gone).await.unwrap();
@@ -154,17 +204,15 @@ async fn a_ca_that_somebody_else_put_there_is_not_used() {
 
 #[tokio::test]
 async fn the_younger_of_two_meshes_on_the_same_nodes_waits() {
-    let place = Place::of(shared().await, "t7").await;
+    let place = place().await;
     place.mesh("old", "{}").await;
     place.applied("old").await;
     // The age of objects has seconds.
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     place.mesh("a-new", "{}").await;
     let said = place.stalled("a-new", "NodesClaimed").await;
-    assert!(
-        said.contains("Distribution t7/old") && said.contains("4000"),
-        "{said}"
-    );
+    let older = format!("Distribution {}/old", place.namespace);
+    assert!(said.contains(&older) && said.contains("4000"), "{said}");
     assert!(
         place
             .api::<DaemonSet>()
@@ -190,12 +238,13 @@ async fn the_younger_of_two_meshes_on_the_same_nodes_waits() {
 
 #[tokio::test]
 async fn external_schedulers_are_joined_by_the_token_that_is_named() {
-    let place = Place::of(shared().await, "t8").await;
+    let place = place().await;
     let spec = "{seeds: {location: External}, externalSchedulers: {addresses: ['10.9.9.9:8002'], \
                 mesh: theirs, joinTokenSecretRef: {name: theirs}}}";
     place.mesh("m", spec).await;
     let said = place.stalled("m", "InvalidSecret").await;
-    assert!(said.contains("Secret t8/theirs does not exist"), "{said}");
+    let missing = format!("Secret {}/theirs does not exist", place.namespace);
+    assert!(said.contains(&missing), "{said}");
     let secret = |token: &str| {
         let object = json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "theirs"},
@@ -245,7 +294,7 @@ async fn external_schedulers_are_joined_by_the_token_that_is_named() {
 
 #[tokio::test]
 async fn what_the_api_server_refuses_is_said_in_its_words() {
-    let place = Place::of(shared().await, "t9").await;
+    let place = place().await;
     place
         .mesh(
             "m",
@@ -253,24 +302,19 @@ async fn what_the_api_server_refuses_is_said_in_its_words() {
         )
         .await;
     let said = place.stalled("m", "Refused").await;
-    assert!(
-        said.contains("Deployment t9/m-seed") && said.contains("cpu"),
-        "{said}"
-    );
+    let refused = format!("Deployment {}/m-seed", place.namespace);
+    assert!(said.contains(&refused) && said.contains("cpu"), "{said}");
     place.mesh("m", "{}").await;
     place.applied("m").await;
 }
 
 #[tokio::test]
 async fn a_mesh_in_a_namespace_that_is_not_allowed_is_told_so() {
-    let bed = shared().await;
-    let place = Place {
-        client: bed.cluster.client().await.unwrap(),
-        namespace: "default",
-    };
+    let place = Place::new(&shared().await.cluster).await.unwrap();
     place.mesh("m", "{}").await;
     let said = place.stalled("m", "NamespaceNotAllowed").await;
-    assert!(said.contains("namespace default"), "{said}");
+    let not = format!("not in namespace {}", place.namespace);
+    assert!(said.contains(&not), "{said}");
     let sets = place.api::<DaemonSet>().list(&ListParams::default()).await;
     assert!(sets.unwrap().items.is_empty());
 }
@@ -292,26 +336,21 @@ fn loose(crd: &str) -> String {
 
 #[tokio::test]
 async fn objects_of_an_older_schema_stop_nobody_else() {
-    let cluster = Cluster::start(&ClusterOptions::api_server()).await.unwrap();
-    let client = cluster.client().await.unwrap();
-    install(&client, &["old"]).await.unwrap();
+    let (cluster, installed, place) = own().await;
+    let (client, namespace) = (place.client.clone(), place.namespace.as_str());
     for plural in ["distributions", "schedulerpools"] {
         let crd = loose(&read(&format!("config/crd/d7y.io_{plural}.yaml")).unwrap());
         apply::yaml(&client, "default", &crd).await.unwrap();
     }
-    let place = Place {
-        client: client.clone(),
-        namespace: "old",
-    };
     // The server takes a schema into use a moment later.
     let object = |name: &str, spec: serde_json::Value| {
         json!({"apiVersion": "d7y.io/v1alpha1", "kind": "Distribution",
-            "metadata": {"name": name, "namespace": "old"}, "spec": spec})
+            "metadata": {"name": name, "namespace": namespace}, "spec": spec})
         .to_string()
     };
     let broken = object("broken", json!({"seeds": "three", "profile": 7}));
-    dragonfly_cluster::wait::wait_until("the loose schema", crate::bed::SOON, || async {
-        let taken = apply::yaml(&client, "old", &broken).await;
+    dragonfly_cluster::wait::wait_until("the loose schema", SOON, || async {
+        let taken = apply::yaml(&client, namespace, &broken).await;
         Ok(taken.map(|_| ()).map_err(|e| e.to_string()))
     })
     .await
@@ -340,7 +379,7 @@ async fn objects_of_an_older_schema_stop_nobody_else() {
         ("9.dot", json!({}), "metadata.name"),
     ];
     for (name, spec, _) in &odd {
-        apply::yaml(&client, "old", &object(name, spec.clone()))
+        apply::yaml(&client, namespace, &object(name, spec.clone()))
             .await
             .unwrap();
     }
@@ -350,8 +389,8 @@ async fn objects_of_an_older_schema_stop_nobody_else() {
         "huge",
         json!({"sources": {"http": {"allowedHosts": hosts}}}),
     );
-    apply::yaml(&client, "old", &huge).await.unwrap();
-    let operator = Operator::start(&cluster, &["old"]).await.unwrap();
+    apply::yaml(&client, namespace, &huge).await.unwrap();
+    let operator = Operator::start(&cluster, &installed).await.unwrap();
     place.mesh("good", "{}").await;
     place.applied("good").await;
     for (name, wanted) in [("huge", "caBundle or lists")]
@@ -365,14 +404,15 @@ async fn objects_of_an_older_schema_stop_nobody_else() {
     // It cannot be read as what it is.
     let all: kube::Api<kube::core::DynamicObject> = kube::Api::namespaced_with(
         client,
-        "old",
+        namespace,
         &kube::core::ApiResource::erase::<Distribution>(&()),
     );
-    let found = dragonfly_cluster::wait::wait_until("broken", crate::bed::SOON, || async {
+    let found = dragonfly_cluster::wait::wait_until("broken", SOON, || async {
         let found = all.get("broken").await;
         let found = found.map_err(|e| dragonfly_cluster::Failed::at("broken", e))?;
         let said = found.data["status"]["conditions"].to_string();
-        let there = said.contains("InvalidSpec") && said.contains("Distribution old/broken");
+        let there = said.contains("InvalidSpec")
+            && said.contains(&format!("Distribution {namespace}/broken"));
         Ok(if there {
             Ok(found)
         } else {

@@ -17,3 +17,4 @@ mod preheat;
 mod running;
 mod schema;
 mod shapes;
+mod writes;

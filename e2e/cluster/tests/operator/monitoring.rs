@@ -5,9 +5,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use dragonfly_cluster::definitions::Neighbour;
+use dragonfly_cluster::place::SOON;
 use dragonfly_cluster::tools::Tool;
 use dragonfly_cluster::wait::wait_until;
-use dragonfly_cluster::{Cluster, ClusterOptions, Failed, apply};
+use dragonfly_cluster::{Cluster, Failed, Operator, Place};
 use dragonfly_e2e::process::{self, Process};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
@@ -15,37 +16,32 @@ use kube::api::Api;
 use kube::core::{ApiResource, DynamicObject};
 use serde_json::{Value, json};
 
-use crate::bed::{Operator, Place, SOON, install};
+use crate::bed::own;
 
 /// An API server that knows the Prometheus operator's kinds, with a mesh whose metrics are wanted.
 struct Monitored {
-    cluster: Cluster,
-    operator: Operator,
+    // Before the cluster, so that a failure can still be told.
     place: Place,
+    operator: Operator,
+    cluster: Cluster,
 }
 
 impl Monitored {
     async fn start() -> Self {
-        let cluster = Cluster::start(&ClusterOptions::api_server()).await.unwrap();
-        let client = cluster.client().await.unwrap();
-        install(&client, &["watched"]).await.unwrap();
+        let (cluster, installed, place) = own().await;
         Neighbour::PrometheusOperator
-            .install(&client)
+            .install(&place.client)
             .await
             .unwrap();
-        let place = Place {
-            client,
-            namespace: "watched",
-        };
-        let operator = Operator::start(&cluster, &["watched"]).await.unwrap();
+        let operator = Operator::start(&cluster, &installed).await.unwrap();
         place
             .mesh("m", "{monitoring: {labels: {release: prometheus}}}")
             .await;
         place.applied("m").await;
         Self {
-            cluster,
-            operator,
             place,
+            operator,
+            cluster,
         }
     }
 
@@ -67,7 +63,7 @@ async fn metrics_are_scraped_where_the_cluster_knows_how() {
         plural: "podmonitors".to_owned(),
     };
     let monitors: Api<DynamicObject> =
-        Api::namespaced_with(place.client.clone(), "watched", &resource);
+        Api::namespaced_with(place.client.clone(), &place.namespace, &resource);
     let found = monitors.get("m-mesh").await.unwrap();
     assert_eq!(found.labels()["release"], "prometheus");
     assert_eq!(
@@ -94,11 +90,12 @@ spec:
 ";
 
 /// The Prometheus operator as a process, with an administrator's rights.
-fn prometheus_operator(cluster: &Cluster, log: &Path) -> Process {
+fn prometheus_operator(cluster: &Cluster, namespace: &str, log: &Path) -> Process {
     let program = Tool::PrometheusOperator.built().unwrap()["operator"].clone();
     let mut command = Command::new(program);
     command
-        .args(["--namespaces=watched", "--web.listen-address=127.0.0.1:0"])
+        .arg(format!("--namespaces={namespace}"))
+        .arg("--web.listen-address=127.0.0.1:0")
         .env("KUBECONFIG", cluster.kubeconfig())
         .stdout(process::log(log).unwrap())
         .stderr(process::log(log).unwrap());
@@ -126,10 +123,8 @@ async fn the_prometheus_operator_has_a_mesh_scraped() {
     let place = &monitored.place;
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
-    let theirs = prometheus_operator(&monitored.cluster, &log);
-    apply::yaml(&place.client, "watched", PROMETHEUS)
-        .await
-        .unwrap();
+    let theirs = prometheus_operator(&monitored.cluster, &place.namespace, &log);
+    place.apply(PROMETHEUS).await;
     let secrets: Api<Secret> = place.api();
     let said = || std::fs::read_to_string(&log).unwrap_or_default();
     let job = wait_until("a scrape job for the mesh", SOON, || async {
@@ -138,13 +133,14 @@ async fn the_prometheus_operator_has_a_mesh_scraped() {
         let config = found.as_ref().and_then(scraped);
         let jobs = config.as_ref().and_then(|c| c["scrape_configs"].as_array());
         let mut jobs = jobs.into_iter().flatten();
-        let job = jobs.find(|job| job["job_name"] == "podMonitor/watched/m-mesh/0");
+        let name = format!("podMonitor/{}/m-mesh/0", place.namespace);
+        let job = jobs.find(|job| job["job_name"] == name.as_str());
         Ok(job.cloned().ok_or_else(said))
     });
     let job = job.await.unwrap();
     assert_eq!(
         job["kubernetes_sd_configs"][0]["namespaces"]["names"],
-        json!(["watched"])
+        json!([place.namespace])
     );
     // The pods are chosen by the labels that the mesh's pods have, and asked at the port that they name.
     let rules = job["relabel_configs"].as_array().unwrap().clone();

@@ -14,11 +14,14 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
-use crate::bed::{Operator, Place, SOON, condition, shared};
+use dragonfly_cluster::place::{SOON, condition};
+use dragonfly_cluster::{Operator, Place};
+
+use crate::bed::{own, place};
 
 #[tokio::test]
 async fn one_object_becomes_a_mesh() {
-    let place = Place::of(shared().await, "t0").await;
+    let place = place().await;
     place.mesh("one", "{profile: Light}").await;
     let mesh = place.applied("one").await;
     let policy = mesh.status.as_ref().unwrap().policy().unwrap().unwrap();
@@ -80,7 +83,7 @@ async fn one_object_becomes_a_mesh() {
 
 #[tokio::test]
 async fn what_somebody_changed_or_deleted_comes_back() {
-    let place = Place::of(shared().await, "t1").await;
+    let place = place().await;
     place.mesh("drift", "{profile: Light}").await;
     place.applied("drift").await;
 
@@ -144,7 +147,7 @@ async fn what_somebody_changed_or_deleted_comes_back() {
 
 #[tokio::test]
 async fn what_the_spec_no_longer_asks_for_goes() {
-    let place = Place::of(shared().await, "t2").await;
+    let place = place().await;
     place
         .apply("{apiVersion: d7y.io/v1alpha1, kind: SchedulerPool, metadata: {name: p}, spec: {replicas: 3}}")
         .await;
@@ -219,17 +222,8 @@ async fn what_the_spec_no_longer_asks_for_goes() {
 
 #[tokio::test]
 async fn nothing_is_written_when_nothing_changed_even_by_an_operator_that_starts() {
-    let cluster =
-        dragonfly_cluster::Cluster::start(&dragonfly_cluster::ClusterOptions::api_server())
-            .await
-            .unwrap();
-    let client = cluster.client().await.unwrap();
-    crate::bed::install(&client, &["quiet"]).await.unwrap();
-    let place = Place {
-        client,
-        namespace: "quiet",
-    };
-    let first = Operator::start(&cluster, &["quiet"]).await.unwrap();
+    let (cluster, installed, place) = own().await;
+    let first = Operator::start(&cluster, &installed).await.unwrap();
     place
         .mesh(
             "m",
@@ -245,7 +239,7 @@ async fn nothing_is_written_when_nothing_changed_even_by_an_operator_that_starts
     let status = first.stop().await.unwrap();
     assert!(status.success(), "{status}");
 
-    let second = Operator::start(&cluster, &["quiet"]).await.unwrap();
+    let second = Operator::start(&cluster, &installed).await.unwrap();
     let looked = dragonfly_cluster::wait::wait_until("a first look", SOON, || async {
         let text = second.metrics().await.unwrap_or_default();
         let done = text.contains("kind=\"Distribution\",outcome=\"done\"");
@@ -278,7 +272,7 @@ async fn taken_at(place: &Place, level: &str) -> [bool; 3] {
     let label = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": level}}});
     namespaces
         .patch(
-            place.namespace,
+            &place.namespace,
             &PatchParams::default(),
             &Patch::Merge(&label),
         )
@@ -329,7 +323,7 @@ async fn taken_at(place: &Place, level: &str) -> [bool; 3] {
 
 #[tokio::test]
 async fn only_peers_need_a_privileged_namespace() {
-    let place = Place::of(shared().await, "t10").await;
+    let place = place().await;
     place.mesh("m", "{}").await;
     place.applied("m").await;
     assert_eq!(taken_at(&place, "restricted").await, [true, true, false]);

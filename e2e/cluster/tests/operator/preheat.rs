@@ -1,11 +1,10 @@
 //! Preheats on real nodes, and the plugin beside them.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use dragonfly_cluster::wait::wait_for;
-use dragonfly_cluster::{Cluster, mesh, pod};
+use dragonfly_cluster::{Cluster, Place, argocd, mesh, pod};
 use dragonfly_crds::preheat::PreheatStatus;
 use dragonfly_crds::{Distribution, Preheat};
 use k8s_openapi::api::core::v1::Pod;
@@ -13,13 +12,14 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams};
 use serde_json::{Value, json};
 
-use crate::bed::Place;
-use crate::nodes::{READY, origin_sent};
+use dragonfly_cluster::place::READY;
+
+use crate::nodes::origin_sent;
 use crate::running::revision;
 
 /// The plugin on a cluster: what it wrote to stdout and stderr, and how it ended.
 pub(crate) fn plugin(cluster: &Cluster, namespace: &str, line: &[&str]) -> (String, String, bool) {
-    let out = Command::new(binary())
+    let out = Command::new(dragonfly_e2e::binary::plugin().unwrap())
         .args(["--kubeconfig", &cluster.kubeconfig().display().to_string()])
         .args(["-n", namespace])
         .args(line)
@@ -27,15 +27,6 @@ pub(crate) fn plugin(cluster: &Cluster, namespace: &str, line: &[&str]) -> (Stri
         .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (text(&out.stdout), text(&out.stderr), out.status.success())
-}
-
-fn binary() -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let beside = own.ancestors().skip(1).take(2);
-    let found = beside
-        .map(|dir| dir.join("kubectl-dragonfly"))
-        .find(|path| path.is_file());
-    found.unwrap_or_else(|| panic!("build it: cargo build -p dragonfly-kubectl"))
 }
 
 fn object(name: &str, url: &str, more: &Value) -> String {
@@ -59,19 +50,20 @@ async fn until(place: &Place, name: &str, reason: &str) -> PreheatStatus {
         let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
         let ready = ready.ok_or("nothing is said yet")?;
         if status.observed_generation == preheat.metadata.generation && ready.reason == reason {
-            Ok(status)
+            Ok((preheat.clone(), status))
         } else {
             Err(format!("{}: {}", ready.reason, ready.message))
         }
     });
-    match waited.await {
-        Ok(status) => status,
-        Err(wrong) => {
-            let shown =
-                dragonfly_cluster::diagnostics::of_namespace(&place.client, place.namespace);
-            panic!("preheat {name}: {wrong}\n{}", shown.await);
-        }
-    }
+    let (preheat, status) = waited.await.unwrap();
+    let health = match reason {
+        "Succeeded" => "Healthy",
+        "Suspended" => "Suspended",
+        // A run that ended so.
+        _ => "Degraded",
+    };
+    assert_eq!(argocd::health(&preheat).unwrap().0, health, "{reason}");
+    status
 }
 
 /// With a mesh `default` of two peers and a seed, and an origin that nobody asked yet.
@@ -92,14 +84,14 @@ pub(crate) async fn content_is_there_before_anybody_asks(
         (Some(bytes), bytes)
     );
     assert_eq!(status.history.len(), 1);
-    assert_eq!(origin_sent(client).await, len);
+    assert_eq!(origin_sent(place).await, len);
 
     // To one of the two peers: from the seed, and a dead scheduler half way loses nothing.
     let one = json!({"targets": {"role": "Peers", "count": 1}});
     place.apply(&object("one", url, &one)).await;
     let schedulers = pod::with_labels(
         client,
-        place.namespace,
+        &place.namespace,
         "app.kubernetes.io/component=scheduler",
     );
     let pods: Api<Pod> = place.api();
@@ -135,7 +127,7 @@ pub(crate) async fn content_is_there_before_anybody_asks(
         }
     });
     joined.await.unwrap();
-    assert_eq!(origin_sent(client).await, len, "each byte once, still");
+    assert_eq!(origin_sent(place).await, len, "each byte once, still");
 
     // What is not there is said, by node and reason.
     let missing = url.replace(mesh::CONTENT.0, "missing");
@@ -166,7 +158,7 @@ async fn suspended_and_deleted(place: &Place, url: &str) {
 /// What people see and do with the plugin.
 async fn said_by_the_plugin(cluster: &Cluster, place: &Place, url: &str) {
     let run = |line: &[&str]| {
-        let (out, err, well) = plugin(cluster, place.namespace, line);
+        let (out, err, well) = plugin(cluster, &place.namespace, line);
         assert!(well, "{line:?}: {out}{err}");
         out
     };
@@ -208,7 +200,7 @@ async fn said_by_the_plugin(cluster: &Cluster, place: &Place, url: &str) {
 
 /// A quota that the content does not fit into.
 pub(crate) async fn nodes_without_room_are_left_out(cluster: &Cluster, place: &Place, url: &str) {
-    let (_, err, well) = plugin(cluster, place.namespace, &["purge", url]);
+    let (_, err, well) = plugin(cluster, &place.namespace, &["purge", url]);
     assert!(well, "{err}");
     let mesh = |quota: Option<&str>| {
         let mut spec = json!({"profile": "Light", "schedulerPoolRef": {"name": "default"}});

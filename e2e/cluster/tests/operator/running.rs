@@ -1,7 +1,11 @@
 //! The operator in a pod, and the mesh that it runs on real nodes.
 
+use std::time::Instant;
+
+use dragonfly_cluster::operator::read;
+use dragonfly_cluster::place::{READY, condition};
 use dragonfly_cluster::wait::{ready_deployment, wait_for, wait_until};
-use dragonfly_cluster::{Cluster, ClusterOptions, Failed, mesh, pod};
+use dragonfly_cluster::{Cluster, ClusterOptions, Failed, Place, mesh, pod};
 use dragonfly_crds::Distribution;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
@@ -9,32 +13,26 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams};
 use serde_json::json;
 
-use crate::bed::{Place, condition, read};
-use crate::nodes::{READY, SYSTEM, every_node_gets, origin_url, ready, with_operator};
+use crate::nodes::{every_node_gets, origin_url, with_operator};
 
 /// One test, for meshes on the same nodes exclude each other: from the first object to the last trace.
 #[tokio::test]
 async fn two_objects_make_a_mesh_that_serves_every_node_and_goes_without_a_trace() {
-    let cluster = with_operator(&ClusterOptions::nodes(2)).await;
-    let client = cluster.client().await.unwrap();
-    let place = Place {
-        client: client.clone(),
-        namespace: SYSTEM,
-    };
+    let (cluster, place) = with_operator(&ClusterOptions::nodes(2)).await;
     // As a person does: the samples.
     for file in ["schedulerpool", "distribution"] {
         place
             .apply(&read(&format!("config/samples/{file}.yaml")).unwrap())
             .await;
     }
-    let mesh = ready(&place, "default").await;
+    let mesh = place.ready("default").await;
     let parts = mesh.status.as_ref().unwrap().components.unwrap();
     assert_eq!(
         (parts.schedulers.ready, parts.seeds.ready, parts.peers.ready),
         (1, 1, 2)
     );
 
-    let url = origin_url(&client).await;
+    let url = origin_url(&place).await;
     crate::preheat::content_is_there_before_anybody_asks(&cluster, &place, &url).await;
     let sent = every_node_gets(&cluster, &place).await;
     // What was preheated was purged.
@@ -42,6 +40,8 @@ async fn two_objects_make_a_mesh_that_serves_every_node_and_goes_without_a_trace
 
     crate::preheat::nodes_without_room_are_left_out(&cluster, &place, &url).await;
     policy_reaches_peers(&place).await;
+    crate::writes::writes_are_few(&cluster, &place, &url).await;
+    a_scheduler_that_moves_is_found_by_what_the_kubelet_mounts(&place).await;
     without_operator(&place).await;
     leaves_no_trace(&cluster, &place).await;
     cluster.stop().await.unwrap();
@@ -92,7 +92,7 @@ pub(crate) fn revision(mesh: &Distribution) -> i64 {
 async fn restarts(place: &Place) -> Vec<(String, i32)> {
     let all = pod::with_labels(
         &place.client,
-        place.namespace,
+        &place.namespace,
         "app.kubernetes.io/instance=default",
     );
     let all = all.await.unwrap();
@@ -106,6 +106,57 @@ async fn restarts(place: &Place) -> Vec<(String, i32)> {
             (pod.name_any(), count)
         })
         .collect()
+}
+
+/// The scheduler's Service is made anew and has another address, which nodes learn from their bootstrap's
+/// ConfigMap alone, and without a restart.
+async fn a_scheduler_that_moves_is_found_by_what_the_kubelet_mounts(place: &Place) {
+    const NAME: &str = "default-scheduler-0";
+    let began = Instant::now();
+    let services: Api<Service> = place.api();
+    let before = services.get(NAME).await.unwrap();
+    services
+        .delete(NAME, &DeleteParams::default())
+        .await
+        .unwrap();
+    let address = place
+        .until(NAME, |found: &Service| {
+            if found.uid() == before.uid() {
+                return Err("the old one is still there".to_owned());
+            }
+            let address = found.spec.as_ref().and_then(|s| s.cluster_ip.clone());
+            address.ok_or_else(|| "no address".to_owned())
+        })
+        .await;
+    let peers = || {
+        let labels = "app.kubernetes.io/component=peer";
+        pod::with_labels(&place.client, &place.namespace, labels)
+    };
+    let names: Vec<_> = peers()
+        .await
+        .unwrap()
+        .iter()
+        .map(|p| p.name_any())
+        .collect();
+    for name in &names {
+        // The kubelet's own time, of a minute or so.
+        wait_until("a session at the new address", READY, || async {
+            let log = pod::log(&place.client, &place.namespace, name).await?;
+            let up = log
+                .lines()
+                .any(|l| l.contains(&address) && l.contains("session with the scheduler is up"));
+            Ok(if up { Ok(()) } else { Err(log) })
+        })
+        .await
+        .unwrap();
+    }
+    println!("{} nodes found it after {:?}", names.len(), began.elapsed());
+    place.ready("default").await;
+    let now = peers().await.unwrap();
+    assert_eq!(now.iter().map(|p| p.name_any()).collect::<Vec<_>>(), names);
+    let statuses = now.iter().filter_map(|p| p.status.as_ref());
+    let mut containers = statuses.flat_map(|s| s.container_statuses.iter().flatten());
+    assert!(containers.all(|c| c.restart_count == 0), "{now:?}");
 }
 
 /// The mesh goes on while the operator is away, and what was changed meanwhile is done when it is back.
@@ -130,7 +181,7 @@ async fn without_operator(place: &Place) {
     let pods = || {
         pod::with_labels(
             &place.client,
-            SYSTEM,
+            &place.namespace,
             "app.kubernetes.io/name=dragonfly-operator",
         )
     };
@@ -153,7 +204,7 @@ async fn without_operator(place: &Place) {
     scale(1).await;
     let seeds = wait_for(&deployments, "default-seed", READY, ready_deployment);
     seeds.await.unwrap();
-    ready(place, "default").await;
+    place.ready("default").await;
 }
 
 /// Deleting the mesh takes all of it, whether the operator is there or not.

@@ -8,7 +8,9 @@ use kube::api::{Api, DynamicObject};
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::Value;
 
-use crate::bed::{repository, shared};
+use dragonfly_cluster::operator::repository;
+
+use crate::bed::shared;
 
 fn files(directory: &str) -> Vec<PathBuf> {
     let mut files: Vec<_> = std::fs::read_dir(repository("config/samples").join(directory))

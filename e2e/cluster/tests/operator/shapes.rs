@@ -1,16 +1,16 @@
 //! Meshes of other shapes than the samples': several schedulers, seeds with volumes of their own,
 //! plaintext, addresses of IPv6 alone.
 
+use dragonfly_cluster::place::READY;
 use dragonfly_cluster::wait::{ready_deployment, wait_for};
-use dragonfly_cluster::{ClusterOptions, IpFamily, mesh, pod};
+use dragonfly_cluster::{ClusterOptions, IpFamily, Place, mesh, pod};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams};
 use serde_json::json;
 
-use crate::bed::Place;
-use crate::nodes::{READY, SYSTEM, every_node_gets, ready, with_operator};
+use crate::nodes::{every_node_gets, with_operator};
 
 /// A disk of a node, as an administrator makes it known.
 fn volume(node: &str) -> String {
@@ -54,7 +54,7 @@ spec:
 async fn restart(place: &Place, slot: &str) {
     let labels = format!("d7y.io/slot={slot}");
     let pods: Api<Pod> = place.api();
-    for old in pod::with_labels(&place.client, SYSTEM, &labels)
+    for old in pod::with_labels(&place.client, &place.namespace, &labels)
         .await
         .unwrap()
     {
@@ -76,17 +76,13 @@ async fn restart(place: &Place, slot: &str) {
 #[tokio::test]
 async fn a_plaintext_mesh_of_two_schedulers_and_seeds_with_volumes_serves_nodes_with_ipv6_alone() {
     let options = ClusterOptions::nodes(2).family(IpFamily::V6);
-    let cluster = with_operator(&options).await;
-    let place = Place {
-        client: cluster.client().await.unwrap(),
-        namespace: SYSTEM,
-    };
+    let (cluster, place) = with_operator(&options).await;
     for node in cluster.nodes() {
         node.run(&["mkdir", "-p", "/var/lib/disk"]).await.unwrap();
         place.apply(&volume(node.name())).await;
     }
     place.apply(MESH).await;
-    let found = ready(&place, "wide").await;
+    let found = place.ready("wide").await;
     let parts = found.status.as_ref().unwrap().components.unwrap();
     assert_eq!(
         (parts.schedulers.ready, parts.seeds.ready, parts.peers.ready),
@@ -100,7 +96,11 @@ async fn a_plaintext_mesh_of_two_schedulers_and_seeds_with_volumes_serves_nodes_
     for slot in ["scheduler-0", "scheduler-1", "seed-0", "seed-1"] {
         restart(&place, slot).await;
     }
-    let peers = pod::with_labels(&place.client, SYSTEM, "app.kubernetes.io/component=peer");
+    let peers = pod::with_labels(
+        &place.client,
+        &place.namespace,
+        "app.kubernetes.io/component=peer",
+    );
     let pods: Api<Pod> = place.api();
     for peer in peers.await.unwrap() {
         pods.delete(&peer.name_any(), &DeleteParams::default())
@@ -108,7 +108,7 @@ async fn a_plaintext_mesh_of_two_schedulers_and_seeds_with_volumes_serves_nodes_
             .unwrap();
         place.gone::<Pod>(&peer.name_any()).await;
     }
-    ready(&place, "wide").await;
+    place.ready("wide").await;
     let sent = every_node_gets(&cluster, &place).await;
     assert_eq!(sent, 0, "the seeds' volumes hold it");
 
@@ -118,6 +118,6 @@ async fn a_plaintext_mesh_of_two_schedulers_and_seeds_with_volumes_serves_nodes_
         .await;
     place.gone::<Deployment>("wide-seed-1").await;
     place.gone::<PersistentVolumeClaim>("wide-seed-1").await;
-    ready(&place, "wide").await;
+    place.ready("wide").await;
     cluster.stop().await.unwrap();
 }

@@ -3,15 +3,12 @@
 //! peer hangs, and since a DaemonSet's pods are all alike while nodes are picked.
 
 use dragonfly_crds::placement::{Pods, Resources};
-use k8s_openapi::api::apps::v1::{
-    DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy, RollingUpdateDaemonSet,
-};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::api::apps::v1::DaemonSet;
 
-use super::meta;
-use super::pods::{Part, Source, selector, template, volume};
+use super::nodes;
+use super::pods::{Part, Source, template, volume};
 use crate::Settings;
-use crate::names::{self, Component};
+use crate::names::Component;
 use crate::validate::Mesh;
 
 /// Where the pod has the node's directory of containerd.
@@ -69,22 +66,9 @@ pub(super) fn daemon_set(mesh: &Mesh, settings: &Settings) -> Option<DaemonSet> 
         fingerprint: "",
         apart: false,
     };
-    let most = format!("{}%", peers.max_unavailable_percent);
-    Some(DaemonSet {
-        metadata: meta(mesh, names::of(&mesh.name, THIS), Some(THIS)),
-        spec: Some(DaemonSetSpec {
-            revision_history_limit: Some(2),
-            selector: selector(mesh, THIS, None),
-            update_strategy: Some(DaemonSetUpdateStrategy {
-                type_: Some("RollingUpdate".to_owned()),
-                rolling_update: Some(RollingUpdateDaemonSet {
-                    max_unavailable: Some(IntOrString::String(most)),
-                    ..RollingUpdateDaemonSet::default()
-                }),
-            }),
-            template: template(mesh, part, settings),
-            ..DaemonSetSpec::default()
-        }),
-        ..DaemonSet::default()
-    })
+    Some(nodes::daemon_set(
+        mesh,
+        THIS,
+        template(mesh, part, settings),
+    ))
 }

@@ -8,7 +8,7 @@ use k8s_openapi::api::apps::v1::{
 };
 use k8s_openapi::api::core::v1::{
     Affinity, EnvVar, PersistentVolumeClaim, PersistentVolumeClaimSpec, PodAffinityTerm,
-    PodAntiAffinity, Volume, VolumeMount, VolumeResourceRequirements,
+    PodAntiAffinity, PodTemplateSpec, Volume, VolumeMount, VolumeResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -181,12 +181,21 @@ pub(super) fn peers(
         fingerprint: &keys.fingerprint,
         apart: false,
     };
-    let most = format!("{}%", peers.max_unavailable_percent);
+    daemon_set(mesh, THIS, template(mesh, part, settings))
+}
+
+/// A pod on each node of the mesh's peers, replaced as they are.
+pub(super) fn daemon_set(
+    mesh: &Mesh,
+    component: Component,
+    template: PodTemplateSpec,
+) -> DaemonSet {
+    let most = format!("{}%", mesh.spec.peers.max_unavailable_percent);
     DaemonSet {
-        metadata: meta(mesh, names::of(&mesh.name, THIS), Some(THIS)),
+        metadata: meta(mesh, names::of(&mesh.name, component), Some(component)),
         spec: Some(DaemonSetSpec {
             revision_history_limit: Some(2),
-            selector: selector(mesh, THIS, None),
+            selector: selector(mesh, component, None),
             update_strategy: Some(DaemonSetUpdateStrategy {
                 type_: Some("RollingUpdate".to_owned()),
                 rolling_update: Some(RollingUpdateDaemonSet {
@@ -194,7 +203,7 @@ pub(super) fn peers(
                     ..RollingUpdateDaemonSet::default()
                 }),
             }),
-            template: template(mesh, part, settings),
+            template,
             ..DaemonSetSpec::default()
         }),
         ..DaemonSet::default()

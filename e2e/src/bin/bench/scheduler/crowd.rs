@@ -16,7 +16,7 @@ use dragonfly_proto::trust::EpochCert;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Channel, Endpoint};
 
 /// Sessions that begin at once.
 const AT_ONCE: usize = 64;
@@ -93,31 +93,22 @@ impl Channels {
             return Ok(channel.clone());
         }
         let wrong = |e: &dyn std::fmt::Display| Failed::at(&self.address, e);
-        let scheme = if self.authority.is_some() {
-            "https"
-        } else {
-            "http"
-        };
-        let endpoint = Endpoint::from_shared(format!("{scheme}://{}", self.address))
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address))
             .map_err(|e| wrong(&e))?
             .tcp_nodelay(true)
             .http2_keep_alive_interval(ALIVE)
             .keep_alive_timeout(ALIVE)
             .keep_alive_while_idle(true);
-        let endpoint = match &self.authority {
-            None => endpoint,
+        match &self.authority {
+            None => endpoint.connect().await,
             Some(authority) => {
                 let at = [self.address.clone()];
                 let own = enroll(&at, &authority.token(), node, role).await;
                 let own = own.map_err(|e| wrong(&e))?;
-                let tls = ClientTlsConfig::new()
-                    .ca_certificate(Certificate::from_pem(&own.ca))
-                    .identity(Identity::from_pem(&own.cert, &own.key))
-                    .domain_name(dragonfly_identity::SCHEDULER_NAME);
-                endpoint.tls_config(tls).map_err(|e| wrong(&e))?
+                endpoint.connect_with_connector(own.client()).await
             }
-        };
-        endpoint.connect().await.map_err(|e| wrong(&e))
+        }
+        .map_err(|e| wrong(&e))
     }
 }
 
