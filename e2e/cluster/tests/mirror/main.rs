@@ -9,5 +9,10 @@
 
 #[path = "../operator/bed.rs"]
 mod bed;
+mod faults;
+mod gate;
 mod nodes;
+mod place;
+mod plan;
 mod pulls;
+mod registries;
