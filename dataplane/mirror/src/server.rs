@@ -355,30 +355,33 @@ async fn answer_for(mut call: Call) -> Answer {
     let Some(secrets) = secrets else {
         return answer_call(&call).await;
     };
-    let mut answered = None;
-    // A second time with a new one: a token may be withdrawn, and a secret replaced.
-    for _ in 0..2 {
+    let mut again = true;
+    loop {
         let http = call.shared.http();
         let shown = secrets.shown(&http, &call.upstream.url, &call.wanted).await;
         let Some(shown) = shown else {
-            break;
+            call.headers.remove(AUTHORIZATION);
+            call.who = call.shared.access.who(&call.headers);
+            return answer_call(&call).await;
         };
-        let Ok(mut value) = HeaderValue::from_str(&shown.authorization) else {
-            break;
+        call.who = call.shared.access.by_secret(&shown.identity);
+        let value = shown.authorization.as_deref();
+        let value = value.and_then(|text| HeaderValue::from_str(text).ok());
+        let Some(mut value) = value else {
+            call.headers.remove(AUTHORIZATION);
+            return answer_call(&call).await;
         };
         value.set_sensitive(true);
         call.headers.insert(AUTHORIZATION, value);
-        call.who = call.shared.access.by_secret(&shown.identity);
         let answer = answer_call(&call).await;
         if answer.status() != StatusCode::UNAUTHORIZED {
             return answer;
         }
+        // Once more with a new one: a token may be withdrawn, and a secret replaced.
         secrets.forget(&call.wanted);
-        answered = Some(answer);
-    }
-    match answered {
-        Some(answer) => answer,
-        None => answer_call(&call).await,
+        if !std::mem::take(&mut again) {
+            return answer;
+        }
     }
 }
 

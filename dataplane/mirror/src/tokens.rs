@@ -35,10 +35,13 @@ const DEFAULT: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(3600);
 /// How long it counts that a registry wants nothing.
 const NOTHING: Duration = Duration::from_secs(60);
+/// How long nothing is asked for again after it was not to be had.
+const FAILED: Duration = Duration::from_secs(10);
 /// Longest answer of a token service.
 const ANSWER: usize = 256 << 10;
-/// How long registry and token service may take together.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// How long registry and token service may take together: after that the registry is asked without, and
+/// a runtime waits 30 s for all of it.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// The pull secrets below a directory, and what token services gave for them.
 pub struct PullSecrets {
@@ -66,7 +69,8 @@ impl std::fmt::Debug for PullSecrets {
 
 /// What is shown for a client.
 pub(crate) struct Shown {
-    pub(crate) authorization: Zeroizing<String>,
+    /// `None`: nothing, for the registry wants nothing, or nothing was to be had from its token service.
+    pub(crate) authorization: Option<Zeroizing<String>>,
     /// Whose it is: the same for as long as the secret is the same.
     pub(crate) identity: Zeroizing<String>,
 }
@@ -109,8 +113,7 @@ impl PullSecrets {
         found
     }
 
-    /// What to show at a registry (its URL) for a repository; `None` where no secret is for it, where the
-    /// registry wants nothing, or where its token service gives nothing: then it is asked without.
+    /// What to show at a registry (its URL) for a repository; `None` where no secret is for it.
     pub(crate) async fn shown(
         &self,
         http: &HttpSource,
@@ -129,22 +132,18 @@ impl PullSecrets {
             let asked = obtain(http, url, wanted, &login);
             let given = tokio::time::timeout(PATIENCE, asked).await;
             let given = given.unwrap_or_else(|_| Err(format!("nothing came for {PATIENCE:?}")));
-            let (authorization, good_for) = match given {
-                Ok(given) => given,
-                Err(why) => {
-                    tracing::warn!(registry, repository, why, "a pull secret is of no use");
-                    return None;
-                }
-            };
+            let (authorization, good_for) = given.unwrap_or_else(|why| {
+                tracing::warn!(registry, repository, why, "a pull secret is of no use");
+                (None, FAILED)
+            });
             *kept = Some(Kept {
                 login,
                 authorization,
                 until: Instant::now() + good_for,
             });
         }
-        let authorization = kept.as_ref()?.authorization.clone()?;
         Some(Shown {
-            authorization,
+            authorization: kept.as_ref().and_then(|kept| kept.authorization.clone()),
             identity,
         })
     }

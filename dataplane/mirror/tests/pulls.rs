@@ -292,7 +292,10 @@ async fn a_registrys_refusals_come_as_they_are() {
 async fn lists_and_both_ways_to_name_a_registry() {
     let registry = Double::start().await;
     let image = registry.push("a/b", "v1", &[bytes(1000, 1)]);
-    let bed = Bed::start(1, &settings(vec![named(REGISTRY, &registry)])).await;
+    let hub = Double::start().await;
+    let library = hub.push("library/a", "v1", &[bytes(1000, 2)]);
+    let all = vec![named(REGISTRY, &registry), named("docker.io", &hub)];
+    let bed = Bed::start(1, &settings(all)).await;
     let at = bed.peers[0].at;
     assert_eq!(ask(at, "GET", "/v2/", &[]).await.status, 200);
     let list = ask(at, "GET", &format!("/v2/{REGISTRY}/a/b/tags/list?n=1"), &[]).await;
@@ -310,6 +313,10 @@ async fn lists_and_both_ways_to_name_a_registry() {
     assert_eq!(ask(at, "GET", &path, &[]).await.body, bytes(1000, 1));
     let last = registry.seen().last().unwrap().path.clone();
     assert!(last.starts_with("/v2/a/b/blobs/"), "{last}");
+    // Docker names no registry: it asks mirrors for its own images alone.
+    let path = format!("/v2/library/a/blobs/{}", library.blobs[0]);
+    assert_eq!(ask(at, "GET", &path, &[]).await.body, bytes(1000, 2));
+    assert_eq!(hub.sent(&library.blobs[0]), 1000);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

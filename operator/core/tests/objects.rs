@@ -289,6 +289,8 @@ fn container_runtimes_are_told_of_the_mirror_on_chosen_nodes_only() {
         .map(|at| pod["volumes"][at]["hostPath"]["path"].clone())
         .collect();
     assert_eq!(paths, ["/etc/containers", "/etc/docker"]);
+    let account = |o: &&Wanted| o.kind.kind == "ServiceAccount" && o.name.ends_with("-mirror");
+    assert_eq!(all.iter().filter(account).count(), 1);
 }
 
 #[test]

@@ -49,12 +49,24 @@ fn change(plan: &Value, node: &str, registry: &str) -> (bool, String) {
     (told, file["change"].as_str().unwrap().to_owned())
 }
 
-pub(crate) async fn waves_and_findings(bed: &Bed) {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_are_told_in_waves_and_what_keeps_containerd_from_the_mirror_is_said() {
+    let bed = &Bed::start().await;
     let mut mirror = bed.mirror();
-    mirror["percent"] = json!(0);
+    mirror["percent"] = json!(100);
     bed.mesh_with(Some(mirror.clone())).await;
     for node in bed.cluster.nodes() {
-        until_told(node, OPEN, false).await;
+        until_told(node, OPEN, true).await;
+    }
+    // Back to nobody.
+    mirror["percent"] = json!(0);
+    bed.mesh_with(Some(mirror.clone())).await;
+    let nobody = wait_until("nobody to be told", READY, || async {
+        let told = bed.cluster.nodes().find(|node| is_told(*node, OPEN));
+        Ok(told.map_or(Ok(()), |node| Err(format!("{} is", node.name()))))
+    });
+    if let Err(wrong) = nobody.await {
+        bed.fail(&wrong.to_string()).await;
     }
     // Both are looked at, neither is changed.
     let both = wait_until("both nodes to be looked at", READY, || async {

@@ -12,7 +12,6 @@ use serde_json::json;
 use crate::bed::condition;
 use crate::nodes::{counter, hosts, is_told, peer, until_told, went};
 use crate::place::{Bed, ELSEWHERE, OPEN, PRIVATE, READY, SYSTEM};
-use crate::plan;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn images_are_pulled_through_the_mesh_on_chosen_nodes_until_there_is_no_mirror() {
@@ -40,7 +39,6 @@ async fn images_are_pulled_through_the_mesh_on_chosen_nodes_until_there_is_no_mi
     by_another_registry(&bed).await;
     a_peer_that_hangs(&bed).await;
     a_peer_that_is_killed(&bed).await;
-    plan::waves_and_findings(&bed).await;
     pull_secrets_of_policy(&bed).await;
 
     // Uninstalling restores all.
