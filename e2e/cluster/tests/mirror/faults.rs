@@ -81,12 +81,17 @@ impl Faults {
         let seed = fastrand::u64(..);
         let layer = self.bed.push(&format!("{name}:v1"), self.len, seed).await;
         self.gate.does(mode, &layer);
+        self.ask_for(name).await;
+        eprintln!("{name}: pushed and asked for after {:?}", started.elapsed());
+        layer
+    }
+
+    /// A pod on each node.
+    async fn ask_for(&self, name: &str) {
         for (pod, node) in self.pods(name) {
             let image = format!("{FAULTY}/{name}:v1");
             self.bed.pod(&pod, &node, &image, None).await;
         }
-        eprintln!("{name}: pushed and asked for after {:?}", started.elapsed());
-        layer
     }
 
     /// Until the registry has sent a third of the layer.
@@ -119,8 +124,11 @@ impl Faults {
         for (pod, _) in self.pods(name) {
             let said = self.bed.refused(SYSTEM, &pod, words).await;
             eprintln!("{name}: {said}");
+            // A new one, for the kubelet waits longer and longer with an old one.
+            self.bed.delete_pod(SYSTEM, &pod).await;
         }
         self.gate.does(Mode::Well, &layer);
+        self.ask_for(name).await;
         self.all_ran(name).await;
     }
 
