@@ -53,6 +53,7 @@ test: setup ## All tests that are quick; needs Rust and Go on a Debian, and root
 
 .PHONY: test-full
 test-full: test arm64 ## make test, then what takes long: simulated scenarios, throughput, a thousand nodes, arm64, other versions of Kubernetes
+	@scripts/setup.sh containers
 	cargo build --release -p dragonfly
 	cargo test --release -p dragonfly-swarm -- --ignored --nocapture
 	cargo test --release -p dragonfly-storage --test throughput -- --ignored --nocapture

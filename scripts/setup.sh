@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what building and testing needs on a Debian that has Rust and Go, and nothing when it is
-# there already. Its arguments say for what: test, cluster, arm64, bench.
+# there already. Its arguments say for what: test, cluster, containers, arm64, bench.
 set -euo pipefail
 
 missing=()
@@ -26,6 +26,10 @@ if wanted cluster; then
     command -v nsenter >/dev/null || missing+=(util-linux)
     command -v mount >/dev/null || missing+=(mount)
     [ -s /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
+fi
+if wanted containers; then
+    # What reads registries.conf as CRI-O and podman do.
+    command -v buildah >/dev/null || missing+=(buildah)
 fi
 if wanted arm64; then
     command -v aarch64-linux-gnu-gcc >/dev/null || missing+=(gcc-aarch64-linux-gnu)

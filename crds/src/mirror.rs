@@ -34,11 +34,31 @@ pub struct Mirror {
     /// What a tag means while its registry does not answer. Revalidate: nothing, the pull fails as it
     /// would without the mirror. LastKnown: what it last meant on that node, to who was let in before.
     pub tags: TagPolicy,
-    /// Labels of the nodes whose containerd is told of the mirror, among those with a peer; all of
-    /// them when empty ({}). No node when absent: the mirror listens and nobody uses it.
-    #[schemars(schema_with = "labels_schema")]
+    /// Secrets of this namespace (type kubernetes.io/dockerconfigjson) that peers show to the listed
+    /// registries for clients that show nothing: whoever can pull on a node that is told of the mirror
+    /// can then pull what these secrets open. Every peer gets them.
+    #[schemars(length(max = 16))]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pull_secrets: Vec<PullSecret>,
+    /// Labels of the nodes whose container runtime is told of the mirror, among those with a peer; all
+    /// of them when empty or absent. No node is told when percent is absent as well: the mirror listens
+    /// and nobody uses it.
+    #[schemars(schema_with = "selector_schema")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<BTreeMap<String, String>>,
+    /// How many of these nodes are told, in percent: all when absent. The same nodes each time, and
+    /// those of a lower share are among those of a higher one. At 0 every node is looked at and none
+    /// is changed: `kubectl dragonfly mirror plan` shows what would be.
+    #[schemars(range(min = 0, max = 100))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub percent: Option<i32>,
+    /// Which runtimes are told. Containerd: hosts.toml of each registry. Containers: CRI-O and podman,
+    /// by a file in /etc/containers/registries.conf.d with the listed registries. Docker: daemon.json,
+    /// for Docker Hub alone; it is read when Docker is reloaded.
+    #[schemars(length(max = 3))]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    pub runtimes: Vec<ContainerRuntime>,
     /// The directory on each node with containerd's config.toml and certs.d.
     #[schemars(length(min = 2, max = 255), regex(pattern = directory_pattern!()))]
     pub containerd_directory: String,
@@ -51,10 +71,59 @@ impl Default for Mirror {
             registries: vec![],
             others: Permission::Allowed,
             tags: TagPolicy::default(),
+            pull_secrets: vec![],
             node_selector: None,
+            percent: None,
+            runtimes: vec![ContainerRuntime::Containerd],
             containerd_directory: CONTAINERD_DIRECTORY.to_owned(),
         }
     }
+}
+
+impl Mirror {
+    /// On how many of the nodes that are picked runtimes are told, in percent; `None`: nobody is asked
+    /// to look at any.
+    pub fn told_percent(&self) -> Option<i32> {
+        match (&self.node_selector, self.percent) {
+            (None, None) => None,
+            (_, percent) => Some(percent.unwrap_or(100)),
+        }
+    }
+}
+
+/// Whose settings are changed on nodes.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord,
+)]
+#[schemars(inline)]
+pub enum ContainerRuntime {
+    /// containerd.
+    Containerd,
+    /// Whatever reads registries.conf: CRI-O, podman.
+    Containers,
+    /// Docker.
+    Docker,
+}
+
+/// A Secret of the same namespace.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[schemars(inline)]
+#[serde(rename_all = "camelCase")]
+pub struct PullSecret {
+    /// Its name.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
+    )]
+    pub name: String,
+}
+
+/// Labels that are set as a whole: who applies `{}` after some labels means all nodes, where merged maps
+/// would keep what was there.
+fn selector_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let mut schema = labels_schema(generator);
+    schema.insert("x-kubernetes-map-type".to_owned(), "atomic".into());
+    schema
 }
 
 /// A registry.
@@ -95,6 +164,28 @@ pub(crate) fn resolve(check: &mut Check, spec: &Mirror, taken: [i32; 2]) -> Mirr
     if taken.contains(&spec.port) {
         let message = format!("{}: is taken by spec.peers on the same nodes", spec.port);
         check.fail("spec.mirror.port", Reason::InvalidValue, message);
+    }
+    check.integer("spec.mirror.percent", spec.percent.unwrap_or(100), 0, 100);
+    let mut runtimes = BTreeSet::new();
+    if spec.runtimes.is_empty() || !spec.runtimes.iter().all(|r| runtimes.insert(r)) {
+        let message = "must hold one runtime at least, each once".to_owned();
+        check.fail("spec.mirror.runtimes", Reason::InvalidValue, message);
+    }
+    let mut secrets = BTreeSet::new();
+    for (index, secret) in spec.pull_secrets.iter().enumerate() {
+        let at = format!("spec.mirror.pullSecrets[{index}].name");
+        if secret.name.is_empty() || !secrets.insert(&secret.name) {
+            let message = format!("{}: must be a name, each once", quoted(&secret.name));
+            check.fail(&at, Reason::InvalidValue, message);
+        }
+    }
+    if !spec.pull_secrets.is_empty() && spec.registries.is_empty() {
+        let message = "are shown to listed registries only: list them in spec.mirror.registries";
+        check.fail(
+            "spec.mirror.pullSecrets",
+            Reason::InvalidValue,
+            message.to_owned(),
+        );
     }
     let mut seen = BTreeSet::new();
     for (index, registry) in spec.registries.iter().enumerate() {

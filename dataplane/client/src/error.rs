@@ -106,7 +106,8 @@ impl Error {
                 Code::OriginUnavailable | Code::NoSource | Code::Changed => Kind::Unavailable,
                 Code::NoSpace => Kind::Output,
                 Code::Deadline => Kind::Timeout,
-                Code::Internal | Code::Unspecified => Kind::Internal,
+                // No download ends with a finding about settings.
+                Code::Internal | Code::Settings | Code::Unspecified => Kind::Internal,
             },
             Self::Unavailable { .. } | Self::Changed(_) => Kind::Unavailable,
             Self::Digest { .. } => Kind::Digest,

@@ -1,7 +1,7 @@
 //! What kinds of failures are called, and what to do about them.
 
 use dragonfly_crds::reports::MAX_TEXT;
-use dragonfly_proto::rpc::{FailureCount, failure::Code};
+use dragonfly_proto::rpc::{FailureCount, Finding, failure::Code};
 
 /// Reason and message of failed downloads of one kind.
 pub(crate) fn failure(f: &FailureCount) -> (&'static str, String) {
@@ -58,6 +58,7 @@ pub(crate) fn failure(f: &FailureCount) -> (&'static str, String) {
             "InternalError",
             "a node failed: its log says how".to_owned(),
         ),
+        Code::Settings => (MIRROR_UNUSED, settings(f.finding()).to_owned()),
         Code::Unspecified => (
             "Unknown",
             "a failure that this release does not know".to_owned(),
@@ -66,6 +67,47 @@ pub(crate) fn failure(f: &FailureCount) -> (&'static str, String) {
     (reason, message)
 }
 
+/// What keeps a container runtime from using its node's mirror, and how that is mended.
+const fn settings(finding: Finding) -> &'static str {
+    match finding {
+        Finding::ConfigUnreadable => {
+            "containerd's config.toml cannot be read, so whether the mirror is used is not known; \
+             `kubectl dragonfly mirror plan` says on which nodes"
+        }
+        Finding::ConfigPathMissing => {
+            "containerd's config_path is not set, so it reads no hosts.toml: set it to the one \
+             directory /etc/containerd/certs.d; `kubectl dragonfly mirror plan` says on which nodes"
+        }
+        Finding::ConfigPathList => {
+            "containerd's config_path lists several directories, and containerd 2.1 and later then \
+             uses no mirror and says nothing: name one, /etc/containerd/certs.d, or set \
+             use_local_image_pull = true; `kubectl dragonfly mirror plan` says on which nodes"
+        }
+        Finding::ConfigPathElsewhere => {
+            "containerd's config_path is another directory than the one with the entries: see \
+             spec.mirror.containerdDirectory; `kubectl dragonfly mirror plan` says on which nodes"
+        }
+        Finding::RegistryMirrors => {
+            "containerd's config.toml sets registry.mirrors, and then no hosts.toml is read: move \
+             what it says to hosts.toml; `kubectl dragonfly mirror plan` says on which nodes"
+        }
+        Finding::FileLeftAlone => {
+            "a file that needs the mirror's entry is a link or cannot be read, and was left as it \
+             is; `kubectl dragonfly mirror plan` says which, on which nodes"
+        }
+        Finding::RegistryTaken => {
+            "another file of registries.conf.d says where a registry is, and was left as it is: add \
+             the mirror there; `kubectl dragonfly mirror plan` says which, on which nodes"
+        }
+        Finding::Unspecified => {
+            "a node's container runtime does not use the mirror; `kubectl dragonfly mirror plan` \
+             says why"
+        }
+    }
+}
+
+/// Container runtimes are told of the mirror and do not use it.
+pub(crate) const MIRROR_UNUSED: &str = "MirrorUnused";
 /// An origin wants other credentials.
 pub(crate) const DENIED: &str = "OriginDenied";
 /// Nodes refused a policy.

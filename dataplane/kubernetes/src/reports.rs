@@ -190,6 +190,14 @@ impl Reports {
                 },
             );
         }
+        if reason == explain::MIRROR_UNUSED {
+            let notice = Notice {
+                reason,
+                action: format!("UseMirror {}", f.finding().as_str_name()),
+                note: explain::short(&message),
+            };
+            self.notices.add(now, notice);
+        }
         let count = i64::try_from(f.count).unwrap_or(i64::MAX);
         self.note(
             clock,

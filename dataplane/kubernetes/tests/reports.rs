@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dragonfly_crds::Policy;
 use dragonfly_kubernetes::reports::{InForce, Reports, Status};
-use dragonfly_proto::rpc::{FailureCount, PolicyCount, Sketch, Sums, failure::Code};
+use dragonfly_proto::rpc::{FailureCount, Finding, PolicyCount, Sketch, Sums, failure::Code};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 
@@ -64,7 +64,42 @@ fn refused(origin: &str, http_status: u32, count: u64) -> FailureCount {
         http_status,
         origin: origin.to_owned(),
         count,
+        finding: 0,
     }
+}
+
+#[test]
+fn settings_that_keep_the_mirror_from_being_used_are_said_by_kind() {
+    let mut holder = Holder::new();
+    let found = |finding: Finding| FailureCount {
+        code: Code::Settings.into(),
+        count: 1,
+        finding: finding.into(),
+        ..FailureCount::default()
+    };
+    for number in 1..=3 {
+        let failures = vec![
+            found(Finding::ConfigPathList),
+            found(Finding::RegistryMirrors),
+        ];
+        let told = Sketch {
+            failures,
+            ..sketch("scheduler-0", number)
+        };
+        holder.take(number, &told);
+    }
+    let status = holder.status(4, 1);
+    let said: Vec<_> = status
+        .failures
+        .iter()
+        .map(|f| (f.reason.as_str(), f.count))
+        .collect();
+    assert_eq!(said, [("MirrorUnused", 3), ("MirrorUnused", 3)]);
+    let messages: String = status.failures.iter().map(|f| f.message.as_str()).collect();
+    assert!(
+        messages.contains("lists several directories") && messages.contains("registry.mirrors")
+    );
+    assert_eq!(holder.0.notices().len(), 2, "one Event a kind and minute");
 }
 
 struct Holder(Reports);

@@ -74,6 +74,11 @@ impl Access {
         Who(self.hash(shown))
     }
 
+    /// Who asks by a pull secret.
+    pub(crate) fn by_secret(&self, identity: &str) -> Who {
+        Who(self.hash([b"pull secret".as_slice(), identity.as_bytes()].into_iter()))
+    }
+
     /// A key for what concerns one who asks alone.
     pub(crate) fn key(&self, who: Who, wanted: &Wanted, what: &str) -> [u8; 32] {
         let (registry, name) = (wanted.registry.as_bytes(), wanted.repository.as_bytes());

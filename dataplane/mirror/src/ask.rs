@@ -2,7 +2,7 @@
 //!
 //! Two ways to name the registry on one port: `?ns=registry` (containerd), or as the first part of the
 //! path, `/v2/registry/repository/…` (CRI-O, podman). Where `ns` is given the path is the registry's
-//! own.
+//! own. Where neither is given it is Docker Hub (Docker).
 //!
 //! Invariants: pure; any input gets an answer or a refusal that says what is wrong; what is returned
 //! holds only characters that may stand in a URL's path as they are, and no `..`.
@@ -13,6 +13,8 @@ use crate::answer::{Code, Refusal};
 
 /// Longest name of a repository, as registries have it.
 const MAX_REPOSITORY: usize = 255;
+/// Whose images have no registry in their names.
+const DOCKER_HUB: &str = "docker.io";
 const MAX_TAG: usize = 128;
 /// A host's name has 253 characters at most, and a port six.
 const MAX_REGISTRY: usize = 259;
@@ -122,14 +124,18 @@ impl Wanted {
             (None, [first, name @ ..]) if is_registry(first) && !name.is_empty() => {
                 (first.to_ascii_lowercase(), true, name)
             }
-            (None, _) => {
-                let text = "which registry? Name it as ?ns=REGISTRY or as the first part of the \
-                            path, /v2/REGISTRY/REPOSITORY/…";
+            (None, [only]) if is_registry(only) => {
+                let text = format!("which repository of {}?", shown(only));
                 return Err(Refusal::new(404, Code::NameUnknown, text));
             }
+            // What names of images without a registry mean, and all that Docker asks mirrors for.
+            (None, name) => (DOCKER_HUB.to_owned(), false, name),
         };
         let repository = name.join("/");
-        if repository.len() > MAX_REPOSITORY || !name.iter().all(|part| is_name(part)) {
+        if name.is_empty()
+            || repository.len() > MAX_REPOSITORY
+            || !name.iter().all(|part| is_name(part))
+        {
             let text = format!("`{}` is no repository's name", shown(&repository));
             return Err(Refusal::new(400, Code::NameInvalid, text));
         }
@@ -332,6 +338,12 @@ mod tests {
                 "localhost:5000",
                 "/v2/a/tags/list",
             ),
+            // Without either it is Docker's own.
+            (
+                "/v2/library/alpine/manifests/3",
+                "docker.io",
+                "/v2/library/alpine/manifests/3",
+            ),
             // With `ns` the path is the registry's own.
             (
                 "/v2/docker.io/a/manifests/x?ns=harbor.test",
@@ -364,8 +376,7 @@ mod tests {
     fn what_is_no_request_of_a_registry_is_refused_by_name() {
         let rows = [
             ("/", 404, "/v2/"),
-            ("/v2/a/manifests/x", 404, "which registry"),
-            ("/v2/docker.io/manifests/x", 404, "which registry"),
+            ("/v2/docker.io/manifests/x", 404, "which repository"),
             ("/v2/a/blobs/uploads/?ns=r.test", 404, "the mirror serves"),
             ("/v2/a/blobs/uploads?ns=r.test", 400, "`uploads`"),
             ("/v2/a/blobs/sha256:00?ns=r.test", 400, "sha256:00"),

@@ -161,21 +161,7 @@ struct Begun {
 }
 
 async fn begin(call: &Call, digest: &Digest) -> Result<Begun, rpc::Failure> {
-    let wanted = &call.wanted;
-    let headers = upstream::headers(wanted, &call.headers);
-    let source = rpc::Source {
-        url: format!("{}{}", call.upstream.url, wanted.upstream_path()),
-        headers: headers
-            .into_iter()
-            .map(|(name, value)| rpc::Header {
-                name: name.as_str().to_owned(),
-                value,
-            })
-            .collect(),
-        digest: digest.as_str().to_owned(),
-        filtered_query: vec![],
-        domain: call.upstream.domain.clone(),
-    };
+    let source = upstream::source(&call.upstream, &call.wanted, digest, &call.headers);
     let node = &call.shared.node;
     if let Asked::Between(start, end) = call.asked {
         // Part of it alone: whoever reads lazily does not want the rest.

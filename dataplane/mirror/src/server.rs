@@ -5,6 +5,7 @@
 //!   beside them.
 //! * `GET /healthz` is for who installs and withdraws the runtime's entry ([`crate::install`]).
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -12,12 +13,13 @@ use std::time::{Duration, Instant};
 
 use dragonfly_node::limits::Recent;
 use dragonfly_node::node::Node;
+use dragonfly_proto::rpc;
 use dragonfly_source::http::HttpSource;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
 use hyper::http::request::Parts;
 use hyper::service::service_fn;
-use hyper::{Method, Request};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
@@ -29,12 +31,15 @@ use crate::ask::{Kind, Wanted};
 use crate::metrics::Metrics;
 use crate::range::Asked;
 use crate::settings::{Settings, Upstream};
+use crate::tokens::PullSecrets;
 use crate::{content, tags, upstream};
 
 /// Connections at once; further ones wait in the kernel's queue.
 const CONNECTIONS: usize = 1024;
 /// A client that says nothing for this long is gone.
 const SILENCE: Duration = Duration::from_secs(60);
+/// How often schedulers are told of what lasts.
+const SAY_AGAIN: Duration = Duration::from_secs(3600);
 /// Contents remembered that the mesh got wrong.
 const AVOIDED: usize = 1024;
 
@@ -63,6 +68,9 @@ pub(crate) struct Shared {
     pub(crate) access: Access,
     pub(crate) tags: tags::Known,
     avoided: Mutex<Recent<[u8; 32], Instant>>,
+    secrets: Option<PullSecrets>,
+    /// What keeps this machine's runtimes from using this mirror, and when schedulers were told.
+    found: Mutex<HashMap<rpc::Finding, Instant>>,
     pub(crate) metrics: Metrics,
 }
 
@@ -76,6 +84,24 @@ impl Shared {
     fn settings(&self) -> Arc<Settings> {
         let now = self.settings.read().unwrap_or_else(PoisonError::into_inner);
         now.clone()
+    }
+
+    /// Who tells runtimes of this mirror says with each question what keeps them from using it. Anybody
+    /// on this machine could: what is passed on is which of a few kinds it is, and that seldom.
+    fn told(&self, query: &str) {
+        let Some(found) = query.strip_prefix("found=") else {
+            return;
+        };
+        let mut known = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        for finding in found.split(',').filter_map(rpc::Finding::from_str_name) {
+            let recently = known
+                .get(&finding)
+                .is_some_and(|at| at.elapsed() < SAY_AGAIN);
+            if finding != rpc::Finding::Unspecified && !recently {
+                known.insert(finding, Instant::now());
+                self.node.metrics.found(finding);
+            }
+        }
     }
 
     pub(crate) fn avoided(&self) -> MutexGuard<'_, Recent<[u8; 32], Instant>> {
@@ -95,6 +121,13 @@ pub(crate) struct Call {
     pub(crate) headers: HeaderMap,
     pub(crate) who: Who,
     pub(crate) asked: Asked,
+}
+
+/// What not every mirror has.
+#[derive(Debug, Default)]
+pub struct More {
+    /// What is shown to named registries for clients that show nothing.
+    pub secrets: Option<PullSecrets>,
 }
 
 /// A mirror whose port is bound. Clones are the same one.
@@ -121,6 +154,7 @@ impl Mirror {
         node: Arc<Node>,
         http: Arc<HttpSource>,
         settings: Settings,
+        more: More,
     ) -> Result<Self, MirrorError> {
         if !address.ip().is_loopback() {
             return Err(MirrorError::NotLoopback(address));
@@ -135,6 +169,8 @@ impl Mirror {
             access: Access::new().map_err(|_| MirrorError::Random)?,
             tags: tags::Known::default(),
             avoided: Mutex::new(Recent::new(AVOIDED)),
+            secrets: more.secrets,
+            found: Mutex::default(),
             metrics: Metrics::default(),
         };
         let listener = listener.into_std().map_err(wrong)?;
@@ -251,11 +287,12 @@ async fn serve(
 async fn answer(shared: &Arc<Shared>, request: &Parts) -> Answer {
     let path = request.uri.path();
     if path == "/healthz" {
+        shared.told(request.uri.query().unwrap_or_default());
         return answer::whole(200, "ok\n");
     }
     shared.metrics.requests.inc();
     match read(shared, request) {
-        Ok(Some(call)) => answer_call(&call).await,
+        Ok(Some(call)) => answer_for(call).await,
         // What clients ask first to learn which protocol this is. Which registry is meant nobody
         // knows yet, so nobody asks for credentials here.
         Ok(None) => {
@@ -305,6 +342,47 @@ fn read(shared: &Arc<Shared>, request: &Parts) -> Result<Option<Call>, Refusal> 
         who: shared.access.who(headers),
         asked: range.map(Asked::read).unwrap_or_default(),
     }))
+}
+
+/// Answers; a client that shows nothing may be shown what a pull secret opens.
+async fn answer_for(mut call: Call) -> Answer {
+    let nothing_shown = !call.headers.contains_key(AUTHORIZATION);
+    let secrets = call.shared.clone();
+    let secrets = secrets
+        .secrets
+        .as_ref()
+        .filter(|_| nothing_shown && call.upstream.named);
+    let Some(secrets) = secrets else {
+        return answer_call(&call).await;
+    };
+    let mut again = true;
+    loop {
+        let http = call.shared.http();
+        let shown = secrets.shown(&http, &call.upstream.url, &call.wanted).await;
+        let Some(shown) = shown else {
+            call.headers.remove(AUTHORIZATION);
+            call.who = call.shared.access.who(&call.headers);
+            return answer_call(&call).await;
+        };
+        call.who = call.shared.access.by_secret(&shown.identity);
+        let value = shown.authorization.as_deref();
+        let value = value.and_then(|text| HeaderValue::from_str(text).ok());
+        let Some(mut value) = value else {
+            call.headers.remove(AUTHORIZATION);
+            return answer_call(&call).await;
+        };
+        value.set_sensitive(true);
+        call.headers.insert(AUTHORIZATION, value);
+        let answer = answer_call(&call).await;
+        if answer.status() != StatusCode::UNAUTHORIZED {
+            return answer;
+        }
+        // Once more with a new one: a token may be withdrawn, and a secret replaced.
+        secrets.forget(&call.wanted);
+        if !std::mem::take(&mut again) {
+            return answer;
+        }
+    }
 }
 
 async fn answer_call(call: &Call) -> Answer {

@@ -2,6 +2,12 @@
 
 use std::time::Duration;
 
+use dragonfly_proto::rpc;
+use hyper::HeaderMap;
+
+use crate::ask::{Kind, Wanted};
+use crate::upstream;
+
 /// What policy says to a mirror; may change while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -63,6 +69,8 @@ pub(crate) struct Upstream {
     /// Isolation domain of what it brings. Never empty: what is pulled is given out by the mirror
     /// alone, which asks the registry first, and not by the node's other ways to content.
     pub(crate) domain: String,
+    /// Policy names it.
+    pub(crate) named: bool,
 }
 
 impl Settings {
@@ -79,7 +87,30 @@ impl Settings {
             None if self.others => format!("{} {registry}", dragonfly_node::IMAGES),
             None => return None,
         };
-        Some(Upstream { url, domain })
+        Some(Upstream {
+            url,
+            domain,
+            named: named.is_some(),
+        })
+    }
+
+    /// What a URL names as pulls through mirrors ask for it, where that is a manifest or a layer of a
+    /// listed registry and `digest` its own: whoever fetches it so fetches what they find. Without
+    /// credentials.
+    #[must_use]
+    pub fn image_source(&self, url: &str, digest: &str) -> Option<rpc::Source> {
+        self.registries.iter().find_map(|registry| {
+            let upstream = self.upstream(&registry.host)?;
+            let path = url.strip_prefix(&upstream.url)?;
+            let ns = format!("ns={}", registry.host);
+            let wanted = Wanted::read(path, Some(&ns)).ok()?;
+            let own = match &wanted.kind {
+                Kind::Manifest(own) | Kind::Blob(own) => own.clone(),
+                _ => return None,
+            };
+            let nobodys = HeaderMap::new();
+            (own.as_str() == digest).then(|| upstream::source(&upstream, &wanted, &own, &nobodys))
+        })
     }
 }
 
@@ -115,5 +146,55 @@ mod tests {
         assert_ne!(other.1, of(&settings, "c.test").unwrap().1);
         settings.others = false;
         assert_eq!(of(&settings, "b.test:5000"), None);
+    }
+    #[test]
+    fn what_is_an_images_is_known_by_its_url_and_digest() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let other = format!("sha256:{}", "b".repeat(64));
+        let settings = Settings {
+            registries: vec![
+                Registry {
+                    host: "a.test:5000".to_owned(),
+                    url: Some("http://10.0.0.1:5000".to_owned()),
+                },
+                Registry {
+                    host: "docker.io".to_owned(),
+                    url: None,
+                },
+            ],
+            ..Settings::default()
+        };
+        let rows = [
+            (format!("http://10.0.0.1:5000/v2/x/y/blobs/{digest}"), true),
+            (
+                format!("http://10.0.0.1:5000/v2/x/manifests/{digest}"),
+                true,
+            ),
+            (format!("{DOCKER_HUB}/v2/library/x/blobs/{digest}"), true),
+            // Another's digest, another registry, another port, a tag, no path of a registry.
+            (format!("http://10.0.0.1:5000/v2/x/blobs/{other}"), false),
+            (format!("https://b.test/v2/x/blobs/{digest}"), false),
+            (format!("http://10.0.0.1:50001/v2/x/blobs/{digest}"), false),
+            (
+                "http://10.0.0.1:5000/v2/x/manifests/latest".to_owned(),
+                false,
+            ),
+            (format!("http://10.0.0.1:5000/x/blobs/{digest}"), false),
+            (
+                format!("http://10.0.0.1:5000/v2/x/../y/blobs/{digest}"),
+                false,
+            ),
+        ];
+        for (url, is) in rows {
+            let source = settings.image_source(&url, &digest);
+            assert_eq!(source.is_some(), is, "{url}");
+            if let Some(source) = source {
+                let said = (source.url, source.digest, source.domain);
+                let shared = dragonfly_node::IMAGES.to_owned();
+                assert_eq!(said, (url, digest.clone(), shared));
+            }
+        }
+        let nothing = settings.image_source(&format!("{DOCKER_HUB}/v2/x/blobs/"), "");
+        assert!(nothing.is_none());
     }
 }

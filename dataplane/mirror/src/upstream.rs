@@ -7,6 +7,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dragonfly_proto::rpc;
 use dragonfly_source::http::{Answer as Said, Redirects};
 use dragonfly_source::{Error, Fault, Kind as Why, Request};
 use hyper::Method;
@@ -17,8 +18,9 @@ use hyper::header::{
 };
 
 use crate::answer::{self, Answer, Code, DIGEST, Out, Refusal};
-use crate::ask::{Kind, Wanted};
+use crate::ask::{Digest, Kind, Wanted};
 use crate::server::Call;
+use crate::settings::Upstream;
 
 /// Headers of a registry's answer that are passed on, beside `Link`.
 const PASSED_ON: [HeaderName; 14] = [
@@ -67,6 +69,26 @@ pub(crate) fn headers(wanted: &Wanted, headers: &HeaderMap) -> Vec<(HeaderName, 
         }
     }
     all
+}
+
+/// Content by digest as the mesh is asked for it: the one name that it has, whoever asks.
+pub(crate) fn source(
+    upstream: &Upstream,
+    wanted: &Wanted,
+    digest: &Digest,
+    client: &HeaderMap,
+) -> rpc::Source {
+    let header = |(name, value): (HeaderName, String)| rpc::Header {
+        name: name.as_str().to_owned(),
+        value,
+    };
+    rpc::Source {
+        url: format!("{}{}", upstream.url, wanted.upstream_path()),
+        headers: headers(wanted, client).into_iter().map(header).collect(),
+        digest: digest.as_str().to_owned(),
+        filtered_query: vec![],
+        domain: upstream.domain.clone(),
+    }
 }
 
 /// A call's request at its registry.

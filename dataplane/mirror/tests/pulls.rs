@@ -53,6 +53,31 @@ async fn every_node_pulls_and_the_registry_sends_each_content_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_fetched_ahead_is_what_pulls_ask_for() {
+    let registry = Double::start().await;
+    let image = registry.push("team/app", "v1", &[bytes(3 << 20 | 7, 1), bytes(99, 2)]);
+    let settings = settings(vec![named(REGISTRY, &registry)]);
+    let bed = Bed::start(2, &settings).await;
+    // As a Preheat has it: URLs and digests; on one node, of two that pull.
+    let below = |kind: &str, digest: &str| {
+        let url = format!("{}/v2/team/app/{kind}/{digest}", registry.url());
+        settings.image_source(&url, digest).unwrap()
+    };
+    let blobs = image.blobs.iter().map(|digest| below("blobs", digest));
+    for source in blobs.chain([below("manifests", &image.manifest)]) {
+        let node = &bed.peers[0].node.node;
+        let download = node.download(source, Default::default()).await.unwrap();
+        std::sync::Arc::new(download).finish().await.unwrap();
+    }
+    let gets = registry.count("GET", "/v2/");
+    assert_eq!(gets, image.blobs.len() + 1, "each once");
+    for peer in &bed.peers {
+        pull(peer.at, REGISTRY, &image, "v1", None).await.unwrap();
+    }
+    assert_eq!(registry.count("GET", "/v2/"), gets, "{:?}", registry.seen());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_byte_leaves_long_before_the_last_arrives() {
     let registry = Double::start().await;
     let image = registry.push("a", "v1", &[bytes(4 << 20, 1)]);
@@ -237,7 +262,8 @@ async fn a_registrys_refusals_come_as_they_are() {
     // The mirror's own refusals are of the registry API's form.
     let rows = [
         ("GET", "/v2/a/manifests/v1?ns=stranger.test", 403, "DENIED"),
-        ("GET", "/v2/a/manifests/v1", 404, "NAME_UNKNOWN"),
+        // Docker Hub's, which is not mirrored here.
+        ("GET", "/v2/a/manifests/v1", 403, "DENIED"),
         (
             "GET",
             "/v2/a/blobs/sha256:1?ns=registry.test:5000",
@@ -266,7 +292,10 @@ async fn a_registrys_refusals_come_as_they_are() {
 async fn lists_and_both_ways_to_name_a_registry() {
     let registry = Double::start().await;
     let image = registry.push("a/b", "v1", &[bytes(1000, 1)]);
-    let bed = Bed::start(1, &settings(vec![named(REGISTRY, &registry)])).await;
+    let hub = Double::start().await;
+    let library = hub.push("library/a", "v1", &[bytes(1000, 2)]);
+    let all = vec![named(REGISTRY, &registry), named("docker.io", &hub)];
+    let bed = Bed::start(1, &settings(all)).await;
     let at = bed.peers[0].at;
     assert_eq!(ask(at, "GET", "/v2/", &[]).await.status, 200);
     let list = ask(at, "GET", &format!("/v2/{REGISTRY}/a/b/tags/list?n=1"), &[]).await;
@@ -284,6 +313,10 @@ async fn lists_and_both_ways_to_name_a_registry() {
     assert_eq!(ask(at, "GET", &path, &[]).await.body, bytes(1000, 1));
     let last = registry.seen().last().unwrap().path.clone();
     assert!(last.starts_with("/v2/a/b/blobs/"), "{last}");
+    // Docker names no registry: it asks mirrors for its own images alone.
+    let path = format!("/v2/library/a/blobs/{}", library.blobs[0]);
+    assert_eq!(ask(at, "GET", &path, &[]).await.body, bytes(1000, 2));
+    assert_eq!(hub.sent(&library.blobs[0]), 1000);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,6 +20,7 @@ struct Kind {
     code: i32,
     http_status: u32,
     origin: String,
+    finding: i32,
 }
 
 /// Failed downloads that no scheduler has heard of yet.
@@ -45,6 +46,7 @@ impl Failures {
             } else {
                 String::new()
             },
+            finding: 0,
         };
         let mut kinds = lock(&self.0);
         if kinds.len() >= KINDS && !kinds.contains_key(&kind) {
@@ -55,6 +57,18 @@ impl Failures {
         *kinds.entry(kind).or_default() += 1;
     }
 
+    /// A setting of this machine keeps the mesh from being used.
+    pub(crate) fn found(&self, finding: rpc::Finding) {
+        let kind = Kind {
+            code: Code::Settings.into(),
+            http_status: 0,
+            origin: String::new(),
+            finding: finding.into(),
+        };
+        // There are few of them: beside all kinds of downloads.
+        *lock(&self.0).entry(kind).or_default() += 1;
+    }
+
     /// What is to be told.
     pub(crate) fn counted(&self) -> Vec<rpc::FailureCount> {
         let kinds = lock(&self.0);
@@ -63,6 +77,7 @@ impl Failures {
             http_status: kind.http_status,
             origin: kind.origin.clone(),
             count: *count,
+            finding: kind.finding,
         });
         told.collect()
     }
@@ -75,6 +90,7 @@ impl Failures {
                 code: t.code,
                 http_status: t.http_status,
                 origin: t.origin.clone(),
+                finding: t.finding,
             };
             if let Some(count) = kinds.get_mut(&kind) {
                 *count = count.saturating_sub(t.count);

@@ -101,6 +101,12 @@ impl Metrics {
         self.failures.add(failure, url);
     }
 
+    /// A setting of this machine keeps its container runtime from using the mesh: told to schedulers
+    /// with the next report.
+    pub fn found(&self, finding: rpc::Finding) {
+        self.failures.found(finding);
+    }
+
     /// Enters the counters in a registry.
     pub fn register(&self, registry: &mut Registry) {
         let node = registry.sub_registry_with_prefix("dragonfly_node");

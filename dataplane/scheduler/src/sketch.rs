@@ -75,8 +75,12 @@ fn add_failure(to: &mut Vec<rpc::FailureCount>, more: &rpc::FailureCount) {
     }
     let code = rpc::failure::Code::try_from(more.code).unwrap_or_default();
     more.code = code.into();
+    more.finding = rpc::Finding::try_from(more.finding)
+        .unwrap_or_default()
+        .into();
     let same = |a: &rpc::FailureCount, b: &rpc::FailureCount| {
-        (a.code, a.http_status, &a.origin) == (b.code, b.http_status, &b.origin)
+        let kind = |f: &rpc::FailureCount| (f.code, f.http_status, f.finding);
+        kind(a) == kind(b) && a.origin == b.origin
     };
     if to.len() >= MAX_FAILURES && !to.iter().any(|known| same(known, &more)) {
         more.origin.clear();

@@ -37,6 +37,7 @@ fn failure(origin: &str, http_status: u32) -> rpc::FailureCount {
         http_status,
         origin: origin.to_owned(),
         count: 1,
+        finding: 0,
     }
 }
 

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 
 use dragonfly_crds::Distribution;
+use dragonfly_crds::mirror::ContainerRuntime;
 use dragonfly_crds::placement::{Location, PEER_DIRECTORY};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -73,9 +74,16 @@ fn places(distribution: &Distribution) -> Vec<Place> {
     ];
     ports.extend(spec.mirror.as_ref().map(|m| ("spec.mirror.port", m.port)));
     // A container runtime is told of one mirror.
-    if let Some(mirror) = spec.mirror.as_ref().filter(|m| m.node_selector.is_some()) {
-        let directory = mirror.containerd_directory.clone();
-        directories.push(("spec.mirror.containerdDirectory", directory));
+    let telling = spec.mirror.as_ref();
+    if let Some(mirror) = telling.filter(|m| m.told_percent().is_some()) {
+        directories.extend(mirror.runtimes.iter().map(|runtime| match runtime {
+            ContainerRuntime::Containerd => (
+                "spec.mirror.containerdDirectory",
+                mirror.containerd_directory.clone(),
+            ),
+            ContainerRuntime::Containers => ("spec.mirror.runtimes", "/etc/containers".to_owned()),
+            ContainerRuntime::Docker => ("spec.mirror.runtimes", "/etc/docker".to_owned()),
+        }));
     }
     let mut places = vec![Place {
         selected_by: "spec.peers.pods.nodeSelector",

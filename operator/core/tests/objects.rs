@@ -261,6 +261,8 @@ fn container_runtimes_are_told_of_the_mirror_on_chosen_nodes_only() {
         [
             "mirror",
             "--mirror=127.0.0.1:4002",
+            "--node=$(NODE_NAME)",
+            "--percent=100",
             "--containerd=/host/containerd",
             "--on-node=/etc/k3s",
             "--registry=docker.io",
@@ -268,6 +270,56 @@ fn container_runtimes_are_told_of_the_mirror_on_chosen_nodes_only() {
         ]
     );
     assert_eq!(pod["volumes"][0]["hostPath"]["path"], "/etc/k3s");
+    // Without labels all nodes are picked, and what a percentage asks for is a look at least.
+    let all = built(&mesh(
+        "{mirror: {percent: 0, runtimes: [Docker, Containers], registries: [{host: docker.io}]}}",
+    ));
+    let pod = self::pod(&all, "-mirror");
+    assert_eq!(pod.get("nodeSelector"), None);
+    let args = pod["containers"][0]["args"].to_string();
+    for said in [
+        "--percent=0",
+        "--containers=/host/containers",
+        "--docker=/host/docker",
+    ] {
+        assert!(args.contains(said), "{args}");
+    }
+    assert!(!args.contains("containerd"), "{args}");
+    let paths: Vec<_> = (0..2)
+        .map(|at| pod["volumes"][at]["hostPath"]["path"].clone())
+        .collect();
+    assert_eq!(paths, ["/etc/containers", "/etc/docker"]);
+    let account = |o: &&Wanted| o.kind.kind == "ServiceAccount" && o.name.ends_with("-mirror");
+    assert_eq!(all.iter().filter(account).count(), 1);
+}
+
+#[test]
+fn pull_secrets_are_peers_alone() {
+    let all = built(&mesh(
+        "{mirror: {registries: [{host: a.test}], pullSecrets: [{name: one}, {name: two}]}}",
+    ));
+    let peer = pod(&all, "-peer");
+    let volumes = peer["volumes"].as_array().unwrap();
+    let secrets: Vec<_> = volumes
+        .iter()
+        .filter(|v| v["name"].as_str().unwrap().starts_with("pull-secret"))
+        .map(|v| {
+            (
+                v["secret"]["secretName"].clone(),
+                v["secret"]["optional"].clone(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        secrets,
+        [(json!("one"), json!(true)), (json!("two"), json!(true))]
+    );
+    let args = peer["containers"][0]["args"].to_string();
+    assert!(args.contains("--pull-secrets=/etc/dragonfly/pull-secrets"));
+    for other in all.iter().filter(|o| !o.name.ends_with("-peer")) {
+        let text = other.body.to_string();
+        assert!(!text.contains("pull-secret"), "{} has them", other.name);
+    }
 }
 
 #[test]

@@ -55,6 +55,7 @@ pub enum Command {
     Purge(commands::tend::Args),
     Pin(commands::tend::Args),
     Unpin(commands::tend::Args),
+    Mirror(commands::mirror::Args),
     SupportDump(commands::support::Args),
 }
 
@@ -99,6 +100,7 @@ pub async fn run() -> ExitCode {
         Command::Purge(args) => commands::tend::run(at, "purge", args).await,
         Command::Pin(args) => commands::tend::run(at, "pin", args).await,
         Command::Unpin(args) => commands::tend::run(at, "unpin", args).await,
+        Command::Mirror(args) => commands::mirror::run(at, args).await,
         Command::SupportDump(args) => commands::support::run(at, args).await,
     };
     match done {

@@ -165,7 +165,10 @@ impl Connected {
             self.client.clone(),
             config.target.clone(),
             self.reporter.clone(),
-            ThisScheduler(running.service.clone()),
+            ThisScheduler {
+                service: running.service.clone(),
+                given: self.given.clone(),
+            },
             stop.clone(),
         );
         let mut preheats = tokio::spawn(preheats);

@@ -1,11 +1,12 @@
 //! A peer's registry mirror as policy has it: there, elsewhere or not.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use dragonfly_crds::Policy;
 use dragonfly_crds::policy::MirrorPolicy;
-use dragonfly_mirror::Mirror;
+use dragonfly_mirror::{Mirror, More, PullSecrets};
 use dragonfly_node::node::Node;
 use prometheus_client::registry::Registry;
 use tokio::sync::Mutex;
@@ -17,6 +18,8 @@ use super::{RoleError, policy};
 pub(crate) struct Mirrored {
     /// Where it listens whatever policy says.
     given: Option<SocketAddr>,
+    /// Where pull secrets are.
+    secrets: Option<PathBuf>,
     stop: CancellationToken,
     running: Mutex<Option<Running>>,
     /// The same, for who only reads its counters.
@@ -32,9 +35,14 @@ struct Running {
 
 impl Mirrored {
     /// None yet.
-    pub(crate) fn new(given: Option<SocketAddr>, stop: CancellationToken) -> Self {
+    pub(crate) fn new(
+        given: Option<SocketAddr>,
+        secrets: Option<PathBuf>,
+        stop: CancellationToken,
+    ) -> Self {
         Self {
             given,
+            secrets,
             stop,
             running: Mutex::default(),
             shown: std::sync::Mutex::default(),
@@ -64,7 +72,10 @@ impl Mirrored {
             running.mirror.apply(http, settings);
             return Ok(());
         }
-        let mirror = Mirror::bind(at, node.clone(), http, settings)
+        let more = More {
+            secrets: self.secrets.clone().map(PullSecrets::below),
+        };
+        let mirror = Mirror::bind(at, node.clone(), http, settings, more)
             .await
             .map_err(|e| RoleError::at("spec.mirror.port", e))?;
         let stop = self.stop.child_token();

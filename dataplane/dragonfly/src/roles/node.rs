@@ -68,6 +68,10 @@ pub(crate) struct Args {
     /// as the mesh's policy says]
     #[arg(long, env = "DRAGONFLY_MIRROR", value_name = "ADDRESS")]
     mirror: Option<SocketAddr>,
+    /// Logins that a peer's mirror shows to the registries that policy names, for clients that show
+    /// none: DIR/NAME/.dockerconfigjson, or config.json; as many as there are
+    #[arg(long, value_name = "DIR")]
+    pull_secrets: Option<PathBuf>,
     #[command(flatten)]
     log: LogArgs,
 }
@@ -110,7 +114,9 @@ async fn serve(args: Args, role: Role, stop: CancellationToken) -> Result<(), Ro
     let known = bootstrap::of(&args.mesh, &stop)?;
     let proof = Proof::of(&args.mesh, &known)?;
     let mode = if args.socket_for_all { 0o666 } else { 0o660 };
-    let mirrored = (role == Role::Peer).then(|| Arc::new(Mirrored::new(args.mirror, stop.clone())));
+    let secrets = args.pull_secrets;
+    let mirrored =
+        (role == Role::Peer).then(|| Arc::new(Mirrored::new(args.mirror, secrets, stop.clone())));
     let config = Config {
         role,
         name: args.name.unwrap_or_else(host_name),

@@ -10,21 +10,39 @@ use dragonfly_kubernetes::preheats::{Job, Warmer};
 use dragonfly_proto::rpc;
 use dragonfly_scheduler::preheats::{self, Amount};
 use dragonfly_scheduler::service::Service;
+use tokio::sync::watch;
 
-/// A scheduler of this process.
-pub(crate) struct ThisScheduler(pub(crate) Service);
+use super::policy::Given;
+
+/// A scheduler of this process, and the policy in force.
+pub(crate) struct ThisScheduler {
+    pub(crate) service: Service,
+    pub(crate) given: watch::Receiver<Option<Given>>,
+}
+
+impl ThisScheduler {
+    /// Which registries the mesh mirrors.
+    fn mirrored(&self) -> dragonfly_mirror::Settings {
+        let given = self.given.borrow();
+        let policy = given.as_ref().map(|given| &given.policy);
+        let said = policy.and_then(|p| Some(super::policy::mirror(p, p.mirror.as_ref()?)));
+        said.unwrap_or_default()
+    }
+}
 
 impl Warmer for ThisScheduler {
     fn begin(&self, job: &Job<'_>) -> Result<(), String> {
-        self.0.preheat(plan(job))
+        self.service.preheat(plan(job, &self.mirrored()))
     }
 
     fn progress(&self, job: &str, plan: &Plan) -> Option<Progress> {
-        self.0.preheated(job).map(|found| progress(found, plan))
+        self.service
+            .preheated(job)
+            .map(|found| progress(found, plan))
     }
 
     fn end(&self, job: &str, stop: bool) {
-        self.0.end_preheat(job, stop);
+        self.service.end_preheat(job, stop);
     }
 }
 
@@ -32,12 +50,17 @@ fn unsigned(n: i32) -> usize {
     usize::try_from(n).unwrap_or_default()
 }
 
-fn plan(job: &Job<'_>) -> preheats::Plan {
+fn plan(job: &Job<'_>, mirrored: &dragonfly_mirror::Settings) -> preheats::Plan {
     let p = job.plan;
-    let sources = p.files.iter().map(|file| rpc::Source {
-        url: file.url.clone(),
-        digest: file.digest.clone().unwrap_or_default(),
-        ..rpc::Source::default()
+    let sources = p.files.iter().map(|file| {
+        let digest = file.digest.clone().unwrap_or_default();
+        // What is an image's is fetched as what pulls ask for, and given out by mirrors alone.
+        let images = mirrored.image_source(&file.url, &digest);
+        images.unwrap_or_else(|| rpc::Source {
+            url: file.url.clone(),
+            digest,
+            ..rpc::Source::default()
+        })
     });
     preheats::Plan {
         job: job.name.to_owned(),

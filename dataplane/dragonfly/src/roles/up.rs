@@ -117,7 +117,7 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
             ruled: CancellationToken::new(),
             socket: Some((socket, 0o660)),
             // One a machine.
-            mirrored: is_first.then(|| Arc::new(Mirrored::new(None, stop.clone()))),
+            mirrored: is_first.then(|| Arc::new(Mirrored::new(None, None, stop.clone()))),
         };
         nodes.push(node::start(config, stop.clone()).await?);
     }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use dragonfly_proto::rpc;
 use toml_edit::{Document, Item, Table};
 
 /// Plugins that read settings of registries: of containerd 1 and 2, for kubelets.
@@ -33,6 +34,20 @@ pub enum Finding {
          says to hosts.toml"
     )]
     Mirrors(&'static str),
+}
+
+impl Finding {
+    /// As schedulers are told.
+    #[must_use]
+    pub const fn kind(&self) -> rpc::Finding {
+        match self {
+            Self::Syntax(_) => rpc::Finding::ConfigUnreadable,
+            Self::NoPath(..) => rpc::Finding::ConfigPathMissing,
+            Self::List(..) => rpc::Finding::ConfigPathList,
+            Self::Elsewhere(..) => rpc::Finding::ConfigPathElsewhere,
+            Self::Mirrors(_) => rpc::Finding::RegistryMirrors,
+        }
+    }
 }
 
 /// Looks through containerd's `config.toml` for what disables entries in `directory` (as containerd

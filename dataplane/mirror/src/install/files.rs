@@ -1,20 +1,23 @@
-//! The files below containerd's `certs.d`.
+//! The files of container runtimes that say where registries are.
 //!
 //! Beside a file that was there before stands its backup while an entry is in it; directories and files
 //! that were made here go again with the entry.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::hosts::{self, Unsound};
+use super::{docker, registries};
 
 const FILE: &str = "hosts.toml";
-/// A file as it was before an entry was put into it.
-const BACKUP: &str = "hosts.toml.before-dragonfly";
 /// The directory for registries without one of their own.
 const ANY: &str = "_default";
-/// Nobody's `hosts.toml` is longer.
+/// Read after all others of its directory.
+const REGISTRIES: &str = "registries.conf.d/999-dragonfly.conf";
+const DOCKER: &str = "daemon.json";
+/// Nobody's file of settings is longer.
 const MOST: u64 = 1 << 20;
 
 /// Why an entry is not written or withdrawn.
@@ -29,6 +32,9 @@ pub enum FileError {
     /// Whoever made the link has to say what it should lead to.
     #[error("{0} is left as it is: it is a link or no file")]
     NoFile(PathBuf),
+    /// A new entry would take away what is said there.
+    #[error("{0} says where {1} is, and is left as it is: add the mirror {2} there")]
+    Taken(PathBuf, String, String),
 }
 
 /// For whom there is an entry.
@@ -36,7 +42,7 @@ pub enum FileError {
 pub struct Target {
     /// `host` or `host:port`; `None`: every registry without a directory of its own.
     pub registry: Option<String>,
-    /// What is named as `server` in a file that names none.
+    /// Where the registry is, where that is not its name.
     pub server: Option<String>,
 }
 
@@ -56,96 +62,201 @@ pub enum Change {
 /// Entries on one node.
 #[derive(Debug, Clone)]
 pub struct Entries {
-    /// `certs.d`.
-    pub directory: PathBuf,
-    /// The mirror, `http://127.0.0.1:4002`.
-    pub url: String,
+    /// containerd's `certs.d`.
+    pub containerd: Option<PathBuf>,
+    /// The directory with `registries.conf` and `registries.conf.d`.
+    pub containers: Option<PathBuf>,
+    /// The directory with Docker's `daemon.json`.
+    pub docker: Option<PathBuf>,
+    /// The mirror.
+    pub mirror: SocketAddr,
     /// For whom.
     pub targets: Vec<Target>,
 }
 
+/// What became, or would become, of each file.
+pub type Done = Vec<(PathBuf, Result<Change, FileError>)>;
+
+/// A file and what it is to be.
+struct Wanted<'a> {
+    path: PathBuf,
+    made: Box<dyn Fn(&str) -> Result<String, Unsound> + 'a>,
+}
+
 impl Entries {
     /// What writing the entries would change, without doing it.
-    pub fn plan(&self) -> Vec<(PathBuf, Result<Change, FileError>)> {
-        let planned = self.targets.iter().map(|target| {
-            let path = self.path(target);
-            let change = self.wanted(target, &path).map(|(change, _)| change);
-            (path, change)
-        });
-        planned.collect()
+    pub fn plan(&self) -> Done {
+        self.each(|wanted| wanted.change().map(|(change, _)| change))
     }
 
     /// Writes the entries where they are not yet. One that cannot be written keeps no other from it.
-    pub fn write(&self) -> Vec<(PathBuf, Result<Change, FileError>)> {
-        let written = self.targets.iter().map(|target| {
-            let path = self.path(target);
-            let change = self.write_one(target, &path);
-            (path, change)
-        });
-        written.collect()
+    pub fn write(&self) -> Done {
+        self.each(|wanted| wanted.write())
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.mirror)
+    }
+
+    fn each(&self, to_do: impl Fn(&Wanted<'_>) -> Result<Change, FileError>) -> Done {
+        let mut done = vec![];
+        for target in self.targets.iter().filter(|_| self.containerd.is_some()) {
+            let wanted = self.hosts(target);
+            done.push((wanted.path.clone(), to_do(&wanted)));
+        }
+        if let Some(directory) = &self.containers {
+            let (free, taken) = self.free(directory);
+            done.extend(taken.into_iter().map(|(path, error)| (path, Err(error))));
+            let path = directory.join(REGISTRIES);
+            let made = path.parent().is_some_and(|parent| {
+                let ours = read(&path).ok().flatten();
+                !parent.exists() || ours.is_some_and(|ours| registries::made_directory(&ours))
+            });
+            let mirror = self.mirror.to_string();
+            let wanted = Wanted {
+                made: Box::new(move |text: &str| {
+                    registries::with_entry(text, &mirror, &free, made)
+                }),
+                path,
+            };
+            done.push((wanted.path.clone(), to_do(&wanted)));
+        }
+        if let Some(directory) = &self.docker {
+            let url = self.url();
+            let wanted = Wanted {
+                path: directory.join(DOCKER),
+                made: Box::new(move |text: &str| docker::with_entry(text, &url)),
+            };
+            done.push((wanted.path.clone(), to_do(&wanted)));
+        }
+        done
     }
 
     /// Takes all entries out, those of earlier settings too.
-    pub fn withdraw(&self) -> Vec<(PathBuf, Result<Change, FileError>)> {
-        let found = match std::fs::read_dir(&self.directory) {
-            Ok(found) => found,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return vec![],
-            Err(e) => {
-                let error = FileError::Io(self.directory.clone(), e);
-                return vec![(self.directory.clone(), Err(error))];
+    pub fn withdraw(&self) -> Done {
+        let mut done = vec![];
+        if let Some(directory) = &self.containerd {
+            match std::fs::read_dir(directory) {
+                Ok(found) => {
+                    let paths = found.flatten().map(|entry| entry.path().join(FILE));
+                    done.extend(paths.map(|path| (path.clone(), restore(&path, |_| true))));
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => {
+                    let error = FileError::Io(directory.clone(), e);
+                    done.push((directory.clone(), Err(error)));
+                }
             }
-        };
-        let paths = found.flatten().map(|entry| entry.path().join(FILE));
-        let withdrawn = paths.map(|path| (path.clone(), restore(&path)));
-        withdrawn
-            .filter(|(_, change)| !matches!(change, Ok(Change::Nothing)))
-            .collect()
+        }
+        if let Some(directory) = &self.containers {
+            let path = directory.join(REGISTRIES);
+            done.push((path.clone(), restore(&path, registries::made_directory)));
+        }
+        if let Some(directory) = &self.docker {
+            let path = directory.join(DOCKER);
+            done.push((path.clone(), restore_docker(&path, &self.url())));
+        }
+        done.retain(|(_, change)| !matches!(change, Ok(Change::Nothing)));
+        done
     }
 
-    fn path(&self, target: &Target) -> PathBuf {
+    /// The entry of one registry, or of all others, for containerd.
+    fn hosts<'a>(&'a self, target: &'a Target) -> Wanted<'a> {
+        let directory = self.containerd.as_deref().unwrap_or(Path::new(""));
         let name = target.registry.as_deref().unwrap_or(ANY);
         // Where both are there containerd takes `host_port_`.
         let other = name
             .split_once(':')
             .map(|(host, port)| format!("{host}_{port}_"));
-        let other = other.map(|other| self.directory.join(other));
-        let directory = other.filter(|other| other.is_dir());
-        directory
-            .unwrap_or_else(|| self.directory.join(name))
-            .join(FILE)
+        let other = other.map(|other| directory.join(other));
+        let own = other.filter(|other| other.is_dir());
+        Wanted {
+            path: own.unwrap_or_else(|| directory.join(name)).join(FILE),
+            made: Box::new(move |text: &str| {
+                hosts::with_entry(text, &self.url(), target.server.as_deref())
+            }),
+        }
     }
 
-    /// What a file has to be.
-    fn wanted(&self, target: &Target, path: &Path) -> Result<(Change, String), FileError> {
-        let found = read(path)?;
+    /// Registries of which no other file says where they are, and those of which one does.
+    fn free(&self, directory: &Path) -> (Vec<&Target>, Vec<(PathBuf, FileError)>) {
+        let own = directory.join(REGISTRIES);
+        let below = own
+            .parent()
+            .and_then(|parent| std::fs::read_dir(parent).ok());
+        let mut others: Vec<_> = below
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.path())
+            .collect();
+        others.retain(|path| *path != own && path.extension().is_some_and(|e| e == "conf"));
+        others.sort();
+        others.insert(0, directory.join("registries.conf"));
+        let (mut free, mut taken) = (vec![], vec![]);
+        for target in &self.targets {
+            // Others cannot be named: a prefix is of one domain at least.
+            let Some(registry) = &target.registry else {
+                continue;
+            };
+            let who = others.iter().find(|path| {
+                // One that cannot be read is its runtime's own trouble.
+                let text = std::fs::read_to_string(path).unwrap_or_default();
+                registries::names(&text, registry).unwrap_or(false)
+            });
+            match who {
+                None => free.push(target),
+                Some(path) => {
+                    let mirror = format!("{}/{registry}", self.mirror);
+                    let error = FileError::Taken(path.clone(), registry.clone(), mirror);
+                    taken.push((path.clone(), error));
+                }
+            }
+        }
+        (free, taken)
+    }
+}
+
+impl Wanted<'_> {
+    /// What the file has to be.
+    fn change(&self) -> Result<(Change, String), FileError> {
+        let found = read(&self.path)?;
         let text = found.as_deref().unwrap_or_default();
-        let server = target.server.as_deref();
-        let made = hosts::with_entry(text, &self.url, server)
-            .map_err(|e| FileError::Unsound(path.to_owned(), e))?;
+        let made = (self.made)(text).map_err(|e| FileError::Unsound(self.path.clone(), e))?;
         let change = match &found {
             Some(found) if *found == made => Change::Nothing,
             Some(_) => Change::Changed,
+            None if made.is_empty() => Change::Nothing,
             None => Change::Made,
         };
         Ok((change, made))
     }
 
-    fn write_one(&self, target: &Target, path: &Path) -> Result<Change, FileError> {
-        let (change, made) = self.wanted(target, path)?;
+    fn write(&self) -> Result<Change, FileError> {
+        let (change, made) = self.change()?;
         if change == Change::Nothing {
             return Ok(change);
         }
+        let (path, backup) = (&self.path, backup(&self.path));
         if let Some(found) = read(path)?
             && !hosts::has_entry(&found)
+            && !backup.exists()
         {
-            write(&path.with_file_name(BACKUP), &found, mode(path))?;
+            write(&backup, &found, mode(path))?;
         }
         write(path, &made, mode(path))?;
         Ok(change)
     }
 }
 
-fn restore(path: &Path) -> Result<Change, FileError> {
+/// A file as it was before an entry was put into it.
+fn backup(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{name}.before-dragonfly"))
+}
+
+/// Takes an entry out that stands between marks. `made`: whether its directory goes with the file.
+fn restore(path: &Path, made: fn(&str) -> bool) -> Result<Change, FileError> {
     let Some(found) = read(path)? else {
         return Ok(Change::Nothing);
     };
@@ -154,12 +265,12 @@ fn restore(path: &Path) -> Result<Change, FileError> {
     }
     let wrong = |e| FileError::Unsound(path.to_owned(), e);
     let without = hosts::without_entry(&found).map_err(wrong)?;
-    let backup = path.with_file_name(BACKUP);
+    let backup = backup(path);
     let was_there = backup.try_exists().unwrap_or(true);
     if without.is_empty() && !was_there {
         remove(path)?;
         // Only where nobody put anything beside it.
-        if let Some(directory) = path.parent() {
+        if let Some(directory) = path.parent().filter(|_| made(&found)) {
             let _ = std::fs::remove_dir(directory);
         }
     } else {
@@ -169,6 +280,32 @@ fn restore(path: &Path) -> Result<Change, FileError> {
             remove(&backup)?;
         }
     }
+    Ok(Change::Restored)
+}
+
+/// Docker's file says nothing of who wrote what: as it was before, unless somebody changed it since.
+fn restore_docker(path: &Path, url: &str) -> Result<Change, FileError> {
+    let Some(found) = read(path)? else {
+        return Ok(Change::Nothing);
+    };
+    if !docker::has_entry(&found, url) {
+        return Ok(Change::Nothing);
+    }
+    let wrong = |e| FileError::Unsound(path.to_owned(), e);
+    let backup = backup(path);
+    let before = read(&backup)?;
+    let text = before.as_deref().unwrap_or_default();
+    let untouched = docker::with_entry(text, url).is_ok_and(|made| made == found);
+    let without = if untouched {
+        before
+    } else {
+        docker::without_entry(&found, url).map_err(wrong)?
+    };
+    match without {
+        Some(text) => write(path, &text, mode(path))?,
+        None => remove(path)?,
+    }
+    remove(&backup)?;
     Ok(Change::Restored)
 }
 
@@ -219,8 +356,10 @@ mod tests {
 
     fn entries(directory: &Path, registries: &[&str]) -> Entries {
         Entries {
-            directory: directory.to_owned(),
-            url: "http://127.0.0.1:4002".to_owned(),
+            containerd: Some(directory.to_owned()),
+            containers: None,
+            docker: None,
+            mirror: "127.0.0.1:4002".parse().unwrap(),
             targets: registries
                 .iter()
                 .map(|r| Target {
@@ -231,7 +370,7 @@ mod tests {
         }
     }
 
-    fn changes(all: Vec<(PathBuf, Result<Change, FileError>)>) -> Vec<Change> {
+    fn changes(all: Done) -> Vec<Change> {
         all.into_iter().map(|(_, change)| change.unwrap()).collect()
     }
 
@@ -253,7 +392,7 @@ mod tests {
         assert_eq!(changes(entries.write()), wanted);
         assert_eq!(changes(entries.write()), [Change::Nothing; 3]);
         assert_eq!(mode(&own), 0o640);
-        let backup = own.with_file_name(BACKUP);
+        let backup = own.with_file_name("hosts.toml.before-dragonfly");
         assert_eq!(std::fs::read_to_string(&backup).unwrap(), before);
         assert_eq!(changes(entries.withdraw()), [Change::Restored; 3]);
         assert_eq!(std::fs::read_to_string(&own).unwrap(), before);
@@ -302,5 +441,79 @@ mod tests {
         assert!(errors[1].as_ref().unwrap_err().contains("link"));
         assert_eq!(errors[2].as_ref().ok(), Some(&&Change::Made));
         assert_eq!(std::fs::read_to_string(&broken).unwrap(), "server = ");
+    }
+    #[test]
+    fn other_runtimes_files_are_owned_and_restored_as_well() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        std::fs::create_dir_all(at("containers")).unwrap();
+        std::fs::create_dir_all(at("docker")).unwrap();
+        // What a Debian has after `apt install podman docker.io`.
+        let main = "unqualified-search-registries = [\"docker.io\"]\n\n[[registry]]\nlocation = \"taken.test\"\n";
+        let daemon = "{ \"log-driver\": \"journald\" }";
+        write(&at("containers/registries.conf"), main, 0o644).unwrap();
+        write(&at("docker/daemon.json"), daemon, 0o600).unwrap();
+        let entries = Entries {
+            containerd: None,
+            containers: Some(at("containers")),
+            docker: Some(at("docker")),
+            ..entries(dir.path(), &["docker.io", "taken.test", ""])
+        };
+        let shown = |done: Done| -> Vec<_> {
+            let shown = |(path, change): (PathBuf, Result<Change, FileError>)| {
+                let name = path.file_name().unwrap().to_string_lossy().into_owned();
+                (name, change.map_err(|e| e.to_string()))
+            };
+            done.into_iter().map(shown).collect()
+        };
+        let mut planned = shown(entries.plan()).into_iter();
+        let (name, taken) = planned.next().unwrap();
+        assert_eq!(name, "registries.conf");
+        assert!(taken.unwrap_err().contains("127.0.0.1:4002/taken.test"));
+        let rest: Vec<_> = planned.collect();
+        let wanted = [
+            ("999-dragonfly.conf".to_owned(), Ok(Change::Made)),
+            ("daemon.json".to_owned(), Ok(Change::Changed)),
+        ];
+        assert_eq!(rest, wanted);
+        assert!(!at("containers/registries.conf.d").exists(), "a plan only");
+        assert_eq!(shown(entries.write())[1..], wanted);
+        let again = shown(entries.write());
+        assert!(again[1..].iter().all(|(_, c)| *c == Ok(Change::Nothing)));
+        let made = std::fs::read_to_string(at("containers/registries.conf.d/999-dragonfly.conf"));
+        let made = made.unwrap();
+        assert!(
+            made.contains("docker.io") && !made.contains("taken.test"),
+            "{made}"
+        );
+        let told = std::fs::read_to_string(at("docker/daemon.json")).unwrap();
+        assert!(told.contains("http://127.0.0.1:4002") && told.contains("journald"));
+        assert_eq!(mode(&at("docker/daemon.json")), 0o600);
+        assert_eq!(changes(entries.withdraw()), [Change::Restored; 2]);
+        assert!(
+            !at("containers/registries.conf.d").exists(),
+            "made with the entry"
+        );
+        let restored = std::fs::read_to_string(at("docker/daemon.json")).unwrap();
+        assert_eq!(restored, daemon);
+        assert!(!at("docker/daemon.json.before-dragonfly").exists());
+        assert!(entries.withdraw().is_empty());
+
+        // A directory that was there stays, and so does what somebody changes meanwhile.
+        std::fs::create_dir(at("containers/registries.conf.d")).unwrap();
+        entries.write();
+        let changed = "{\"registry-mirrors\":[\"http://127.0.0.1:4002\"],\"debug\":true}";
+        std::fs::write(at("docker/daemon.json"), changed).unwrap();
+        entries.withdraw();
+        assert!(at("containers/registries.conf.d").is_dir());
+        let left = std::fs::read_to_string(at("docker/daemon.json")).unwrap();
+        assert_eq!(left, "{\n  \"debug\": true\n}\n");
+
+        // What was not there before is not there afterwards.
+        std::fs::remove_file(at("docker/daemon.json")).unwrap();
+        entries.write();
+        assert!(at("docker/daemon.json").is_file());
+        entries.withdraw();
+        assert_eq!(std::fs::read_dir(at("docker")).unwrap().count(), 0);
     }
 }

@@ -13,11 +13,11 @@ const JOINED: &str = " (the line before the block had no end)";
 /// Why a file is left alone.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unsound {
-    /// It is no TOML.
-    #[error("it is no TOML: {0}")]
+    /// It is not of its format.
+    #[error("it cannot be read as what it should be: {0}")]
     Syntax(String),
-    /// `host` is written so that no table can be added.
-    #[error("no host can be added to it: {0}")]
+    /// What it holds is written so that nothing can be added.
+    #[error("nothing can be added to it: {0}")]
     NoPlace(String),
     /// A block begins and does not end.
     #[error("the block of dragonfly has no end: remove the rest of it")]
@@ -34,13 +34,7 @@ pub fn with_entry(text: &str, url: &str, server: Option<&str>) -> Result<String,
     let document = read(&text)?;
     let at = first_table(&text, document.as_table());
     let (before, after) = text.split_at(at);
-    let joined = !before.is_empty() && !before.ends_with('\n');
     let mut entry = String::new();
-    if joined {
-        entry.push('\n');
-    }
-    entry.push_str(BEGIN);
-    entry.push('\n');
     if let Some(server) = server
         && !document.as_table().contains_key("server")
     {
@@ -48,12 +42,18 @@ pub fn with_entry(text: &str, url: &str, server: Option<&str>) -> Result<String,
     }
     // A tag needs both, and `dial_timeout` counts since containerd 2.1.
     entry.push_str(&format!(
-        "[host.\"{url}\"]\ncapabilities = [\"pull\", \"resolve\"]\ndial_timeout = \"200ms\"\n{END}{}\n",
-        if joined { JOINED } else { "" }
+        "[host.\"{url}\"]\ncapabilities = [\"pull\", \"resolve\"]\ndial_timeout = \"200ms\"\n"
     ));
-    let made = format!("{before}{entry}{after}");
+    let made = between(before, &entry, after);
     read(&made).map_err(|e| Unsound::NoPlace(e.to_string()))?;
     Ok(made)
+}
+
+/// An entry between its marks, so that what is around it can be had again byte for byte.
+pub(super) fn between(before: &str, entry: &str, after: &str) -> String {
+    let joined = !before.is_empty() && !before.ends_with('\n');
+    let (line, said) = if joined { ("\n", JOINED) } else { ("", "") };
+    format!("{before}{line}{BEGIN}\n{entry}{END}{said}\n{after}")
 }
 
 /// The text without the entry, as it was before.
@@ -85,7 +85,7 @@ pub fn has_entry(text: &str) -> bool {
     text.contains(BEGIN)
 }
 
-fn read(text: &str) -> Result<Document<&str>, Unsound> {
+pub(super) fn read(text: &str) -> Result<Document<&str>, Unsound> {
     Document::parse(text).map_err(|e| Unsound::Syntax(e.message().to_owned()))
 }
 

@@ -1,7 +1,8 @@
-//! The mirror's entries in containerd's settings: written, owned and withdrawn here.
+//! The mirror's entries in container runtimes' settings: written, owned and withdrawn here.
 //!
-//! * [`hosts`]: what a `hosts.toml` becomes, without IO. [`containerd`]: what in containerd's own
-//!   settings would silently disable it.
+//! * [`hosts`]: what containerd's `hosts.toml` becomes, [`registries`]: a file of `registries.conf.d`
+//!   (CRI-O, podman), [`docker`]: `daemon.json`; all without IO. [`containerd`]: what in containerd's own
+//!   settings would silently disable the mirror.
 //! * [`files`]: the files, with backups. [`watch`]: entries are there only while the mirror answers.
 //!
 //! Invariants: what others wrote in a file stays, byte for byte, with the entry and after it; a file
@@ -10,6 +11,8 @@
 //! as before.
 
 pub mod containerd;
+pub mod docker;
 pub mod files;
 pub mod hosts;
+pub mod registries;
 pub mod watch;

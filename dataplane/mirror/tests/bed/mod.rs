@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dragonfly_mirror::{Mirror, Registry, Settings};
+use dragonfly_mirror::{Mirror, More, Registry, Settings};
 use dragonfly_node::node::Role;
 use dragonfly_scheduler::core::CoreSettings;
 use dragonfly_source::http::{HttpOptions, HttpSource};
@@ -59,13 +59,17 @@ pub fn settings(registries: Vec<Registry>) -> Settings {
 }
 
 pub async fn mirror_of(node: TestNode, settings: Settings) -> Peer {
+    mirror_with(node, settings, More::default()).await
+}
+
+pub async fn mirror_with(node: TestNode, settings: Settings, more: More) -> Peer {
     let options = HttpOptions {
         stall_timeout: Duration::from_secs(5),
         ..HttpOptions::default()
     };
     let http = Arc::new(HttpSource::new(options).unwrap());
     let loopback = "127.0.0.1:0".parse().unwrap();
-    let mirror = Mirror::bind(loopback, node.node.clone(), http, settings)
+    let mirror = Mirror::bind(loopback, node.node.clone(), http, settings, more)
         .await
         .unwrap();
     let stop = CancellationToken::new();

@@ -62,6 +62,8 @@ struct State {
     tags: Mutex<HashMap<(String, String), String>>,
     /// What each repository is read with; public without.
     secrets: Mutex<HashMap<String, String>>,
+    /// What those who show nothing are told.
+    challenge: Mutex<Option<String>>,
     fault: Mutex<Fault>,
     seen: Mutex<Vec<Seen>>,
     sent: Mutex<HashMap<String, u64>>,
@@ -151,6 +153,11 @@ impl Double {
         secrets.insert(repository.to_owned(), authorization.to_owned());
     }
 
+    /// From now on who shows nothing is told this, at `/v2/` too.
+    pub fn challenge(&self, challenge: &str) {
+        *self.state.challenge.lock().unwrap() = Some(challenge.to_owned());
+    }
+
     pub fn fail(&self, fault: Fault) {
         *self.state.fault.lock().unwrap() = fault;
     }
@@ -225,6 +232,13 @@ async fn answer(
         }
         return Ok(answer);
     }
+    let challenge = state.challenge.lock().unwrap().clone();
+    if path == "/v2/" && challenge.is_some() && authorization.is_empty() {
+        let mut answer = error(401, "UNAUTHORIZED");
+        let value = challenge.unwrap().parse().unwrap();
+        answer.headers_mut().insert("www-authenticate", value);
+        return Ok(answer);
+    }
     let rest = path.strip_prefix("/v2/").unwrap_or_default();
     let parts: Vec<&str> = rest.split('/').collect();
     let (repository, kind, what) = match parts.as_slice() {
@@ -234,8 +248,8 @@ async fn answer(
     let secret = state.secrets.lock().unwrap().get(&repository).cloned();
     if secret.is_some_and(|secret| secret != authorization) {
         let mut answer = error(401, "UNAUTHORIZED");
-        let challenge = "Bearer realm=\"https://auth.test/token\",service=\"registry.test\"";
-        let challenge = challenge.parse().unwrap();
+        let usual = "Bearer realm=\"https://auth.test/token\",service=\"registry.test\"";
+        let challenge = challenge.as_deref().unwrap_or(usual).parse().unwrap();
         answer.headers_mut().insert("www-authenticate", challenge);
         return Ok(answer);
     }

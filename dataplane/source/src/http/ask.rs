@@ -45,7 +45,6 @@ impl HttpSource {
         from: u64,
         redirects: Redirects,
     ) -> Result<Answer> {
-        let without_body = method == Method::HEAD;
         let wanted = Wanted {
             method,
             range: (from > 0)
@@ -53,8 +52,30 @@ impl HttpSource {
                 .flatten(),
             if_range: None,
             follow: redirects == Redirects::Follow,
+            form: None,
         };
-        let sent = self.send(request, request.url().clone(), &wanted).await?;
+        self.answer(request, &wanted).await
+    }
+
+    /// Posts a form (`a=b&c=d`, encoded already). Redirects are not followed: what a form holds is for
+    /// whom it was written for.
+    ///
+    /// # Errors
+    /// There is no answer, or the target is refused by policy; a status is no error.
+    pub async fn post(&self, request: &Request, form: &str) -> Result<Answer> {
+        let wanted = Wanted {
+            method: Method::POST,
+            range: None,
+            if_range: None,
+            follow: false,
+            form: Some(form),
+        };
+        self.answer(request, &wanted).await
+    }
+
+    async fn answer(&self, request: &Request, wanted: &Wanted<'_>) -> Result<Answer> {
+        let without_body = wanted.method == Method::HEAD;
+        let sent = self.send(request, request.url().clone(), wanted).await?;
         let (status, headers) = (
             sent.response.status().as_u16(),
             sent.response.headers().clone(),

@@ -108,6 +108,7 @@ impl HttpSource {
             range,
             if_range,
             follow: true,
+            form: None,
         };
         if let Some(direct) = expect.and_then(|expect| expect.final_url.as_ref()) {
             let sent = self.send(request, direct.reveal().clone(), &wanted).await;
@@ -189,6 +190,7 @@ impl HttpSource {
             range: None,
             if_range: None,
             follow: true,
+            form: None,
         };
         let sent = self.send(request, request.url().clone(), &head).await?;
         let shown = redact(&sent.url);

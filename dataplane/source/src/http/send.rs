@@ -12,7 +12,7 @@ use crate::limits::{self, Origin};
 use crate::range::ByteRange;
 use crate::secret::redact;
 use crate::source::Request;
-use http::header::{ACCEPT_ENCODING, IF_RANGE, LOCATION, RANGE};
+use http::header::{ACCEPT_ENCODING, CONTENT_TYPE, IF_RANGE, LOCATION, RANGE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use reqwest::{Response, Url};
 use std::net::IpAddr;
@@ -29,6 +29,8 @@ pub(super) struct Wanted<'a> {
     pub(super) if_range: Option<&'a str>,
     /// Whether redirects are followed.
     pub(super) follow: bool,
+    /// A form that is sent along.
+    pub(super) form: Option<&'a str>,
 }
 
 /// An answer that is no redirect, and the place at the origin that it occupies.
@@ -60,11 +62,16 @@ impl HttpSource {
                 ));
             };
             let headers = self.headers(request, &url, trusted, wanted);
-            let send = self
+            let mut asked = self
                 .client
                 .request(wanted.method.clone(), url.clone())
-                .headers(headers)
-                .send();
+                .headers(headers);
+            if let Some(form) = wanted.form {
+                asked = asked
+                    .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                    .body(form.to_owned());
+            }
+            let send = asked.send();
             let limit = self
                 .options
                 .connect_timeout

@@ -6,5 +6,10 @@
     reason = "tests"
 )]
 
+mod faults;
+mod gate;
 mod nodes;
+mod place;
+mod plan;
 mod pulls;
+mod registries;

@@ -2,182 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use dragonfly_cluster::image::{Architecture, Image, Tree, component};
+use dragonfly_cluster::apply;
+use dragonfly_cluster::place::{READY, condition};
 use dragonfly_cluster::wait::wait_for;
-use dragonfly_cluster::{Cluster, ClusterOptions, Node, Place, diagnostics, operator};
+use dragonfly_crds::{Distribution, Preheat};
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, DeleteParams};
-use serde_json::{Value, json};
-
-use dragonfly_cluster::place::READY;
+use kube::api::Api;
+use serde_json::json;
 
 use crate::nodes::{counter, hosts, is_told, peer, until_told, went};
-
-/// A registry as nodes know it: its `hosts.toml` is there before the mirror comes.
-const OPEN: &str = "registry.test";
-/// One that asks for a password, with the same images.
-const PRIVATE: &str = "registry.test:5001";
-/// `anna` with the password `secret`.
-const PASSWORDS: &str = "anna:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
-
-/// Two nodes, an operator, a registry with and one without a password, and images to be pulled.
-struct Bed {
-    // Before the cluster, so that a failure can still be told.
-    place: Place,
-    cluster: Cluster,
-}
-
-impl Bed {
-    async fn start() -> Self {
-        let cluster = Cluster::start(&ClusterOptions::nodes(2)).await.unwrap();
-        let place = operator::deploy(&cluster, &[]).await.unwrap();
-        private_registry(&cluster).await;
-        Self { place, cluster }
-    }
-
-    fn node(&self, index: usize) -> Node<'_> {
-        self.cluster.node(index).unwrap()
-    }
-
-    /// An address of the control plane's machine, where registries are.
-    fn address(&self) -> String {
-        let registry = self.cluster.registry();
-        registry.address().rsplit_once(':').unwrap().0.to_owned()
-    }
-
-    /// The mesh, with or without a mirror.
-    async fn mesh(&self, node_selector: Option<Value>) {
-        let address = self.address();
-        // The disk of a machine for tests may be fuller than a node of the world would let it be.
-        let mut spec = json!({"profile": "Light", "storage": {"reserveFreePercent": 0}});
-        if let Some(selector) = node_selector {
-            spec["mirror"] = json!({
-                "registries": [
-                    {"host": OPEN, "url": format!("http://{address}:5000")},
-                    {"host": PRIVATE, "url": format!("http://{address}:5001")},
-                ],
-                "others": "Never",
-                "nodeSelector": selector,
-            });
-        }
-        let object = json!({
-            "apiVersion": "d7y.io/v1alpha1", "kind": "Distribution",
-            "metadata": {"name": "default"}, "spec": spec,
-        });
-        self.place.apply(&object.to_string()).await;
-        self.place.ready("default").await;
-    }
-
-    /// A mirror of the present spec on every node: one that is about to be replaced takes its entry
-    /// along, and a pull then goes to the registry as it should.
-    async fn mirror_is_everywhere(&self) {
-        let api: Api<DaemonSet> = self.place.api();
-        let nodes = i32::try_from(self.cluster.nodes().count()).unwrap();
-        let everywhere = wait_for(&api, "default-mirror", READY, |set| {
-            let set = set.ok_or("not there")?;
-            let status = set.status.as_ref().ok_or("no status yet")?;
-            let current = status.observed_generation == set.metadata.generation;
-            let updated = status.updated_number_scheduled == Some(nodes);
-            if current && updated && status.number_available == Some(nodes) {
-                Ok(())
-            } else {
-                Err(format!("{status:?}"))
-            }
-        });
-        everywhere.await.unwrap();
-    }
-
-    /// Pushes an image with a layer of its own of so many bytes; the layer's digest.
-    async fn push(&self, name: &str, len: usize, seed: u64) -> String {
-        let program = dragonfly_e2e::binary::dragonfly().unwrap();
-        let image = component("dragonfly")
-            .unwrap()
-            .image(Architecture::HERE, &program);
-        let mut random = vec![0; len];
-        fastrand::Rng::with_seed(seed).fill(&mut random);
-        let mut tree = Tree::default();
-        tree.file("data", 0o644, random);
-        let image: Image = image.unwrap().layer(tree).unwrap();
-        self.cluster.load_image(&image, name).await.unwrap();
-        let blobs = image.blobs();
-        blobs[blobs.len() - 2].digest.clone()
-    }
-
-    /// Starts a pod on a node with an image that is always pulled.
-    async fn pod(&self, name: &str, node: &str, image: &str, secret: Option<&str>) {
-        let mut pod = json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-            "spec": {
-                "nodeName": node, "restartPolicy": "Never",
-                "automountServiceAccountToken": false,
-                "containers": [{
-                    "name": "main", "image": image, "imagePullPolicy": "Always",
-                    "args": ["--version"],
-                }],
-            },
-        });
-        if let Some(secret) = secret {
-            pod["spec"]["imagePullSecrets"] = json!([{"name": secret}]);
-        }
-        self.place.apply(&pod.to_string()).await;
-    }
-
-    /// Until a pod ran to its end; how long that took.
-    async fn ran(&self, name: &str) -> Duration {
-        let since = Instant::now();
-        let pods: Api<Pod> = self.place.api();
-        let ended = wait_for(&pods, name, READY, |pod| {
-            let status = pod.and_then(|p| p.status.as_ref()).ok_or("not there")?;
-            match status.phase.as_deref() {
-                Some("Succeeded") => Ok(()),
-                _ => Err(diagnostics::pod_state(status)),
-            }
-        });
-        ended.await.unwrap();
-        since.elapsed()
-    }
-
-    /// Until the kubelet says why an image cannot be pulled.
-    async fn refused(&self, name: &str) -> String {
-        let pods: Api<Pod> = self.place.api();
-        let said = wait_for(&pods, name, READY, |pod| {
-            let status = pod.and_then(|p| p.status.as_ref()).ok_or("not there")?;
-            let containers = status.container_statuses.iter().flatten();
-            let mut waiting = containers.filter_map(|c| c.state.as_ref()?.waiting.clone());
-            let said = waiting.find_map(|w| {
-                w.message
-                    .filter(|m| m.contains("401") || m.contains("authoriz"))
-            });
-            said.ok_or_else(|| diagnostics::pod_state(status))
-        });
-        said.await.unwrap()
-    }
-}
-
-/// A registry that serves what the cluster's has, to who knows the password.
-async fn private_registry(cluster: &Cluster) {
-    let dir = cluster.info().dir.join("private-registry");
-    std::fs::create_dir_all(&dir).unwrap();
-    let passwords = dir.join("passwords");
-    std::fs::write(&passwords, PASSWORDS).unwrap();
-    let registry = cluster.registry();
-    let (address, _) = registry.address().rsplit_once(':').unwrap();
-    let config = json!({
-        "version": 0.1,
-        "log": {"accesslog": {"disabled": false}, "level": "warn"},
-        "storage": {"filesystem": {"rootdirectory": cluster.info().dir.join("control-plane/registry")}},
-        "http": {"addr": format!("{address}:5001")},
-        "auth": {"htpasswd": {"realm": "private", "path": passwords}},
-    });
-    let file = dir.join("config.yaml");
-    std::fs::write(&file, config.to_string()).unwrap();
-    let line = ["docker-registry", "serve", &file.display().to_string()].map(str::to_owned);
-    cluster
-        .start_daemon("private", line.to_vec())
-        .await
-        .unwrap();
-}
+use crate::place::{Bed, OPEN, PRIVATE};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn images_are_pulled_through_the_mesh_on_chosen_nodes_until_there_is_no_mirror() {
@@ -194,15 +28,19 @@ async fn images_are_pulled_through_the_mesh_on_chosen_nodes_until_there_is_no_mi
     until_told(bed.node(0), OPEN, true).await;
     until_told(bed.node(0), PRIVATE, true).await;
     assert!(!is_told(bed.node(1), OPEN) && hosts(bed.node(1), OPEN) == before[1]);
-    bed.mesh(Some(json!({"kubernetes.io/os": "linux"}))).await;
+    // From a label to all of them, by apply.
+    bed.mesh(Some(json!({}))).await;
     bed.mirror_is_everywhere().await;
     until_told(bed.node(1), OPEN, true).await;
     until_told(bed.node(0), OPEN, true).await;
 
     once_for_all_nodes(&bed).await;
+    fetched_ahead(&bed).await;
     private_images(&bed).await;
+    by_another_registry(&bed).await;
     a_peer_that_hangs(&bed).await;
     a_peer_that_is_killed(&bed).await;
+    pull_secrets_of_policy(&bed).await;
 
     // Uninstalling restores all.
     bed.mesh(None).await;
@@ -294,16 +132,136 @@ async fn private_images(bed: &Bed) {
         "{sent:?} of a layer of {}",
         8 << 20
     );
+    // The bytes are on both nodes' disks; neither here nor in another namespace is who shows nothing
+    // given any of them, and who shows something wrong neither.
+    let wrong = json!({"auths": {PRIVATE: {"username": "anna", "password": "guessed"}}});
+    let wrong = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "wrong"},
+        "type": "kubernetes.io/dockerconfigjson",
+        "stringData": {".dockerconfigjson": wrong.to_string()},
+    });
+    apply::yaml(&bed.place.client, bed.elsewhere(), &wrong.to_string())
+        .await
+        .unwrap();
+    let rows = [
+        (bed.system(), None),
+        (bed.elsewhere(), None),
+        (bed.elsewhere(), Some("wrong")),
+    ];
     for node in bed.cluster.nodes() {
-        let name = format!("thief-{}", node.name());
-        bed.pod(&name, node.name(), &image, None).await;
-        let said = bed.refused(&name).await;
-        assert!(said.contains("secret"), "{said}");
-        let pods: Api<Pod> = bed.place.api();
-        pods.delete(&name, &DeleteParams::default().grace_period(0))
-            .await
-            .unwrap();
+        for (number, (namespace, shown)) in rows.iter().enumerate() {
+            let name = format!("thief-{number}-{}", node.name());
+            bed.pod_in(namespace, &name, node.name(), &image, *shown)
+                .await;
+            let said = bed.refused(namespace, &name, &["401", "authoriz"]).await;
+            assert!(said.contains("secret"), "{said}");
+            bed.delete_pod(namespace, &name).await;
+        }
     }
+    // Who is let in there is.
+    apply::yaml(&bed.place.client, bed.elsewhere(), &secret.to_string())
+        .await
+        .unwrap();
+    bed.pod_in(bed.elsewhere(), "friend", "node-0", &image, Some("anna"))
+        .await;
+    bed.ran_in(bed.elsewhere(), "friend", READY).await;
+}
+
+/// What a Preheat fetched by its URLs and digests is what nodes ask for: the registry sends it once.
+async fn fetched_ahead(bed: &Bed) {
+    let image = bed.push_image("ahead:v1", 8 << 20, 5).await;
+    let below = format!("http://{}:5000/v2/ahead", bed.address());
+    let file = |kind: &str, digest: &str| json!({"url": format!("{below}/{kind}/{digest}"), "digest": digest});
+    let blobs = image.blobs();
+    let mut files: Vec<_> = blobs
+        .iter()
+        .map(|blob| file("blobs", &blob.digest))
+        .collect();
+    files.push(file("manifests", &image.manifest().digest));
+    let preheat = json!({
+        "apiVersion": "d7y.io/v1alpha1", "kind": "Preheat", "metadata": {"name": "ahead"},
+        "spec": {"distributionRef": {"name": "default"}, "files": files, "targets": {"role": "Peers"}},
+    });
+    bed.place.apply(&preheat.to_string()).await;
+    let preheats: Api<Preheat> = bed.place.api();
+    let done = wait_for(&preheats, "ahead", READY, |preheat| {
+        let status = preheat.and_then(|p| p.status.as_ref()).ok_or("not there")?;
+        let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
+        let ready = ready.ok_or("nothing is said yet")?;
+        let progress = status.progress.as_ref().ok_or("nothing is done yet")?;
+        if ready.reason == "Succeeded" {
+            Ok(progress.targets.succeeded)
+        } else {
+            Err(format!("{}: {}", ready.reason, ready.message))
+        }
+    });
+    match done.await {
+        Ok(nodes) => assert_eq!(nodes, 2),
+        Err(wrong) => bed.fail(&wrong.to_string()).await,
+    }
+    let sent = || went(&bed.cluster, "registry", "/v2/ahead/");
+    let before = sent();
+    let layer = went(
+        &bed.cluster,
+        "registry",
+        &format!("ahead/blobs/{}", blobs[blobs.len() - 2].digest),
+    );
+    assert_eq!(layer.gets, 1, "{layer:?}");
+    for node in bed.cluster.nodes() {
+        let name = format!("ahead-{}", node.name());
+        bed.pod(&name, node.name(), &format!("{OPEN}/ahead:v1"), None)
+            .await;
+    }
+    for node in bed.cluster.nodes() {
+        bed.ran(&format!("ahead-{}", node.name())).await;
+    }
+    let after = sent();
+    assert!(after.heads > before.heads, "nodes asked whether they may");
+    assert_eq!((after.gets, after.bytes), (before.gets, before.bytes));
+}
+
+/// A layer that one registry brought is not fetched from another.
+async fn by_another_registry(bed: &Bed) {
+    let layer = bed.push("shared:v1", 6 << 20, 6).await;
+    bed.pod("shared-0", "node-0", &format!("{OPEN}/shared:v1"), None)
+        .await;
+    bed.ran("shared-0").await;
+    let image = format!("{PRIVATE}/shared:v1");
+    bed.pod("shared-1", "node-1", &image, Some("anna")).await;
+    bed.ran("shared-1").await;
+    let part = format!("shared/blobs/{layer}");
+    let (first, other) = (
+        went(&bed.cluster, "registry", &part),
+        went(&bed.cluster, "private", &part),
+    );
+    assert_eq!(first.gets, 1, "{first:?}");
+    assert!(other.heads > 0, "it was asked who may read: {other:?}");
+    assert!(other.bytes < 16_384, "challenges at most: {other:?}");
+}
+
+/// With pull secrets of the mesh who shows nothing is let in too, where policy says so and no longer.
+async fn pull_secrets_of_policy(bed: &Bed) {
+    let mut mirror = bed.mirror();
+    mirror["percent"] = json!(100);
+    mirror["pullSecrets"] = json!([{"name": "anna"}, {"name": "not-there-yet"}]);
+    bed.mesh_with(Some(mirror)).await;
+    for node in bed.cluster.nodes() {
+        until_told(node, PRIVATE, true).await;
+    }
+    let image = format!("{PRIVATE}/secret:v1");
+    for node in bed.cluster.nodes() {
+        let name = format!("guest-{}", node.name());
+        bed.pod_in(bed.elsewhere(), &name, node.name(), &image, None)
+            .await;
+    }
+    for node in bed.cluster.nodes() {
+        let name = format!("guest-{}", node.name());
+        bed.ran_in(bed.elsewhere(), &name, READY).await;
+    }
+    let mesh: Distribution = bed.place.get("default").await;
+    let status = serde_json::to_string(&mesh.status).unwrap();
+    assert!(!status.contains("anna"), "not even a name: {status}");
+    assert!(condition(&mesh, "Ready").is_some());
 }
 
 /// A node whose peer hangs pulls from the registry, without waiting for it.

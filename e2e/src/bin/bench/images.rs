@@ -1,5 +1,8 @@
 //! A real image to N nodes at once: containerd pulls it through the mesh's mirrors, directly, and from
-//! a pull-through cache, over the same shaped links and from the same registry.
+//! a pull-through cache, over the same shaped links and from the same registry. And one node that holds
+//! it already, with nothing in the way (`warm`).
+
+mod warm;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::bed::{Run, prime};
 use crate::case::Case;
-use crate::net::{GOODPUT, Net};
+use crate::net::{GOODPUT, Link, Net};
 use crate::report;
 use crate::systems::wait_for;
 
@@ -59,6 +62,9 @@ pub(crate) struct ImagesArgs {
     /// Which ways
     #[arg(long, value_delimiter = ',', default_value = "mirror,direct,cache")]
     ways: Vec<Way>,
+    /// MiB of each layer of the image of which one node's peer is warm; none to leave that part out
+    #[arg(long, value_delimiter = ',', default_value = "512,256,256")]
+    warm_layers: Vec<u64>,
 }
 
 /// Runs all and writes what came of it.
@@ -94,7 +100,23 @@ pub(crate) fn run(args: &ImagesArgs, bin: &Path) -> Result<()> {
             .collect();
         report::write("images", vec![report::rows(&case, &named)])?;
     }
-    Ok(())
+    if args.warm_layers.iter().all(|layer| *layer == 0) {
+        return Ok(());
+    }
+    let case = Case {
+        links: vec![Link::UNSHAPED; 2],
+        ..Case::equal(1, 0, args.warm_layers.iter().sum::<u64>() << 20)
+    };
+    let dir = tempfile::tempdir().map_err(|e| Failed::at("a temporary directory", e))?;
+    let net = Net::new(&case.links)?;
+    let bed = Bed::start(&net, &case, dir.path(), bin)?;
+    report::write("images", warm::run(&bed, &args.warm_layers, args.runs)?)
+}
+
+/// An image as it was put into the registry.
+struct Pushed {
+    manifest: String,
+    layers: Vec<String>,
 }
 
 struct Bed<'a> {
@@ -364,7 +386,7 @@ impl<'a> Bed<'a> {
     }
 
     /// Puts an image of random layers where the registry keeps them.
-    fn push(&self, repository: &str, layers: &[u64]) -> Result<()> {
+    fn push(&self, repository: &str, layers: &[u64]) -> Result<Pushed> {
         let root = self.dir.join("registry/docker/registry/v2");
         let name = root.join("repositories").join(repository);
         let mut listed: Vec<Value> = vec![];
@@ -414,7 +436,7 @@ impl<'a> Bed<'a> {
         };
         let config = json!({
             "architecture": architecture, "os": "linux", "config": {},
-            "rootfs": {"type": "layers", "diff_ids": ids},
+            "rootfs": {"type": "layers", "diff_ids": &ids},
         })
         .to_string();
         let digest = put(config.as_bytes())?;
@@ -429,6 +451,11 @@ impl<'a> Bed<'a> {
         let digest = put(manifest.as_bytes())?;
         link("_manifests/revisions", &digest)?;
         link("_manifests/tags/v1/index", &digest)?;
-        write(&name.join("_manifests/tags/v1/current/link"), &digest)
+        write(&name.join("_manifests/tags/v1/current/link"), &digest)?;
+        let layers = ids.iter().filter_map(Value::as_str).map(str::to_owned);
+        Ok(Pushed {
+            layers: layers.collect(),
+            manifest: digest,
+        })
     }
 }

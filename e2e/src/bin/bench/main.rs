@@ -8,6 +8,7 @@ mod bed;
 mod case;
 mod images;
 mod io;
+mod load;
 mod net;
 mod report;
 mod scheduler;
@@ -62,6 +63,9 @@ enum What {
     Images(images::ImagesArgs),
     /// One scheduler, thousands of nodes that join at once
     Scheduler(scheduler::SchedulerArgs),
+    /// Requests from within a node, for the bench of images
+    #[command(hide = true)]
+    Load(load::LoadArgs),
     /// A BitTorrent tracker, for the systems that need one
     #[command(hide = true)]
     Tracker { listen: String },
@@ -111,6 +115,7 @@ fn main() {
             .and_then(|c| report::write("tls", c)),
         What::Images(args) => binary().and_then(|bin| images::run(&args, &bin)),
         What::Scheduler(args) => scheduler::run(&args).and_then(|c| report::write("scheduler", c)),
+        What::Load(args) => load::run(args),
         What::Tracker { listen } => tracker::serve(&listen),
     };
     if let Err(e) = done {

@@ -17,7 +17,7 @@ fn parts(mesh: &Mesh) -> Vec<Component> {
         .spec
         .mirror
         .as_ref()
-        .is_some_and(|m| m.node_selector.is_some())
+        .is_some_and(|m| m.told_percent().is_some())
     {
         parts.push(Component::Mirror);
     }

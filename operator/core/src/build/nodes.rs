@@ -23,6 +23,7 @@ use crate::validate::{Mesh, Schedulers};
 const STATE: &str = "/var/lib/dragonfly";
 const SOCKET: &str = "/run/dragonfly";
 const JOIN: &str = "/etc/dragonfly/join";
+const PULL_SECRETS: &str = "/etc/dragonfly/pull-secrets";
 
 pub(super) fn seeds(
     mesh: &Mesh,
@@ -162,14 +163,32 @@ pub(super) fn peers(
         volume("socket", SOCKET, socket, true),
     ];
     volumes.extend(membership(mesh, true));
+    let secrets = mesh.spec.mirror.iter().flat_map(|m| &m.pull_secrets);
+    let pull_secrets: Vec<_> = secrets
+        .enumerate()
+        .map(|(at, secret)| {
+            let source = Source::PullSecret(secret.name.clone());
+            volume(
+                &format!("pull-secret-{at}"),
+                &format!("{PULL_SECRETS}/{at}"),
+                source,
+                true,
+            )
+        })
+        .collect();
     // Validated: they are ports.
     let port = |number: i32| u16::try_from(number).unwrap_or_default();
     let (own, admin) = (port(peers.port), port(peers.admin_port));
+    let mut args = args(mesh, THIS, addresses, "$(NODE_NAME)", own, admin);
+    if !pull_secrets.is_empty() {
+        args.push(format!("--pull-secrets={PULL_SECRETS}"));
+        volumes.extend(pull_secrets);
+    }
     let part = Part {
         component: THIS,
         slot: None,
         pods: &peers.pods,
-        args: args(mesh, THIS, addresses, "$(NODE_NAME)", own, admin),
+        args,
         env: vec![field("NODE_NAME", "spec.nodeName"), zone()],
         ports: vec![("mesh", own), (ADMIN, admin)],
         volumes,

@@ -280,6 +280,8 @@ pub(super) enum Source {
     Secret(String),
     /// One key of a Secret, and no other.
     Key(String, &'static str),
+    /// Logins of registries, where there are any: a mesh does not wait for them.
+    PullSecret(String),
     /// A token of the pod's account for this audience.
     Token(String),
     ConfigMap(String),
@@ -320,6 +322,20 @@ pub(super) fn volume(name: &str, at: &str, source: Source, root: bool) -> (Volum
                     mode: None,
                 }]),
                 ..SecretVolumeSource::default()
+            });
+        }
+        Source::PullSecret(secret) => {
+            const KEY: &str = ".dockerconfigjson";
+            read_only = Some(true);
+            volume.secret = Some(SecretVolumeSource {
+                secret_name: Some(secret),
+                optional: Some(true),
+                default_mode: Some(if root { 0o400 } else { 0o440 }),
+                items: Some(vec![KeyToPath {
+                    key: KEY.to_owned(),
+                    path: KEY.to_owned(),
+                    mode: None,
+                }]),
             });
         }
         Source::Token(audience) => {

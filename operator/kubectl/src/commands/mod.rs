@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod explain;
+pub mod mirror;
 pub mod nodes;
 pub mod preheat;
 pub mod status;
