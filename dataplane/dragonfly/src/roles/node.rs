@@ -127,11 +127,14 @@ async fn serve(args: Args, role: Role, stop: CancellationToken) -> Result<(), Ro
     let state = config.state.clone();
     let node = start(config, stop.clone()).await?;
     if let Some(addr) = args.admin {
-        let shown = ShownNode(node.clone(), mirrored);
+        let shown = ShownNode(node.clone(), mirrored.clone());
         let addr = admin::serve(addr, Arc::new(shown), stop.clone()).await?;
         tracing::info!(%addr, "health and metrics");
     }
     stop.cancelled().await;
+    if let Some(mirrored) = mirrored {
+        mirrored.drained().await;
+    }
     node.shutdown().await;
     if node.is_retired() {
         leave(&state);
@@ -204,7 +207,7 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
     let is_given = given.is_some();
     let first = match given {
         Some(policy) => policy,
-        None => manifests::read(None, None, None)?,
+        None => manifests::default_policy()?,
     };
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
