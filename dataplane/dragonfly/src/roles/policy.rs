@@ -123,7 +123,7 @@ impl Given {
             uid: policy.uid.clone(),
             revision: policy.revision,
             hash: policy.hash.clone(),
-            json,
+            json: json.into(),
         };
         Self { policy, update }
     }
