@@ -21,7 +21,12 @@
 //! - [`Registry`], [`image`]: images made here, pushed, pulled by nodes
 //! - [`wait`]: waiting with a reason; [`pod`]: exec and logs; [`diagnostics`]: what is shown on failure
 //! - [`apply`]: YAML as it stands; [`definitions`]: neighbours' kinds; [`mesh`]: the data plane's parts
+//! - [`audit`]: what was asked of the API server
+//! - [`control`]: what an operator costs with many nodes
+//! - [`downloads`]: clients of nodes while something happens
+//! - [`earlier`]: this project as it was
 //! - [`fake`]: nodes by the thousand that only exist as objects; [`helm`]
+//! - [`operator`]: its kinds and rights, and the operator as a process
 //! - [`tools`]: what is built from Go modules, once, into a cache
 //!
 //! Invariants: everything of a cluster runs in its cgroup, and all its namespaces belong to processes
@@ -30,16 +35,21 @@
 //! meet; processes are ended by descriptor, never by name.
 
 pub mod apply;
+pub mod audit;
 mod cgroup;
 mod cluster;
+pub mod control;
 pub mod definitions;
 pub mod diagnostics;
+pub mod downloads;
+pub mod earlier;
 pub mod fake;
 pub mod helm;
 pub mod http;
 pub mod image;
 pub mod mesh;
 mod node;
+pub mod operator;
 mod options;
 mod pki;
 mod plan;

@@ -15,6 +15,8 @@ use crate::pki::Pki;
 use crate::plan::{API_PORT, Machine, Plan, REGISTRY_PORT, in_url, joined};
 use crate::tools::Programs;
 
+/// The API server's record, in the cluster's directory.
+pub(crate) const AUDIT: &str = "audit.log";
 const ETCD: &str = "http://127.0.0.1:2379";
 
 pub(super) struct ControlPlane<'a> {
@@ -59,6 +61,7 @@ impl ControlPlane<'_> {
             Some("system:masters"),
         )?;
         let accounts = self.pki.service_accounts()?;
+        let policy = self.write("audit.yaml", &audited().to_string())?;
         let address = self.plan.address(Machine::ControlPlane);
         let everywhere = if address.is_ipv4() { "0.0.0.0" } else { "::" };
         self.daemon(
@@ -87,6 +90,9 @@ impl ControlPlane<'_> {
                 flag("enable-admission-plugins", "NodeRestriction"),
                 flag("allow-privileged", true),
                 flag("profiling", false),
+                flag("audit-policy-file", policy.display()),
+                flag("audit-log-path", self.dir.join(AUDIT).display()),
+                flag("audit-log-mode", "blocking"),
             ],
         )
     }
@@ -160,6 +166,18 @@ impl ControlPlane<'_> {
         fs::write(&path, text).map_err(|e| Failed::at(path.display(), e))?;
         Ok(path)
     }
+}
+
+/// What the API server notes down: what operators and parts of meshes ask, without what they sent.
+fn audited() -> serde_json::Value {
+    json!({
+        "apiVersion": "audit.k8s.io/v1", "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": [
+            {"level": "Metadata", "userGroups": ["system:serviceaccounts:dragonfly-system"]},
+            {"level": "None"},
+        ],
+    })
 }
 
 /// `--name=value`.

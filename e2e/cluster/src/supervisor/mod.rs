@@ -14,6 +14,8 @@ mod machines;
 mod node;
 mod processes;
 
+pub(crate) use control_plane::AUDIT;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::path::PathBuf;

@@ -1,167 +1,23 @@
 //! An API server with the operator's kinds and rights, and the operator as a process beside it.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dragonfly_cluster::wait::wait_until;
-use dragonfly_cluster::{Cluster, ClusterOptions, Failed, Result, apply, definitions};
+use dragonfly_cluster::{Cluster, ClusterOptions, Failed, apply};
 use dragonfly_crds::{Distribution, SchedulerPool};
-use dragonfly_e2e::process::{self, Process};
-use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Client;
-use kube::api::{Api, PostParams};
+use kube::api::Api;
 use kube::core::NamespaceResourceScope;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
-/// Where the operator's own objects are.
-const SYSTEM: &str = "dragonfly-system";
+pub(crate) use dragonfly_cluster::operator::{Operator, SYSTEM, install, read, repository};
+
 /// How long the operator may take for what it has to do.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
-
-/// A file of the repository.
-pub(crate) fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../..")
-        .join(path)
-}
-
-pub(crate) fn read(path: &str) -> Result<String> {
-    let path = repository(path);
-    std::fs::read_to_string(&path).map_err(|e| Failed::at(path.display(), e))
-}
-
-/// The operator's kinds, namespace, account and rights, and a Role in each namespace where it runs
-/// meshes.
-pub(crate) async fn install(client: &Client, namespaces: &[&str]) -> Result<()> {
-    for plural in ["distributions", "schedulerpools", "preheats"] {
-        definitions::install(client, &read(&format!("config/crd/d7y.io_{plural}.yaml"))?).await?;
-    }
-    let account = read("config/rbac/service_account.yaml")?;
-    let (cluster_role, role) = (
-        read("config/rbac/cluster_role.yaml")?,
-        read("config/rbac/role.yaml")?,
-    );
-    for namespace in namespaces.iter().chain([&SYSTEM]) {
-        let made = format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}");
-        apply::yaml(client, SYSTEM, &made).await?;
-    }
-    apply::yaml(client, SYSTEM, &account).await?;
-    for file in ["config/rbac/own_role.yaml", "config/operator/service.yaml"] {
-        apply::yaml(client, SYSTEM, &read(file)?).await?;
-    }
-    apply::yaml(client, SYSTEM, &cluster_role).await?;
-    for namespace in namespaces {
-        // The Role and its binding are the namespace's, the account stays the operator's.
-        let mut objects = apply::parse(&role)?;
-        for object in &mut objects {
-            object.metadata.namespace = Some((*namespace).to_owned());
-        }
-        for object in objects {
-            let text = serde_json::to_string(&object).map_err(|e| Failed::at("a Role", e))?;
-            apply::yaml(client, namespace, &text).await?;
-        }
-    }
-    Ok(())
-}
-
-/// A kubeconfig of the operator's ServiceAccount.
-async fn kubeconfig(cluster: &Cluster, client: &Client) -> Result<String> {
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), SYSTEM);
-    let wanted = TokenRequest {
-        spec: TokenRequestSpec {
-            audiences: vec![],
-            expiration_seconds: Some(7200),
-            ..TokenRequestSpec::default()
-        },
-        ..TokenRequest::default()
-    };
-    let given = accounts
-        .create_token_request("dragonfly-operator", &PostParams::default(), &wanted)
-        .await
-        .map_err(|e| Failed::at("a token", e))?;
-    let token = given.status.map(|status| status.token).unwrap_or_default();
-    let path = cluster.kubeconfig();
-    let text = std::fs::read_to_string(path).map_err(|e| Failed::at(path.display(), e))?;
-    let mut config: Value =
-        serde_saphyr::from_str(&text).map_err(|e| Failed::at(path.display(), e))?;
-    config["users"][0]["user"] = serde_json::json!({"token": token});
-    Ok(config.to_string())
-}
-
-/// The operator as a process.
-pub(crate) struct Operator {
-    process: Process,
-    pub(crate) log: PathBuf,
-    _dir: tempfile::TempDir,
-}
-
-impl Operator {
-    /// Starts it for these namespaces.
-    pub(crate) async fn start(cluster: &Cluster, namespaces: &[&str]) -> Result<Self> {
-        let dir = tempfile::tempdir().map_err(|e| Failed::at("a temporary directory", e))?;
-        let (config, log) = (dir.path().join("kubeconfig"), dir.path().join("log"));
-        let text = kubeconfig(cluster, &cluster.client().await?).await?;
-        std::fs::write(&config, text).map_err(|e| Failed::at(config.display(), e))?;
-        let mut command = Command::new(dragonfly_e2e::binary::operator()?);
-        command
-            .env("KUBECONFIG", &config)
-            .env("DRAGONFLY_LOG", "info,dragonfly_controllers=debug")
-            .args(["--image=registry.test/dragonfly:dev", "--admin=127.0.0.1:0"])
-            .args(["--issuer=127.0.0.1:0", "--issuer-address=127.0.0.1:1"])
-            .stderr(process::log(&log)?);
-        for namespace in namespaces {
-            command.arg(format!("--namespace={namespace}"));
-        }
-        let process = Process::spawn("dragonfly-operator", &mut command)?;
-        Ok(Self {
-            process,
-            log,
-            _dir: dir,
-        })
-    }
-
-    /// All that it logged.
-    pub(crate) fn said(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// Its counters.
-    pub(crate) async fn metrics(&self) -> Result<String> {
-        let said = self.said();
-        let address = said
-            .lines()
-            .find_map(|line| line.split_once("addr=")?.1.split(' ').next())
-            .ok_or_else(|| Failed(format!("no address in its log:\n{said}")))?;
-        let request = hyper::Request::get("/metrics")
-            .body(http_body_util::Full::default())
-            .map_err(|e| Failed::at("/metrics", e))?;
-        let answer = dragonfly_cluster::http::ask(address, request).await?;
-        Ok(String::from_utf8_lossy(&answer.body).into_owned())
-    }
-
-    /// How many requests that change something it made.
-    pub(crate) async fn writes(&self) -> Result<u64> {
-        let text = self.metrics().await?;
-        let rows = text
-            .lines()
-            .filter(|line| line.starts_with("dragonfly_operator_writes_total"));
-        Ok(rows
-            .filter_map(|row| row.rsplit(' ').next()?.parse::<u64>().ok())
-            .sum())
-    }
-
-    /// SIGTERM, and until it has ended.
-    pub(crate) async fn stop(mut self) -> Result<std::process::ExitStatus> {
-        self.process.signal(rustix::process::Signal::TERM)?;
-        self.process.wait(Duration::from_secs(30)).await
-    }
-}
 
 /// Namespaces that the shared operator runs meshes in: each test has one.
 pub(crate) const ALLOWED: [&str; 16] = [

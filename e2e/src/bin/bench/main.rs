@@ -6,6 +6,7 @@
 
 mod bed;
 mod case;
+mod control;
 mod images;
 mod io;
 mod net;
@@ -62,6 +63,8 @@ enum What {
     Images(images::ImagesArgs),
     /// One scheduler, thousands of nodes that join at once
     Scheduler(scheduler::SchedulerArgs),
+    /// Policies to thousands of streams; an operator with a thousand nodes (needs root)
+    Control(control::ControlArgs),
     /// A BitTorrent tracker, for the systems that need one
     #[command(hide = true)]
     Tracker { listen: String },
@@ -111,6 +114,7 @@ fn main() {
             .and_then(|c| report::write("tls", c)),
         What::Images(args) => binary().and_then(|bin| images::run(&args, &bin)),
         What::Scheduler(args) => scheduler::run(&args).and_then(|c| report::write("scheduler", c)),
+        What::Control(args) => control::run(&args).and_then(|c| report::write("control", c)),
         What::Tracker { listen } => tracker::serve(&listen),
     };
     if let Err(e) = done {

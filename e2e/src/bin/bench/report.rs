@@ -164,7 +164,7 @@ fn document() -> String {
         "Registry, pull-through cache, scheduler and seed are on one node, whose link is as the others'. \
          The origin is the registry; what its node sent is under `seed sent`.",
     );
-    for bench in ["io", "tls", "scheduler"] {
+    for bench in ["io", "tls", "scheduler", "control"] {
         plain(&mut out, &read(bench));
     }
     out
