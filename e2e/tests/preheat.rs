@@ -156,17 +156,21 @@ async fn up_carries_out_preheats_of_its_manifests_once_each_and_says_what_it_can
             .contains("T03:00:00"),
         "{nightly}"
     );
-    // Both peers have it: nobody is asked.
-    let requests = origin.requests();
+    // Both peers have it: the origin may be looked at, which reads the beginning of its answer, and is not
+    // asked for it.
+    origin.set_rate(MIB);
+    let at_most = source.len + MIB;
     for peer in ["peer-0", "peer-1"] {
         let socket = up.dir.path().join("state").join(peer).join("node.sock");
         let output = up.dir.path().join(peer);
-        let get = Get::start(&binary::dragonfly().unwrap(), &socket, &url, &output, &[]).unwrap();
+        let program = binary::dragonfly().unwrap();
+        let digest = ["--digest", source.digest.as_str()];
+        let get = Get::start(&program, &socket, &url, &output, &digest).unwrap();
         let ended = get.wait(LIMIT).await.unwrap();
         assert_eq!(ended.code, Some(0), "{}", ended.complaint());
         assert_eq!(sample::digest(&output).unwrap(), source.digest);
     }
-    assert_eq!(origin.sent(), source.len);
+    assert!(origin.sent() < at_most, "{}", origin.sent());
 
     // A restart begins nothing twice; a time that comes does begin something, and so does an edit.
     let soon = jiff::Timestamp::now() + Duration::from_secs(4);
@@ -191,12 +195,7 @@ async fn up_carries_out_preheats_of_its_manifests_once_each_and_says_what_it_can
     })
     .await;
     assert_eq!(up.kept("now")["metadata"]["generation"], 2);
-    assert_eq!(
-        origin.sent(),
-        source.len,
-        "{} requests before: {requests}",
-        origin.requests()
-    );
+    assert!(origin.sent() < at_most, "{}", origin.sent());
 
     // What has no manifest any more is gone.
     std::fs::remove_file(up.dir.path().join("manifests/now.json")).unwrap();

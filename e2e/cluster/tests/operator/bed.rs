@@ -107,7 +107,7 @@ impl Place {
     pub(crate) async fn until<K, T>(
         &self,
         name: &str,
-        look: impl Fn(&K) -> std::result::Result<T, String>,
+        look: impl Fn(&K) -> dragonfly_cluster::wait::Look<T>,
     ) -> T
     where
         K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>

@@ -452,8 +452,8 @@ impl Own {
     }
 
     fn take_out(&self, value: &mut Value) {
-        /// Times, versions, and what follows from keys.
-        const TAKEN: [&str; 14] = [
+        /// Times, versions, and what follows from keys and from the mesh's identity.
+        const TAKEN: [&str; 11] = [
             "uid",
             "resourceVersion",
             "creationTimestamp",
@@ -461,36 +461,35 @@ impl Own {
             "lastTransitionTime",
             "startTime",
             "lastRunTime",
-            "caBundle",
+            "hash",
             "d7y.io/ca-since",
             "d7y.io/authority",
             "d7y.io/applied",
-            "hash",
-            "d7y.io/bootstrap",
-            "data",
         ];
         match value {
             Value::Object(map) => {
-                for (key, value) in map.iter_mut() {
-                    match value {
+                for (key, mut value) in std::mem::take(map) {
+                    match &mut value {
                         // Which keys there are counts.
                         Value::Object(inner) if key == "data" => {
-                            for (_, value) in inner.iter_mut() {
-                                *value = Value::Null;
-                            }
+                            inner.values_mut().for_each(|value| *value = Value::Null);
                         }
-                        _ if TAKEN.contains(&key.as_str()) => *value = Value::Null,
-                        _ => self.take_out(value),
+                        _ if TAKEN.contains(&key.as_str()) => value = Value::Null,
+                        _ => self.take_out(&mut value),
                     }
+                    // Of managed fields identities are in keys.
+                    map.insert(self.put(&key), value);
                 }
             }
             Value::Array(all) => all.iter_mut().for_each(|value| self.take_out(value)),
-            Value::String(text) => {
-                for (word, put) in &self.0 {
-                    *text = text.replace(word, put);
-                }
-            }
+            Value::String(text) => *text = self.put(text),
             _ => {}
         }
+    }
+
+    /// A text without what is a mesh's own.
+    fn put(&self, text: &str) -> String {
+        let words = self.0.iter();
+        words.fold(text.to_owned(), |text, (word, put)| text.replace(word, put))
     }
 }

@@ -180,7 +180,7 @@ async fn leaves_no_trace(cluster: &Cluster, place: &Place) {
         .collect();
     let downloads = futures::future::try_join_all(clients.iter().map(|c| c.get(&url, 0)));
     let deletion = async {
-        tokio::time::sleep(Duration::from_secs(4)).await;
+        tokio::time::sleep(Duration::from_secs(8)).await;
         let begun = Instant::now();
         let now = DeleteParams::default();
         meshes.delete("default", &now).await.unwrap();
