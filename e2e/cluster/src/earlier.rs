@@ -99,7 +99,8 @@ fn unpack(commit: &str, into: &Path) -> Result<()> {
         .arg(commit);
     finished("the tree of an earlier commit", &mut line)?;
     let mut tar = Command::new("tar");
-    tar.arg("-xf").arg(&archive).arg("-C").arg(into);
+    // Files of now: by those of the commit cargo would take what it built of a later one for theirs.
+    tar.arg("-xmf").arg(&archive).arg("-C").arg(into);
     finished("the tree of an earlier commit", &mut tar)?;
     std::fs::remove_file(&archive).map_err(|e| Failed::at(archive.display(), e))
 }

@@ -477,6 +477,12 @@ impl Own {
                         _ if TAKEN.contains(&key.as_str()) => value = Value::Null,
                         _ => self.take_out(&mut value),
                     }
+                    // In the order of their times, which are not ours.
+                    if let Value::Array(all) = &mut value
+                        && key == "managedFields"
+                    {
+                        all.sort_by_key(ToString::to_string);
+                    }
                     // Of managed fields identities are in keys.
                     map.insert(self.put(&key), value);
                 }
