@@ -87,10 +87,13 @@ e2e: ## The tests on a real Kubernetes alone
 	cargo build --locked --workspace --bins --tests
 	cargo test --locked --workspace $(CLUSTER_TESTS)
 
+# The operator's bench needs a Kubernetes.
+BENCH_MORE = $(if $(filter control,$(BENCH)),-p dragonfly-operator -p dragonfly-cluster)
+
 .PHONY: bench-setup
 bench-setup:
-	@scripts/setup.sh bench
-	cargo build --release -p dragonfly -p dragonfly-e2e
+	@scripts/setup.sh bench $(if $(filter control,$(BENCH)),cluster)
+	cargo build --release -p dragonfly -p dragonfly-e2e $(BENCH_MORE)
 	@test -x target/bench-python/bin/python || python3 -m venv target/bench-python
 	@target/bench-python/bin/pip install --quiet libtorrent==2.0.11
 

@@ -9,6 +9,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let set = protox::compile(files, ["proto"])?;
     tonic_prost_build::configure()
         .bytes(".dragonfly.v1.ReadChunk")
+        // One text for all nodes.
+        .bytes(".dragonfly.v1.PolicyUpdate")
         .compile_fds(set)?;
     Ok(())
 }

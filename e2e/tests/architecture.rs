@@ -197,6 +197,7 @@ fn every_test_that_the_table_of_faults_names_is_there() {
     for (page, after, least) in [
         ("docs/testing.md", "## Faults and bad input", 30),
         ("docs/threat-model.md", "## Attacks by who", 30),
+        ("docs/troubleshooting.md", "## The likeliest mistakes", 10),
     ] {
         let names = named_tests(page, after);
         assert!(names.len() > least, "{page}: {names:?}");
@@ -211,12 +212,24 @@ fn every_test_that_the_table_of_faults_names_is_there() {
 }
 
 #[test]
-fn every_attack_of_the_threat_model_names_a_test() {
+fn every_attack_and_every_mistake_names_a_test() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let text = std::fs::read_to_string(root.join("docs/threat-model.md")).unwrap();
-    let tables = text.split_once("## Attacks by who").unwrap().1;
-    let rows = tables.lines().filter(|line| line.starts_with("| "));
-    for row in rows.filter(|row| !row.starts_with("| attack") && !row.starts_with("| ---")) {
+    let rows_of = |page: &str, after: &str| -> Vec<String> {
+        let text = std::fs::read_to_string(root.join(page)).unwrap();
+        let tables = text.split_once(after).unwrap().1;
+        let rows = tables.lines().filter(|line| line.starts_with("| "));
+        rows.map(str::to_owned).collect()
+    };
+    let mut rows = rows_of("docs/threat-model.md", "## Attacks by who");
+    rows.extend(rows_of(
+        "docs/troubleshooting.md",
+        "## The likeliest mistakes",
+    ));
+    let titles = ["| attack", "| mistake", "| ---"];
+    for row in rows
+        .iter()
+        .filter(|row| !titles.iter().any(|title| row.starts_with(title)))
+    {
         let last = row.trim_end_matches(" |").rsplit("| ").next().unwrap();
         assert!(last.starts_with('`') && last.len() > 20, "{row}");
     }

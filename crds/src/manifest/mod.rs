@@ -104,7 +104,7 @@ pub struct Manifests {
     pub distributions: Vec<Loaded<Distribution>>,
     /// Pools.
     pub pools: Vec<Loaded<SchedulerPool>>,
-    /// What nodes are to get ahead; carried out on Kubernetes.
+    /// What nodes are to get ahead.
     pub preheats: Vec<Loaded<Preheat>>,
     /// What is not for us.
     pub skipped: Vec<Skipped>,

@@ -80,11 +80,12 @@ impl Client {
         Ok(Self {
             socket,
             grpc,
-            patience: Duration::from_secs(30),
+            patience: Duration::from_secs(60),
         })
     }
 
-    /// How long a download waits for a node that went away to come back; 30 s unless set.
+    /// How long a download waits for a node that went away to come back; 60 s unless set: a pod that is
+    /// replaced is back by then.
     #[must_use]
     pub const fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;

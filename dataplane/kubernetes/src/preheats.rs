@@ -249,16 +249,11 @@ impl<W: Warmer> Round<W> {
             }
             self.begin(uid, &name, known).await?;
         }
-        let Some(mut progress) = progress else {
+        let Some(progress) = progress else {
             return Ok(());
         };
-        progress.run = known.plan.run;
-        progress.message = message(&progress, &known.plan);
+        let progress = told(progress, &known.plan, Timestamp::now());
         let over = progress.state != State::Running;
-        progress.end_time = over.then(|| {
-            let now = Timestamp::now().as_second();
-            Time(Timestamp::from_second(now).unwrap_or(Timestamp::UNIX_EPOCH))
-        });
         if known.progress.as_ref() == Some(&progress) || now < known.due && !over {
             return Ok(());
         }
@@ -321,9 +316,21 @@ impl<W: Warmer> Round<W> {
     }
 }
 
-/// How a run stands, in a line.
+/// What a scheduler knows of a run, as the object says it.
 #[must_use]
-pub fn message(p: &Progress, plan: &Plan) -> String {
+pub fn told(progress: Progress, plan: &Plan, now: Timestamp) -> Progress {
+    let over = progress.state != State::Running;
+    let second = Timestamp::from_second(now.as_second()).unwrap_or(Timestamp::UNIX_EPOCH);
+    Progress {
+        run: plan.run,
+        message: message(&progress, plan),
+        end_time: over.then_some(Time(second)),
+        ..progress
+    }
+}
+
+/// How a run stands, in a line.
+fn message(p: &Progress, plan: &Plan) -> String {
     let t = p.targets;
     let what = match plan.targets.role {
         Role::Seeds => "seeds",

@@ -40,6 +40,9 @@ const CONNECTIONS: usize = 1024;
 const SILENCE: Duration = Duration::from_secs(60);
 /// How often schedulers are told of what lasts.
 const SAY_AGAIN: Duration = Duration::from_secs(3600);
+/// How long what is under way may take when the mirror ends: half of the grace that pods have, so that
+/// the rest of the node ends in order too.
+const DRAIN: Duration = Duration::from_secs(15);
 /// Contents remembered that the mesh got wrong.
 const AVOIDED: usize = 1024;
 
@@ -207,7 +210,8 @@ impl Mirror {
             .unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
     }
 
-    /// Serves until `stop`; then requests under way break off. A second call returns at once.
+    /// Serves until `stop`; then no connection is taken any more, and what is under way goes on for a
+    /// while, then breaks off. A second call returns at once.
     ///
     /// # Errors
     /// No thread can be started.
@@ -256,14 +260,14 @@ async fn serve(
                 let place = places.clone().acquire_owned().await;
                 (listener.accept().await, place)
             } => accepted,
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => break,
         };
         let (Ok((stream, _)), Ok(place)) = accepted else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
         let _ = stream.set_nodelay(true);
-        let shared = shared.clone();
+        let (shared, stop) = (shared.clone(), stop.clone());
         tokio::spawn(async move {
             let service = service_fn(move |request| {
                 let shared = shared.clone();
@@ -271,17 +275,35 @@ async fn serve(
                 let (head, _) = Request::<Incoming>::into_parts(request);
                 async move { Ok::<_, Infallible>(answer(&shared, &head).await) }
             });
-            let served = hyper::server::conn::http1::Builder::new()
+            let serving = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(SILENCE)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+                .serve_connection(TokioIo::new(stream), service);
+            let mut serving = std::pin::pin!(serving);
+            let served = tokio::select! {
+                served = serving.as_mut() => served,
+                () = stop.cancelled() => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+            };
             if let Err(error) = served {
                 tracing::debug!(%error, "a runtime's connection");
             }
             drop(place);
         });
     }
+    // Whoever comes now is refused, and goes to the registry.
+    drop(listener);
+    let all = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
+    if tokio::time::timeout(DRAIN, places.acquire_many(all))
+        .await
+        .is_err()
+    {
+        let left = CONNECTIONS - places.available_permits();
+        tracing::warn!(left, "runtimes' connections are broken off after {DRAIN:?}");
+    }
+    Ok(())
 }
 
 async fn answer(shared: &Arc<Shared>, request: &Parts) -> Answer {

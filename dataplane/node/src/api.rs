@@ -203,6 +203,12 @@ pub(crate) fn invalid(text: impl Into<String>) -> rpc::Failure {
     rpc::Failure::new(Code::Invalid, text)
 }
 
+fn mesh_is_gone() -> rpc::Failure {
+    let text = "the mesh that this machine's node belonged to was deleted; get it from its origin, or \
+                again when there is a mesh";
+    rpc::Failure::new(Code::NoSource, text)
+}
+
 /// A source as a client may name it.
 pub(crate) fn checked_source(source: Option<rpc::Source>) -> Result<rpc::Source, rpc::Failure> {
     let mut source = source.ok_or_else(|| invalid("the request names no source"))?;
@@ -241,6 +247,7 @@ impl Service {
     /// Runs a call as a task that ends with its client, with the node, or by itself.
     fn stream<T, F>(
         &self,
+        failed: fn(rpc::Failure) -> T,
         call: impl FnOnce(Arc<Shared>, mpsc::Sender<Result<T, Status>>) -> F,
     ) -> Response<Events<T>>
     where
@@ -249,15 +256,21 @@ impl Service {
     {
         let (out, events) = mpsc::channel(QUEUE);
         let call = call(self.0.clone(), out.clone());
-        let stop = self.0.stop.clone();
+        let shared = self.0.clone();
         tokio::spawn(async move {
-            let over = tokio::select! {
-                () = call => None,
-                () = out.closed() => None,
-                () = stop.cancelled() => Some(Status::unavailable("the node is shutting down")),
+            let is_over = tokio::select! {
+                () = call => false,
+                () = out.closed() => false,
+                () = shared.stop.cancelled() => true,
             };
-            if let Some(status) = over {
-                let _ = out.send(Err(status)).await;
+            if is_over {
+                // One that comes back is waited for; one whose mesh is gone is not.
+                let last = if shared.node.is_retired() {
+                    Ok(failed(mesh_is_gone()))
+                } else {
+                    Err(Status::unavailable("the node is shutting down"))
+                };
+                let _ = out.send(last).await;
             }
         });
         Response::new(Box::pin(ReceiverStream::new(events)))
@@ -275,16 +288,21 @@ impl NodeApi for Service {
     ) -> Result<Response<Self::DownloadStream>, Status> {
         let uid = uid(&request);
         let ask = Ask::check(request.into_inner());
-        Ok(self.stream(move |shared, out| async move {
+        let failed = |failure| DownloadEvent {
+            event: Some(download_event::Event::Failure(failure)),
+        };
+        Ok(self.stream(failed, move |shared, out| async move {
             let outcome = match ask {
                 Ok(ask) => delivery::download(&shared, &ask, uid, &out).await,
                 Err(failure) => Err(failure),
             };
-            let last = match outcome {
-                Ok(done) => download_event::Event::Done(done),
-                Err(failure) => download_event::Event::Failure(failure),
+            let event = match outcome {
+                Ok(done) => DownloadEvent {
+                    event: Some(download_event::Event::Done(done)),
+                },
+                Err(failure) => failed(failure),
             };
-            let _ = out.send(Ok(DownloadEvent { event: Some(last) })).await;
+            let _ = out.send(Ok(event)).await;
         }))
     }
 
@@ -293,16 +311,21 @@ impl NodeApi for Service {
         request: Request<rpc::DownloadRequest>,
     ) -> Result<Response<Self::ReadStream>, Status> {
         let ask = Ask::check(request.into_inner());
-        Ok(self.stream(move |shared, out| async move {
+        let failed = |failure| ReadChunk {
+            chunk: Some(read_chunk::Chunk::Failure(failure)),
+        };
+        Ok(self.stream(failed, move |shared, out| async move {
             let outcome = match ask {
                 Ok(ask) => delivery::read(&shared, &ask, &out).await,
                 Err(failure) => Err(failure),
             };
-            let last = match outcome {
-                Ok(done) => read_chunk::Chunk::Done(done),
-                Err(failure) => read_chunk::Chunk::Failure(failure),
+            let chunk = match outcome {
+                Ok(done) => ReadChunk {
+                    chunk: Some(read_chunk::Chunk::Done(done)),
+                },
+                Err(failure) => failed(failure),
             };
-            let _ = out.send(Ok(ReadChunk { chunk: Some(last) })).await;
+            let _ = out.send(Ok(chunk)).await;
         }))
     }
 

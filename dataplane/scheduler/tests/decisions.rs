@@ -6,6 +6,7 @@ mod kit;
 use dragonfly_proto::rpc::{self, Role, failure::Code, from_node, to_node};
 use dragonfly_proto::sign::SigningKey;
 use dragonfly_proto::trust::{EpochCert, RunSigner};
+use dragonfly_scheduler::core::CoreSettings;
 use kit::{World, content, geometry, hello, node, source};
 use std::time::Duration;
 
@@ -607,4 +608,28 @@ fn what_was_read_alone_may_be_signed_by_who_may_read_the_origin_and_by_nobody_el
         assert_eq!(w.leases().len(), granted, "{peers_may_fetch} {content}");
         assert!(!w.core.keeps_source(&content));
     }
+}
+
+#[test]
+fn a_policy_is_one_text_however_many_nodes_are_sent_it() {
+    let mut w = World::running(false);
+    (1..=50).for_each(|n| w.peer(n));
+    w.said.clear();
+    let policy = rpc::PolicyUpdate {
+        uid: "u".to_owned(),
+        revision: 2,
+        hash: "h".to_owned(),
+        json: vec![b' '; 1000].into(),
+    };
+    let text = policy.json.as_ptr();
+    w.core.set_policy(policy, CoreSettings::default());
+    // Those that come later too.
+    w.pass(1.0);
+    w.peer(51);
+    let sent = w.take(|_, message| match message {
+        to_node::Message::Policy(policy) => Some(policy.json.as_ptr()),
+        _ => None,
+    });
+    assert_eq!(sent.len(), 51);
+    assert!(sent.iter().all(|at| *at == text));
 }

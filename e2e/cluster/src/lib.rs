@@ -23,6 +23,9 @@
 //! - [`apply`]: YAML as it stands; [`definitions`]: neighbours' kinds; [`mesh`]: the data plane's parts
 //! - [`argocd`]: what ArgoCD would say of an object
 //! - [`audit`]: what was asked of the API server
+//! - [`control`]: what an operator costs with many nodes
+//! - [`downloads`]: clients of nodes while something happens
+//! - [`earlier`]: this project as it was
 //! - [`operator`]: the operator, as a process or in a pod; [`Place`]: a namespace of a test of meshes
 //! - [`fake`]: nodes by the thousand that only exist as objects; [`helm`]
 //! - [`tools`]: what is built from Go modules, once, into a cache
@@ -37,8 +40,11 @@ pub mod argocd;
 pub mod audit;
 mod cgroup;
 mod cluster;
+pub mod control;
 pub mod definitions;
 pub mod diagnostics;
+pub mod downloads;
+pub mod earlier;
 pub mod fake;
 pub mod helm;
 pub mod http;

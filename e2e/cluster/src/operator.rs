@@ -30,8 +30,14 @@ pub fn repository(path: &str) -> PathBuf {
         .join(path)
 }
 
+/// How files of the repository are read: as they are, or as they were.
+pub type Read<'a> = &'a (dyn Fn(&str) -> Result<String> + Sync);
+
 /// One of `config/`, about this namespace of the operator.
-fn config(path: &str, system: &str) -> Result<String> {
+///
+/// # Errors
+/// It cannot be read.
+pub fn config(read: Read<'_>, path: &str, system: &str) -> Result<String> {
     Ok(read(&format!("config/{path}"))?.replace(SYSTEM, system))
 }
 
@@ -60,13 +66,23 @@ impl Installed {
     pub async fn on(cluster: &Cluster, namespaces: &[&str]) -> Result<Self> {
         let client = cluster.client().await?;
         let system = temp_namespace(&client).await?;
-        install(&client, &system, namespaces).await?;
+        install(&client, &system, namespaces, &read).await?;
         let namespaces = namespaces.iter().map(|name| (*name).to_owned()).collect();
         Ok(Self { system, namespaces })
     }
 }
 
-async fn install(client: &Client, system: &str, namespaces: &[&str]) -> Result<()> {
+/// The operator's kinds, account and rights in its namespace, and a Role in each namespace where it runs
+/// meshes.
+///
+/// # Errors
+/// The API server's; a file cannot be read.
+pub async fn install(
+    client: &Client,
+    system: &str,
+    namespaces: &[&str],
+    read: Read<'_>,
+) -> Result<()> {
     for plural in ["distributions", "schedulerpools", "preheats"] {
         definitions::install(client, &read(&format!("config/crd/d7y.io_{plural}.yaml"))?).await?;
     }
@@ -76,9 +92,9 @@ async fn install(client: &Client, system: &str, namespaces: &[&str]) -> Result<(
         "operator/service.yaml",
         "rbac/cluster_role.yaml",
     ] {
-        apply::yaml(client, system, &config(file, system)?).await?;
+        apply::yaml(client, system, &config(read, file, system)?).await?;
     }
-    let role = config("rbac/role.yaml", system)?;
+    let role = config(read, "rbac/role.yaml", system)?;
     for namespace in namespaces {
         // The Role and its binding are the namespace's, the account stays the operator's.
         let mut objects = apply::parse(&role)?;
@@ -115,12 +131,12 @@ pub async fn load(cluster: &Cluster, name: &str) -> Result<String> {
 pub async fn deploy(cluster: &Cluster, arguments: &[&str]) -> Result<Place> {
     let place = Place::new(cluster).await?;
     let (client, system) = (&place.client, place.namespace.as_str());
-    install(client, system, &[system]).await?;
+    install(client, system, &[system], &read).await?;
     let operator = load(cluster, "dragonfly-operator").await?;
     let dragonfly = load(cluster, "dragonfly").await?;
     load(cluster, "test-origin").await?;
     let image = format!("image: {operator}\n          args: {arguments:?}");
-    let text = config("operator/deployment.yaml", system)?
+    let text = config(&read, "operator/deployment.yaml", system)?
         .replace("image: dragonfly-operator:dev", &image)
         .replace("value: dragonfly:dev", &format!("value: {dragonfly}"));
     pods_possible(client, system).await?;
@@ -177,6 +193,19 @@ impl Operator {
         Self::start_with(cluster, installed, |_| ()).await
     }
 
+    /// Starts one of several, as the pod of this name.
+    ///
+    /// # Errors
+    /// Those of [`Operator::start`].
+    pub async fn start_as(cluster: &Cluster, installed: &Installed, pod: &str) -> Result<Self> {
+        Self::start_with(cluster, installed, |command| {
+            command
+                .env("POD_NAMESPACE", &installed.system)
+                .env("POD_NAME", pod);
+        })
+        .await
+    }
+
     /// The same, with more arguments or another environment.
     ///
     /// # Errors
@@ -224,16 +253,37 @@ impl Operator {
     /// # Errors
     /// It does not answer.
     pub async fn metrics(&self) -> Result<String> {
-        let said = self.said();
-        let address = said
-            .lines()
-            .find_map(|line| line.split_once("addr=")?.1.split(' ').next())
-            .ok_or_else(|| Failed(format!("no address in its log:\n{said}")))?;
+        let address = self.address("addr")?;
         let request = hyper::Request::get("/metrics")
             .body(http_body_util::Full::default())
             .map_err(|e| Failed::at("/metrics", e))?;
-        let answer = crate::http::ask(address, request).await?;
+        let answer = crate::http::ask(&address, request).await?;
         Ok(String::from_utf8_lossy(&answer.body).into_owned())
+    }
+
+    /// An address that it logged under this name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn address(&self, name: &str) -> Result<String> {
+        let said = self.said();
+        let name = format!("{name}=");
+        let found = said
+            .lines()
+            .find_map(|line| line.split_once(&name)?.1.split(' ').next());
+        found
+            .map(str::to_owned)
+            .ok_or_else(|| Failed(format!("no {name} in its log:\n{said}")))
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.kill();
     }
 
     /// How many requests that change something it made.

@@ -65,6 +65,18 @@ impl Place {
         })
     }
 
+    /// Another namespace of the same cluster, whether it is there yet or not.
+    #[must_use]
+    pub fn beside(&self, namespace: String) -> Self {
+        Self {
+            client: self.client.clone(),
+            namespace,
+            kubeconfig: self.kubeconfig.clone(),
+            daemons: self.daemons.clone(),
+            logs: vec![],
+        }
+    }
+
     /// Has one more log shown when the test fails: of a process that works here.
     #[must_use]
     pub fn with_log(mut self, log: PathBuf) -> Self {

@@ -270,7 +270,7 @@ fn build_pause(dir: &Path) -> Result<()> {
     fs::remove_file(&source).map_err(|e| Failed::at(source.display(), e))
 }
 
-fn finished(what: &str, command: &mut Command) -> Result<()> {
+pub(crate) fn finished(what: &str, command: &mut Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let out = command.stdin(Stdio::null()).output().map_err(|e| {
         Failed(format!(
@@ -299,7 +299,7 @@ pub fn cache() -> Result<PathBuf> {
 }
 
 /// An entry of the cache: made by `make` in a directory of its own if it is not there.
-fn cached(entry: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+pub(crate) fn cached(entry: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let cache = cache()?;
     cached_in(&cache, entry, make)
 }

@@ -18,7 +18,7 @@ use dragonfly_operator_core::{Kind, Mesh, Schedulers};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, ObjectMeta, PostParams};
-use kube::{Resource, ResourceExt};
+use kube::{Client, Resource, ResourceExt};
 
 use crate::Context;
 use crate::context::said;
@@ -54,7 +54,21 @@ pub(crate) struct Held {
 #[derive(Clone)]
 pub(crate) struct Own {
     fingerprint: String,
-    join_secret: String,
+    pub(crate) join_secret: String,
+}
+
+/// A Secret, if it is there.
+///
+/// # Errors
+/// The API server's.
+pub(crate) async fn secret(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<Secret>, KeysError> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let found = secrets.get_opt(name).await;
+    found.map_err(|error| KeysError::Other(format!("Secret {namespace}/{name}: {}", said(&error))))
 }
 
 impl Context {
@@ -100,8 +114,9 @@ impl Context {
         let wait = Some(in_use.wait);
         let known = self.cache.distributions.state();
         let is_there = |uid: &str| known.iter().any(|d| d.meta().uid.as_deref() == Some(uid));
+        self.issuer.retain(is_there);
         self.issuer
-            .serve(mesh, in_use, join_secret, is_there)
+            .serve(mesh, in_use, join_secret)
             .map_err(|error| KeysError::Other(format!("the issuer's certificate: {error}")))?;
         Ok(Held { keys, wait })
     }
@@ -111,15 +126,7 @@ impl Context {
         mesh: &Mesh,
         name: &str,
     ) -> Result<Option<Secret>, KeysError> {
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &mesh.namespace);
-        let found = secrets.get_opt(name).await;
-        found.map_err(|error| {
-            KeysError::Other(format!(
-                "Secret {}/{name}: {}",
-                mesh.namespace,
-                said(&error)
-            ))
-        })
+        secret(&self.client, &mesh.namespace, name).await
     }
 
     /// Somebody else's token, in a Secret that is named.
@@ -236,7 +243,7 @@ fn make() -> Result<Data, String> {
 }
 
 /// What is in a Secret, read as a scheduler will read it. `Err`: what is wrong, after its name.
-fn check(data: &Data) -> Result<Own, String> {
+pub(crate) fn check(data: &Data) -> Result<Own, String> {
     for name in FILES {
         if data.get(name).is_none_or(|bytes| bytes.0.is_empty()) {
             return Err(format!("has no key {name}"));

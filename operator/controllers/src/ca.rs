@@ -237,7 +237,7 @@ impl Context {
 }
 
 /// A CA that somebody else put there would be trusted by all.
-fn owned(mesh: &Mesh, secret: &Secret, what: &str) -> Result<(), KeysError> {
+pub(crate) fn owned(mesh: &Mesh, secret: &Secret, what: &str) -> Result<(), KeysError> {
     let owners = secret.owner_references();
     if owners.iter().any(|owner| owner.uid == mesh.uid) {
         return Ok(());
@@ -301,7 +301,7 @@ fn promoted(secret: &Secret, now: u64) -> Value {
 }
 
 /// `Err`: what is wrong, after the Secret's name.
-fn read(secret: &Secret) -> Result<InUse, String> {
+pub(crate) fn read(secret: &Secret) -> Result<InUse, String> {
     let part = |key: &str| text(secret, key).ok_or_else(|| format!("has no key {key}"));
     let (cert, key) = (part(CERT)?, part(KEY)?);
     let ca = Ca::read(cert, key).map_err(|e| format!("holds a CA that cannot be used: {e}"))?;

@@ -85,6 +85,59 @@ impl Pools {
     }
 }
 
+/// The pool that a mesh names, if it is there.
+pub(crate) fn pool_of(
+    pools: &Store<DeserializeGuard<SchedulerPool>>,
+    mesh: &Distribution,
+) -> Option<Arc<DeserializeGuard<SchedulerPool>>> {
+    let reference = mesh.spec.scheduler_pool_ref.as_ref()?;
+    let namespace = mesh.namespace().unwrap_or_default();
+    pools.get(&ObjectRef::new(&reference.name).within(&namespace))
+}
+
+/// Meshes and their pools, for who needs nothing else of the cluster.
+pub(crate) struct Meshes {
+    pub(crate) distributions: Store<DeserializeGuard<Distribution>>,
+    pub(crate) pools: Store<DeserializeGuard<SchedulerPool>>,
+    pub(crate) known: Known,
+    /// That a spec changed; has to be polled, as it fills the stores.
+    pub(crate) changes: BoxStream<'static, ()>,
+}
+
+/// Whether both kinds are known.
+#[derive(Clone)]
+pub(crate) struct Known([Filled; 2]);
+
+impl Known {
+    /// Waits until they are.
+    pub(crate) async fn all(mut self) {
+        for filled in &mut self.0 {
+            if filled.wait_for(|filled| *filled).await.is_err() {
+                // Nobody fills them any more.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+impl Meshes {
+    pub(crate) fn new(client: &Client) -> Self {
+        let config = watcher::Config::default;
+        let (distributions, first, of_meshes) = watch(Api::all(client.clone()), (), config());
+        let (pools, second, of_pools) = watch(Api::all(client.clone()), (), config());
+        let of_meshes = of_meshes.predicate_filter(predicates::generation, Default::default());
+        let of_pools = of_pools.predicate_filter(predicates::generation, Default::default());
+        let changes =
+            futures::stream::select(sound(of_meshes).map(|_| ()), sound(of_pools).map(|_| ()));
+        Self {
+            distributions,
+            pools,
+            known: Known([first, second]),
+            changes: changes.boxed(),
+        }
+    }
+}
+
 /// Whether a store has been filled. Any number may wait: of those that wait for a `Store` of kube-runtime
 /// 5.0 only the last is woken.
 pub(crate) type Filled = tokio::sync::watch::Receiver<bool>;

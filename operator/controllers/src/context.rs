@@ -14,7 +14,7 @@ use crate::authority::Own;
 use crate::backoff::Backoff;
 use crate::cache::{Cache, Streams};
 use crate::issuer::Issuer;
-use crate::{At, Metrics, Options};
+use crate::{At, Metrics, Operator, Options};
 
 /// How long it is believed whether the cluster knows the PodMonitor kind.
 const KNOWN: Duration = Duration::from_secs(60);
@@ -42,23 +42,28 @@ pub struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(client: Client, options: Options, metrics: Arc<Metrics>) -> (Self, Streams) {
-        let (cache, streams) = Cache::new(&client, &options.namespaces);
+    pub(crate) fn new(operator: &Operator) -> (Self, Streams) {
+        let Operator {
+            client,
+            options,
+            metrics,
+            issuer,
+        } = operator;
+        let (cache, streams) = Cache::new(client, &options.namespaces);
         let reporter = Reporter {
             controller: names::MANAGER.to_owned(),
             instance: options.instance.clone(),
         };
-        let issuer = Issuer::new(client.clone(), options.ages.certificate, metrics.clone());
         let context = Self {
             recorder: Recorder::new(client.clone(), reporter),
-            client,
-            options,
+            client: client.clone(),
+            options: options.clone(),
             cache,
             backoff: Backoff::default(),
             counted: Counted::default(),
-            metrics,
+            metrics: metrics.clone(),
             keys: Mutex::default(),
-            issuer,
+            issuer: issuer.clone(),
             issuer_address: Mutex::default(),
             pod_monitors: Mutex::default(),
         };

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::apply::ApplyError;
 use crate::authority::{Held, KeysError};
-use crate::cache::Streams;
+use crate::cache::{Streams, pool_of};
 use crate::context::said;
 use crate::visit::{Error, again, visited};
 use crate::{AT_ONCE, Context};
@@ -352,7 +352,7 @@ fn validated(context: &Context, seen: &Seen<'_>) -> Result<Mesh, Stop> {
             seen.live.name_any()
         ))
     })?;
-    let pool = context.pool_of(distribution);
+    let pool = pool_of(&context.cache.pools, distribution);
     let pool = match pool.as_deref() {
         Some(DeserializeGuard(Ok(pool))) => Some(pool),
         Some(DeserializeGuard(Err(error))) => {
@@ -385,13 +385,6 @@ fn claimed(context: &Context, seen: &Seen<'_>) -> Option<String> {
 }
 
 impl Context {
-    fn pool_of(&self, mesh: &Distribution) -> Option<Arc<DeserializeGuard<SchedulerPool>>> {
-        let reference = mesh.spec.scheduler_pool_ref.as_ref()?;
-        let namespace = mesh.namespace().unwrap_or_default();
-        let key = ObjectRef::new(&reference.name).within(&namespace);
-        self.cache.pools.get(&key)
-    }
-
     /// Whether a mesh runs or will: one that is wrong and never ran keeps no nodes from others.
     fn has_nodes(&self, mesh: &Distribution) -> bool {
         let namespace = mesh.namespace().unwrap_or_default();
@@ -403,7 +396,7 @@ impl Context {
             let peers = status.components.map(|components| components.peers.desired);
             status.policy.is_some() || peers.is_some_and(|desired| desired > 0)
         });
-        let pool = self.pool_of(mesh);
+        let pool = pool_of(&self.cache.pools, mesh);
         let pool = pool.as_deref().and_then(|pool| pool.0.as_ref().ok());
         has_run || validate(mesh, pool, None).is_ok()
     }

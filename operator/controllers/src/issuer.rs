@@ -6,8 +6,8 @@
 //! identity. What the caller says of himself decides nothing. A join token (its secret part) is for who
 //! runs elsewhere; schedulers pass that on.
 //!
-//! Invariants: no state but what a visit of a Distribution puts here, so that every operator answers
-//! alike; the CA's key leaves neither this process nor its Secret; a caller costs one bounded request
+//! Invariants: no state but what a visit of a Distribution puts here, or a look at its Secrets where
+//! another operator leads, so that every one answers alike; the CA's key leaves neither this process nor its Secret; a caller costs one bounded request
 //! of the API server, and none where his token is for somebody else.
 
 use std::collections::HashMap;
@@ -82,7 +82,7 @@ impl Issuer {
         })
     }
 
-    /// Gives certificates of a mesh from now on; of others that are still there, too.
+    /// Gives certificates of a mesh from now on.
     ///
     /// # Errors
     /// The CA gives the issuer itself none.
@@ -91,7 +91,6 @@ impl Issuer {
         mesh: &Mesh,
         in_use: InUse,
         join_secret: String,
-        is_there: impl Fn(&str) -> bool,
     ) -> Result<(), String> {
         let before = self.mesh(&mesh.uid);
         let same = before
@@ -123,9 +122,14 @@ impl Issuer {
             since,
         };
         let mut meshes = self.meshes.write().unwrap_or_else(PoisonError::into_inner);
-        meshes.retain(|uid, _| is_there(uid));
         meshes.insert(mesh.uid.clone(), Arc::new(known));
         Ok(())
+    }
+
+    /// Gives none of meshes that are gone.
+    pub(crate) fn retain(&self, is_there: impl Fn(&str) -> bool) {
+        let mut meshes = self.meshes.write().unwrap_or_else(PoisonError::into_inner);
+        meshes.retain(|uid, _| is_there(uid));
     }
 
     /// Gives no more of this mesh.

@@ -1,6 +1,6 @@
 //! Which of several operators works: the one that the Lease `dragonfly-operator` names.
 //!
-//! The others watch nothing and write nothing. One that cannot renew its Lease ends at once, before
+//! The others write nothing. One that cannot renew its Lease ends at once, before
 //! another may begin: what it left half done the other finds and finishes.
 
 use std::time::{Duration, Instant};

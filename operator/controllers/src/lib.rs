@@ -11,7 +11,7 @@
 //! - [`apply`]: server-side apply with an owner, pruning
 //! - [`authority`]: the mesh's keys, made once; [`ca`]: its CA, replaced now and then
 //! - [`issuer`]: certificates for who shows a token of the mesh
-//! - [`leader`]: which of several operators does all this
+//! - [`leader`]: which of several operators does all this; `standby`: what the others do
 //!
 //! Invariants: one object that is wrong never keeps another from being reconciled (an object that does
 //! not decode is one object's condition; each watch has its own backoff; each reconciliation ends in
@@ -30,6 +30,7 @@ pub mod leader;
 pub mod metrics;
 pub mod preheat;
 pub mod scheduler_pool;
+mod standby;
 mod status;
 mod tokens;
 mod visit;
@@ -40,6 +41,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dragonfly_operator_core::Settings;
+use issuer::Issuer;
 use kube::Client;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -121,30 +123,54 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// How many objects of a kind are worked on at once.
 const AT_ONCE: u16 = 8;
 
-/// Reconciles until stopped; what is under way then is finished. `ready` is set once the cluster's
-/// Distributions are known. Certificates are given to who calls `issuer`.
-pub async fn run(
+/// One operator of a cluster, which may have several: one leads, and all give certificates.
+pub struct Operator {
     client: Client,
     options: Options,
-    issuer: TcpListener,
     metrics: Arc<Metrics>,
-    ready: Arc<AtomicBool>,
-    stop: CancellationToken,
-) {
-    let (context, streams) = Context::new(client, options, metrics);
-    let pools = cache::Pools::new(&context.client);
-    let preheats = preheat::Preheats::new(&context.client);
-    let context = Arc::new(context);
-    let mut known = context.cache.distributions_filled.clone();
-    tokio::spawn(async move {
-        if known.wait_for(|known| *known).await.is_ok() {
-            ready.store(true, Ordering::Relaxed);
+    issuer: Arc<Issuer>,
+}
+
+impl Operator {
+    /// One that does nothing yet.
+    pub fn new(client: Client, options: Options, metrics: Arc<Metrics>) -> Self {
+        let issuer = Issuer::new(client.clone(), options.ages.certificate, metrics.clone());
+        Self {
+            client,
+            options,
+            metrics,
+            issuer,
         }
-    });
-    futures::join!(
-        context.issuer.clone().run(issuer, stop.clone()),
-        distribution::run(context.clone(), streams, stop.clone()),
-        scheduler_pool::run(context.clone(), pools, stop.clone()),
-        preheat::run(context, preheats, stop),
-    );
+    }
+
+    /// Gives certificates to who calls, until stopped: of the meshes that [`Self::stand_by`] and
+    /// [`Self::lead`] learnt of.
+    pub async fn give_certificates(&self, callers: TcpListener, stop: CancellationToken) {
+        self.issuer.clone().run(callers, stop).await;
+    }
+
+    /// Reads and writes nothing until stopped. `ready` is set once certificates can be given.
+    pub async fn stand_by(&self, ready: &AtomicBool, stop: CancellationToken) {
+        standby::run(self, ready, stop).await;
+    }
+
+    /// Reconciles until stopped; what is under way then is finished. `ready` is set once the cluster's
+    /// Distributions are known.
+    pub async fn lead(&self, ready: Arc<AtomicBool>, stop: CancellationToken) {
+        let (context, streams) = Context::new(self);
+        let pools = cache::Pools::new(&context.client);
+        let preheats = preheat::Preheats::new(&context.client);
+        let context = Arc::new(context);
+        let mut known = context.cache.distributions_filled.clone();
+        tokio::spawn(async move {
+            if known.wait_for(|known| *known).await.is_ok() {
+                ready.store(true, Ordering::Relaxed);
+            }
+        });
+        futures::join!(
+            distribution::run(context.clone(), streams, stop.clone()),
+            scheduler_pool::run(context.clone(), pools, stop.clone()),
+            preheat::run(context, preheats, stop),
+        );
+    }
 }

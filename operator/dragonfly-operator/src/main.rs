@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::Parser;
 use dragonfly_admin::Shown;
 use dragonfly_controllers::leader::Leader;
-use dragonfly_controllers::{Ages, At, Metrics, Namespaces, Options};
+use dragonfly_controllers::{Ages, At, Metrics, Namespaces, Operator, Options};
 use dragonfly_operator_core::Settings;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -127,13 +127,13 @@ impl Failed {
 }
 
 /// The operator on its admin port.
-struct Operator {
+struct ShownOperator {
     metrics: Arc<Metrics>,
     /// The Distributions of the cluster are known.
     ready: Arc<AtomicBool>,
 }
 
-impl Shown for Operator {
+impl Shown for ShownOperator {
     fn ready(&self) -> Result<(), String> {
         if self.ready.load(Ordering::Relaxed) {
             return Ok(());
@@ -186,7 +186,7 @@ async fn run(args: Args) -> Result<(), Failed> {
     let stop = CancellationToken::new();
     let metrics = Arc::new(Metrics::default());
     let ready = Arc::new(AtomicBool::new(false));
-    let shown = Arc::new(Operator {
+    let shown = Arc::new(ShownOperator {
         metrics: metrics.clone(),
         ready: ready.clone(),
     });
@@ -201,19 +201,28 @@ async fn run(args: Args) -> Result<(), Failed> {
         let me = args.own_name.as_deref().unwrap_or("operator");
         Leader::new(client.clone(), namespace, me)
     });
+    let wrong = |e| Failed::at(format!("issuer port {}", args.issuer), e);
+    let callers = TcpListener::bind(args.issuer).await.map_err(wrong)?;
+    let issuer = callers.local_addr().map_err(wrong)?;
+    tracing::info!(%issuer, "certificates are given");
+    let operator = Arc::new(Operator::new(client, options, metrics));
+    let giving = tokio::spawn({
+        let (operator, stop) = (operator.clone(), stop.clone());
+        async move { operator.give_certificates(callers, stop).await }
+    });
     if let Some(leader) = &mut leader {
-        // One that stands by is as ready as it can be.
-        ready.store(true, Ordering::Relaxed);
-        if !leader.wait(&stop).await {
+        let until = stop.child_token();
+        let leads = tokio::select! {
+            leads = leader.wait(&stop) => leads,
+            () = operator.stand_by(&ready, until) => false,
+        };
+        if !leads {
+            // Never an error: whoever is asked to stop while it stands by was of no less use.
+            let _ = giving.await;
             return Ok(());
         }
-        ready.store(false, Ordering::Relaxed);
     }
-    // Only now: who calls one that stands by is turned away, and comes to the other.
-    let wrong = |e| Failed::at(format!("issuer port {}", args.issuer), e);
-    let issuer = TcpListener::bind(args.issuer).await.map_err(wrong)?;
-    let reconciling =
-        dragonfly_controllers::run(client, options, issuer, metrics, ready, stop.clone());
+    let reconciling = operator.lead(ready, stop.clone());
     match &mut leader {
         None => reconciling.await,
         Some(leader) => {
@@ -239,6 +248,9 @@ async fn run(args: Args) -> Result<(), Failed> {
     }
     if let Some(leader) = &mut leader {
         leader.give_back().await;
+    }
+    if stop.is_cancelled() {
+        let _ = giving.await;
     }
     // A watch that ends by itself would leave a pod that looks well and does nothing.
     if !stop.is_cancelled() {

@@ -16,7 +16,7 @@ use kube::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::policy::Given;
+use super::policy::{self, Given};
 use super::preheats::ThisScheduler;
 use super::scheduler::{Running, ShownScheduler, ToReplicas};
 use super::{RoleError, write_atomically};
@@ -161,13 +161,20 @@ impl Connected {
                 .collect(),
             pod: std::env::var("POD_NAME").ok(),
         };
+        let given = self.given.clone();
         let preheats = carry_out(
             self.client.clone(),
             config.target.clone(),
             self.reporter.clone(),
             ThisScheduler {
                 service: running.service.clone(),
-                given: self.given.clone(),
+                mirrored: Box::new(move || {
+                    let given = given.borrow();
+                    given
+                        .as_ref()
+                        .map(|given| policy::mirrored(&given.policy))
+                        .unwrap_or_default()
+                }),
             },
             stop.clone(),
         );

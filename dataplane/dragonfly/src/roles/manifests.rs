@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use dragonfly_crds::{Policy, manifest};
+use dragonfly_crds::{Policy, Preheat, manifest};
+use kube::ResourceExt;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -20,12 +21,20 @@ metadata: {name: default, namespace: default}
 spec: {profile: Light}
 ";
 
+/// What manifests say.
+pub(crate) struct Read {
+    pub(crate) policy: Policy,
+    /// Namespace and name of the Distribution that is run.
+    pub(crate) distribution: (String, String),
+    pub(crate) preheats: Vec<Preheat>,
+}
+
 /// Reads and resolves; all mistakes, with file, line and field, in one text.
 pub(crate) fn read(
     dir: Option<&Path>,
     name: Option<&str>,
     previous: Option<&Policy>,
-) -> Result<Policy, RoleError> {
+) -> Result<Read, RoleError> {
     let joined = |errors: Vec<manifest::ManifestError>| {
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
         RoleError(lines.join("\n"))
@@ -39,18 +48,45 @@ pub(crate) fn read(
         None => RoleError(e.to_string()),
     })?;
     let chosen = manifests.resolve(distribution, previous).map_err(joined)?;
-    Ok(chosen.policy)
+    let object = &chosen.distribution.object;
+    let distribution = (object.namespace().unwrap_or_default(), object.name_any());
+    let policy = chosen.policy;
+    Ok(Read {
+        policy,
+        distribution,
+        preheats: manifests
+            .preheats
+            .into_iter()
+            .map(|loaded| loaded.object)
+            .collect(),
+    })
 }
 
-/// Follows a directory: sends each policy that differs, logs each mistake once and goes on with the
-/// last good policy.
+/// The policy of who has no manifests.
+pub(crate) fn default_policy() -> Result<Policy, RoleError> {
+    read(None, None, None).map(|read| read.policy)
+}
+
+/// Where changes of manifests go to.
+pub(crate) struct Followers {
+    pub(crate) policies: watch::Sender<Given>,
+    pub(crate) problems: watch::Sender<Option<String>>,
+    pub(crate) preheats: watch::Sender<Vec<Preheat>>,
+}
+
+/// Follows a directory: sends each policy that differs, and the Preheats; logs each mistake once and
+/// goes on with the last good policy.
 pub(crate) async fn follow(
     dir: PathBuf,
     name: Option<String>,
-    policies: watch::Sender<Given>,
-    problems: watch::Sender<Option<String>>,
+    to: Followers,
     stop: CancellationToken,
 ) {
+    let Followers {
+        policies,
+        problems,
+        preheats,
+    } = to;
     let mut seen = stamp(&dir);
     loop {
         tokio::select! {
@@ -64,8 +100,14 @@ pub(crate) async fn follow(
         seen = now;
         let previous = policies.borrow().policy.clone();
         let read = read(Some(&dir), name.as_deref(), Some(&previous));
-        match read.and_then(Given::resolved) {
-            Ok(given) => {
+        let taken = read.and_then(|read| Ok((Given::resolved(read.policy)?, read.preheats)));
+        match taken {
+            Ok((given, now)) => {
+                preheats.send_if_modified(|known| {
+                    let differs = *known != now;
+                    *known = now;
+                    differs
+                });
                 problems.send_if_modified(|p| p.take().is_some());
                 if !given.policy.same_as(&previous) {
                     tracing::info!(

@@ -10,6 +10,7 @@ use dragonfly_mirror::{Mirror, More, PullSecrets};
 use dragonfly_node::node::Node;
 use prometheus_client::registry::Registry;
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{RoleError, policy};
@@ -31,6 +32,7 @@ struct Running {
     at: SocketAddr,
     mirror: Mirror,
     stop: CancellationToken,
+    serving: JoinHandle<()>,
 }
 
 impl Mirrored {
@@ -80,16 +82,29 @@ impl Mirrored {
             .map_err(|e| RoleError::at("spec.mirror.port", e))?;
         let stop = self.stop.child_token();
         let (serving, until) = (mirror.clone(), stop.clone());
-        tokio::spawn(async move {
+        let serving = tokio::spawn(async move {
             if let Err(error) = serving.run(until).await {
                 tracing::error!(%error, "the registry mirror ended");
             }
         });
         self.show(Some(mirror.clone()));
-        if let Some(before) = running.replace(Running { at, mirror, stop }) {
+        if let Some(before) = running.replace(Running {
+            at,
+            mirror,
+            stop,
+            serving,
+        }) {
             before.stop.cancel();
         }
         Ok(())
+    }
+
+    /// Waits until what was under way when it was stopped has been served.
+    pub(crate) async fn drained(&self) {
+        if let Some(running) = self.running.lock().await.take() {
+            running.stop.cancel();
+            let _ = running.serving.await;
+        }
     }
 
     fn show(&self, mirror: Option<Mirror>) {

@@ -4,6 +4,7 @@ mod bootstrap;
 mod figures;
 mod identity;
 mod kubernetes;
+mod light;
 mod local;
 pub(crate) mod manifests;
 pub(crate) mod mirror;

@@ -137,12 +137,15 @@ async fn serve(args: Args, role: Role, stop: CancellationToken) -> Result<(), Ro
     if let Some(addr) = args.admin {
         let shown = ShownNode {
             node: node.clone(),
-            mirrored,
+            mirrored: mirrored.clone(),
             ruled,
         };
         super::show(addr, Arc::new(shown), &stop).await?;
     }
     stop.cancelled().await;
+    if let Some(mirrored) = mirrored {
+        mirrored.drained().await;
+    }
     node.shutdown().await;
     if node.is_retired() {
         leave(&state);
@@ -214,7 +217,7 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
     let is_given = given.is_some();
     let first = match given {
         Some(policy) => policy,
-        None => manifests::read(None, None, None)?,
+        None => manifests::default_policy()?,
     };
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -58,6 +58,14 @@ pub(crate) fn http(p: &HttpPolicy) -> Result<HttpSource, RoleError> {
     HttpSource::new(options).map_err(|e| RoleError::at("spec.sources.http", e))
 }
 
+/// Which registries a mesh with this policy mirrors.
+pub(crate) fn mirrored(policy: &Policy) -> dragonfly_mirror::Settings {
+    let mirror = policy.mirror.as_ref();
+    mirror
+        .map(|said| self::mirror(policy, said))
+        .unwrap_or_default()
+}
+
 /// What a peer does as a mirror of registries.
 pub(crate) fn mirror(p: &Policy, mirror: &MirrorPolicy) -> dragonfly_mirror::Settings {
     let registries = mirror
@@ -123,7 +131,7 @@ impl Given {
             uid: policy.uid.clone(),
             revision: policy.revision,
             hash: policy.hash.clone(),
-            json,
+            json: json.into(),
         };
         Self { policy, update }
     }

@@ -10,29 +10,17 @@ use dragonfly_kubernetes::preheats::{Job, Warmer};
 use dragonfly_proto::rpc;
 use dragonfly_scheduler::preheats::{self, Amount};
 use dragonfly_scheduler::service::Service;
-use tokio::sync::watch;
 
-use super::policy::Given;
-
-/// A scheduler of this process, and the policy in force.
+/// A scheduler of this process.
 pub(crate) struct ThisScheduler {
     pub(crate) service: Service,
-    pub(crate) given: watch::Receiver<Option<Given>>,
-}
-
-impl ThisScheduler {
-    /// Which registries the mesh mirrors.
-    fn mirrored(&self) -> dragonfly_mirror::Settings {
-        let given = self.given.borrow();
-        let policy = given.as_ref().map(|given| &given.policy);
-        let said = policy.and_then(|p| Some(super::policy::mirror(p, p.mirror.as_ref()?)));
-        said.unwrap_or_default()
-    }
+    /// Which registries the mesh mirrors, by the policy in force.
+    pub(crate) mirrored: Box<dyn Fn() -> dragonfly_mirror::Settings + Send + Sync>,
 }
 
 impl Warmer for ThisScheduler {
     fn begin(&self, job: &Job<'_>) -> Result<(), String> {
-        self.service.preheat(plan(job, &self.mirrored()))
+        self.service.preheat(plan(job, &(self.mirrored)()))
     }
 
     fn progress(&self, job: &str, plan: &Plan) -> Option<Progress> {

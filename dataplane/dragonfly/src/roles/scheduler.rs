@@ -16,6 +16,7 @@ use dragonfly_scheduler::core::Core;
 use dragonfly_scheduler::replicas;
 use dragonfly_scheduler::service::Service;
 use dragonfly_transport::Calls;
+use kube::ResourceExt;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -242,12 +243,22 @@ fn from_manifests(
     stop: &CancellationToken,
 ) -> Result<watch::Receiver<Given>, RoleError> {
     let first = manifests::read(file.as_deref(), distribution.as_deref(), None)?;
-    let policies = watch::Sender::new(Given::resolved(first)?);
+    for preheat in &first.preheats {
+        let name = preheat.name_any();
+        tracing::warn!(
+            name,
+            "a Preheat of manifests is carried out by `dragonfly up -f`, which knows of earlier runs"
+        );
+    }
+    let policies = watch::Sender::new(Given::resolved(first.policy)?);
     let given = policies.subscribe();
     if let Some(dir) = file {
-        let problems = watch::Sender::new(None);
-        let follow = manifests::follow(dir, distribution, policies, problems, stop.clone());
-        tokio::spawn(follow);
+        let to = manifests::Followers {
+            policies,
+            problems: watch::Sender::new(None),
+            preheats: watch::Sender::new(first.preheats),
+        };
+        tokio::spawn(manifests::follow(dir, distribution, to, stop.clone()));
     }
     Ok(given)
 }

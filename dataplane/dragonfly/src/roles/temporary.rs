@@ -34,7 +34,7 @@ impl StartNode for FromEnvironment {
                 .prefix("dragonfly-")
                 .tempdir()
                 .map_err(|e| format!("a directory for a node of its own: {e}"))?;
-            let mut policy = manifests::read(None, None, None).map_err(|e| e.to_string())?;
+            let mut policy = manifests::default_policy().map_err(|e| e.to_string())?;
             policy.node.storage.quota_bytes = 1 << 50;
             policy.node.storage.reserve_free_percent = 0;
             let stop = CancellationToken::new();

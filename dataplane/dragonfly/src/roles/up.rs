@@ -18,19 +18,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::identity::Proof;
 use super::mirrored::Mirrored;
-use super::policy::Given;
+use super::policy::{self, Given};
+use super::preheats::ThisScheduler;
 use super::scheduler::{self, ShownScheduler};
-use super::{LogArgs, RoleError, bootstrap, manifests, node, write_atomically};
+use super::{LogArgs, RoleError, bootstrap, light, manifests, node, write_atomically};
 
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
 /// Run a whole mesh in one process: scheduler, seeds and peers from manifests
 ///
-/// The same manifests run on Kubernetes. Edits are picked up; status is written to STATE/status.
+/// The same manifests run on Kubernetes. Edits are picked up; status is written to STATE/status, of
+/// Preheats to STATE/status/preheats/NAMESPACE/NAME.json.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
-    /// Manifests: a Distribution and, if it refers to one, a SchedulerPool [default: built-in
-    /// defaults]
+    /// Manifests: a Distribution; if it refers to one, a SchedulerPool; Preheats, which are carried
+    /// out [default: built-in defaults]
     #[arg(short, long, value_name = "DIR")]
     file: Option<PathBuf>,
     /// Which Distribution, where there are several: `name` or `namespace/name`
@@ -75,7 +77,11 @@ pub(crate) async fn run(args: Args) -> ExitCode {
 async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
     let kept = std::fs::read(args.state.join("policy.json")).ok();
     let kept = kept.and_then(|bytes| Policy::decode(&bytes).ok());
-    let first = manifests::read(
+    let manifests::Read {
+        policy: first,
+        distribution,
+        preheats,
+    } = manifests::read(
         args.file.as_deref(),
         args.distribution.as_deref(),
         kept.as_ref(),
@@ -96,6 +102,8 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
     };
     let scheduler = scheduler::start(config, policies.subscribe(), stop.clone()).await?;
     let mut nodes = vec![];
+    // One a machine.
+    let mirrored = Arc::new(Mirrored::new(None, None, stop.clone()));
     let seeds = (0..first.scheduler.seeds).map(|n| (Role::Seed, format!("seed-{n}")));
     let peers = (0..args.peers).map(|n| (Role::Peer, format!("peer-{n}")));
     for (role, name) in seeds.chain(peers) {
@@ -116,8 +124,7 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
             policy: Some(first.clone()),
             ruled: CancellationToken::new(),
             socket: Some((socket, 0o660)),
-            // One a machine.
-            mirrored: is_first.then(|| Arc::new(Mirrored::new(None, None, stop.clone()))),
+            mirrored: is_first.then(|| mirrored.clone()),
         };
         nodes.push(node::start(config, stop.clone()).await?);
     }
@@ -125,15 +132,29 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
         let shown = Arc::new(ShownScheduler::of(scheduler.service.clone()));
         super::show(addr, shown, &stop).await?;
     }
+    let preheats = watch::Sender::new(preheats);
+    let warming = tokio::spawn({
+        let (wanted, stop) = (preheats.subscribe(), stop.clone());
+        let (state, given) = (args.state.clone(), policies.subscribe());
+        let warmer = ThisScheduler {
+            service: scheduler.service.clone(),
+            mirrored: Box::new(move || policy::mirrored(&given.borrow().policy)),
+        };
+        let count = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+        let mesh = light::OwnMesh {
+            distribution,
+            seeds: count(first.scheduler.seeds),
+            peers: count(args.peers),
+        };
+        async move { light::carry_out(wanted, mesh, &state, warmer, stop).await }
+    });
     if let Some(dir) = args.file.clone() {
-        let (to, problems) = (policies.clone(), problems.clone());
-        tokio::spawn(manifests::follow(
-            dir,
-            args.distribution,
-            to,
-            problems,
-            stop.clone(),
-        ));
+        let to = manifests::Followers {
+            policies: policies.clone(),
+            problems: problems.clone(),
+            preheats,
+        };
+        tokio::spawn(manifests::follow(dir, args.distribution, to, stop.clone()));
     }
     let first_socket = args
         .socket
@@ -154,6 +175,9 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
             () = stop.cancelled() => {}
         }
     }
+    // What it knows is on disk before the process ends.
+    let _ = warming.await;
+    mirrored.drained().await;
     for node in nodes {
         node.shutdown().await;
     }

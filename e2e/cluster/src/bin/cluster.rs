@@ -71,6 +71,14 @@ enum Command {
     },
     /// Print a mesh with keys of its own, for `kubectl apply -f -`, and an origin to try it with
     Mesh,
+    /// Measure an operator with many fake nodes, for `make bench BENCH=control`: figures as JSON
+    #[command(hide = true)]
+    Control {
+        #[arg(long)]
+        nodes: usize,
+        #[arg(long)]
+        preheats: usize,
+    },
     /// Hold a cluster for the process at the other end of standard input
     #[command(hide = true)]
     Supervise {
@@ -148,6 +156,13 @@ async fn run(command: Command) -> Result<()> {
         }
         Command::Mesh => {
             print!("{}---\n{}", mesh::manifest()?, mesh::ORIGIN);
+            Ok(())
+        }
+        Command::Control { nodes, preheats } => {
+            println!(
+                "{}",
+                dragonfly_cluster::control::measure(nodes, preheats).await?
+            );
             Ok(())
         }
         Command::Supervise { unguarded: false } => supervisor::guard(),

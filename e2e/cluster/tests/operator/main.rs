@@ -10,11 +10,13 @@
 
 mod bed;
 mod conditions;
+mod crash;
 mod monitoring;
 mod nodes;
 mod objects;
 mod preheat;
 mod running;
 mod schema;
+mod several;
 mod shapes;
 mod writes;

@@ -181,6 +181,9 @@ async fn said_by_the_plugin(cluster: &Cluster, place: &Place, url: &str) {
     until(place, "by-plugin", "Succeeded").await;
     let pinned = run(&["pin", url]);
     assert!(pinned.contains("on 3 of 3 nodes"), "{pinned}");
+    let prefix = url.trim_end_matches(mesh::CONTENT.0);
+    let unpinned = run(&["unpin", "--prefix", prefix]);
+    assert!(unpinned.contains("on 3 of 3 nodes"), "{unpinned}");
     let checked = run(&["check", "--url", url]);
     assert!(checked.contains("[ok]"), "{checked}");
     // Nodes say for a while that somebody uses what was just got.

@@ -1,7 +1,8 @@
 //! The operator in a pod, and the mesh that it runs on real nodes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use dragonfly_cluster::downloads::Client as Downloader;
 use dragonfly_cluster::operator::read;
 use dragonfly_cluster::place::{READY, condition};
 use dragonfly_cluster::wait::{ready_deployment, wait_for, wait_until};
@@ -207,7 +208,7 @@ async fn without_operator(place: &Place) {
     place.ready("default").await;
 }
 
-/// Deleting the mesh takes all of it, whether the operator is there or not.
+/// Deleting the mesh takes all of it, whether the operator is there or not, and whoever downloads.
 async fn leaves_no_trace(cluster: &Cluster, place: &Place) {
     let operators: Api<Deployment> = place.api();
     operators
@@ -215,10 +216,48 @@ async fn leaves_no_trace(cluster: &Cluster, place: &Place) {
         .await
         .unwrap();
     let meshes: Api<Distribution> = place.api();
-    meshes
-        .delete("default", &DeleteParams::default())
-        .await
-        .unwrap();
+    let url = origin_url(place).await;
+    let clients: Vec<_> = cluster
+        .nodes()
+        .map(|node| Downloader {
+            node,
+            program: dragonfly_e2e::binary::dragonfly().unwrap(),
+            name: format!("last-{}", node.name()),
+            // Half a minute for all of it.
+            rate: "2M",
+        })
+        .collect();
+    let downloads = futures::future::try_join_all(clients.iter().map(|c| c.get(&url, 0)));
+    let deletion = async {
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        let begun = Instant::now();
+        let now = DeleteParams::default();
+        meshes.delete("default", &now).await.unwrap();
+        begun
+    };
+    let (ended, begun) = futures::join!(downloads, deletion);
+    for ended in ended.unwrap() {
+        let last = ended.last();
+        eprintln!(
+            "a download when its mesh was deleted: {:?} after {:?}: {last}",
+            ended.code, ended.took
+        );
+        assert!(
+            ended.said.contains("\"event\":\"progress\""),
+            "{}",
+            ended.said
+        );
+        assert_eq!(
+            (ended.code, ended.digest.as_ref()),
+            (Some(5), None),
+            "{}",
+            ended.said
+        );
+        assert!(
+            last.contains("the mesh") && last.contains("was deleted"),
+            "{last}"
+        );
+    }
     let gone = wait_until("everything of the mesh to be gone", READY, || async {
         let labels = ListParams::default().labels("app.kubernetes.io/instance=default");
         let wrong = |e: kube::Error| Failed::at("what is left", e);
@@ -257,6 +296,10 @@ async fn leaves_no_trace(cluster: &Cluster, place: &Place) {
         })
     });
     gone.await.unwrap();
+    eprintln!(
+        "the mesh was gone {:?} after it was deleted",
+        begun.elapsed()
+    );
     assert!(meshes.get_opt("default").await.unwrap().is_none());
     for node in cluster.nodes() {
         // What is said in docs/kubernetes.md: of what peers held nothing stays.

@@ -6,6 +6,7 @@
 
 mod bed;
 mod case;
+mod control;
 mod images;
 mod io;
 mod load;
@@ -66,6 +67,8 @@ enum What {
     /// Requests from within a node, for the bench of images
     #[command(hide = true)]
     Load(load::LoadArgs),
+    /// Policies to thousands of streams; an operator with a thousand nodes (needs root)
+    Control(control::ControlArgs),
     /// A BitTorrent tracker, for the systems that need one
     #[command(hide = true)]
     Tracker { listen: String },
@@ -116,6 +119,7 @@ fn main() {
         What::Images(args) => binary().and_then(|bin| images::run(&args, &bin)),
         What::Scheduler(args) => scheduler::run(&args).and_then(|c| report::write("scheduler", c)),
         What::Load(args) => load::run(args),
+        What::Control(args) => control::run(&args).and_then(|c| report::write("control", c)),
         What::Tracker { listen } => tracker::serve(&listen),
     };
     if let Err(e) = done {

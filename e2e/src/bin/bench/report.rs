@@ -173,7 +173,7 @@ fn document() -> String {
          The origin is the registry; what its node sent is under `seed sent`.",
     );
     plain(&mut out, &only(false));
-    for bench in ["io", "tls", "scheduler"] {
+    for bench in ["io", "tls", "scheduler", "control"] {
         plain(&mut out, &read(bench));
     }
     out

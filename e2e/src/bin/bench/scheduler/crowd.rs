@@ -31,15 +31,15 @@ const QUEUE: usize = 64;
 
 /// Messages over all sessions.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Counted {
+pub(crate) struct Counted {
     /// By nodes.
-    pub(super) said: u64,
+    pub(crate) said: u64,
     /// By the scheduler.
-    pub(super) heard: u64,
+    pub(crate) heard: u64,
 }
 
 /// The nodes of a bench. Their sessions go with the runtime.
-pub(super) struct Crowd {
+pub(crate) struct Crowd {
     peers: usize,
     channels: Channels,
     shared: Arc<Shared>,
@@ -63,6 +63,7 @@ struct Shared {
     heard: AtomicU64,
     replies: Mutex<Vec<Duration>>,
     neighbours: Mutex<Vec<usize>>,
+    acknowledged: Mutex<Vec<Instant>>,
     failed: Mutex<Option<String>>,
 }
 
@@ -114,7 +115,7 @@ impl Channels {
 
 impl Crowd {
     /// Nodes that do not run yet. With an authority's directory they speak mutual TLS.
-    pub(super) fn new(
+    pub(crate) fn new(
         address: &str,
         peers: usize,
         tasks: usize,
@@ -152,7 +153,7 @@ impl Crowd {
     }
 
     /// Begins all sessions, the seeds' first, and waits until each was welcomed.
-    pub(super) async fn connect(&self, seeds: usize) -> Result<()> {
+    pub(crate) async fn connect(&self, seeds: usize) -> Result<()> {
         let at_once = Arc::new(Semaphore::new(AT_ONCE));
         let mut beginning = tokio::task::JoinSet::new();
         for n in 0..seeds + self.peers {
@@ -178,7 +179,7 @@ impl Crowd {
 
     /// Has all nodes join a content within a time, each at a moment of its own, another one than in
     /// rounds before, and waits for that time and for the last answer.
-    pub(super) async fn join(&self, number: usize, within: Duration) -> Result<()> {
+    pub(crate) async fn join(&self, number: usize, within: Duration) -> Result<()> {
         lock(&self.shared.replies).clear();
         self.join.send_replace(Some(Round {
             number,
@@ -207,7 +208,7 @@ impl Crowd {
             .map_or(Ok(()), |why| Err(Failed(why)))
     }
 
-    pub(super) fn counted(&self) -> Counted {
+    pub(crate) fn counted(&self) -> Counted {
         Counted {
             said: self.shared.said.load(Ordering::Relaxed),
             heard: self.shared.heard.load(Ordering::Relaxed),
@@ -215,14 +216,23 @@ impl Crowd {
     }
 
     /// How long each node waited for its answer in the last round, ascending.
-    pub(super) fn replies(&self) -> Vec<Duration> {
+    pub(crate) fn replies(&self) -> Vec<Duration> {
         let mut replies = lock(&self.shared.replies).clone();
         replies.sort_unstable();
         replies
     }
 
+    /// When policies were acknowledged since that was forgotten.
+    pub(crate) fn acknowledged(&self) -> Vec<Instant> {
+        lock(&self.shared.acknowledged).clone()
+    }
+
+    pub(crate) fn forget_acknowledged(&self) {
+        lock(&self.shared.acknowledged).clear();
+    }
+
     /// Of the nodes that know fewest others, how many: a swarm that falls apart is no achievement.
-    pub(super) fn fewest_neighbours(&self) -> usize {
+    pub(crate) fn fewest_neighbours(&self) -> usize {
         let all = lock(&self.shared.neighbours);
         all.iter().copied().min().unwrap_or_default()
     }
@@ -318,6 +328,7 @@ impl Session {
             hash,
             error: String::new(),
         };
+        lock(&self.shared.acknowledged).push(Instant::now());
         self.say(from_node::Message::PolicyAck(ack)).await;
     }
 

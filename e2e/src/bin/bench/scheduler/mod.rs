@@ -6,7 +6,7 @@
 //! report every ten seconds. They move no bytes. For what a member of a content costs, all join another
 //! one in the end.
 
-mod crowd;
+pub(crate) mod crowd;
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ const SEEDS: usize = 2;
 /// File descriptors beside those of sessions.
 const SPARE: u64 = 256;
 /// How long what was started may take to come to rest before memory is read.
-const REST: Duration = Duration::from_secs(2);
+pub(crate) const REST: Duration = Duration::from_secs(2);
 /// Leases are given only so long after a scheduler's start.
 const RECOVERY: Duration = Duration::from_secs(3);
 
@@ -94,7 +94,7 @@ pub(crate) fn run(args: &SchedulerArgs) -> Result<Vec<Value>> {
 }
 
 /// How many connections there can be: one a node where the limit of open files allows.
-fn connections(peers: usize) -> Result<usize> {
+pub(crate) fn connections(peers: usize) -> Result<usize> {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let most = maximum.unwrap_or(u64::MAX);
     // Inherited by the scheduler, which has as many.
@@ -195,15 +195,15 @@ async fn measure(args: &SchedulerArgs, connections: usize, cpus: &Cpus) -> Resul
 }
 
 /// Which processors are whose: what the aim says of one core is to be true of one.
-struct Cpus {
+pub(crate) struct Cpus {
     all: String,
-    scheduler: String,
+    pub(crate) scheduler: String,
 }
 
 impl Cpus {
     /// The first for the scheduler; where there is one only, all share it. They are the machine's again
     /// when this is dropped.
-    fn split() -> Result<Self> {
+    pub(crate) fn split() -> Result<Self> {
         let list = |text: &str| {
             text.rsplit(' ')
                 .next()
