@@ -4,7 +4,7 @@
 //! it is *promoted*: it signs, and the one before is trusted for as long as certificates by it are good.
 //! Then that one is *forgotten*. So at every moment each part trusts whatever another may show.
 //!
-//! Invariants: the decision ([`step`]) knows no clock and no cluster; a step is one write of the Secret
+//! Invariants: the decision (`step`) knows no clock and no cluster; a step is one write of the Secret
 //! in the state in which it was read, so that of two operators one does it; a Secret that is lost is
 //! made anew, for parts that hold a certificate of a CA that is trusted no more get another at once.
 

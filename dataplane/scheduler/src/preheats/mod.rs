@@ -1,6 +1,6 @@
 //! Contents that nodes get before anybody asks for them: who is told to, and how far they are.
 //!
-//! A [`Plan`] is carried out by one replica, as a [`job`]. Nothing of it is kept: a replica that takes
+//! A [`Plan`] is carried out by one replica, as a `job`. Nothing of it is kept: a replica that takes
 //! over asks the nodes again, and those that have everything say so at once. So no work is lost with a
 //! scheduler, nor done twice.
 
