@@ -77,10 +77,13 @@ pub struct Entries {
 /// What became, or would become, of each file.
 pub type Done = Vec<(PathBuf, Result<Change, FileError>)>;
 
+/// What a file's text becomes.
+type Made<'a> = dyn Fn(&str) -> Result<String, Unsound> + 'a;
+
 /// A file and what it is to be.
 struct Wanted<'a> {
     path: PathBuf,
-    made: Box<dyn Fn(&str) -> Result<String, Unsound> + 'a>,
+    made: Box<Made<'a>>,
 }
 
 impl Entries {

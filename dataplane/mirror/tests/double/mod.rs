@@ -233,9 +233,12 @@ async fn answer(
         return Ok(answer);
     }
     let challenge = state.challenge.lock().unwrap().clone();
-    if path == "/v2/" && challenge.is_some() && authorization.is_empty() {
+    if let Some(challenge) = &challenge
+        && path == "/v2/"
+        && authorization.is_empty()
+    {
         let mut answer = error(401, "UNAUTHORIZED");
-        let value = challenge.unwrap().parse().unwrap();
+        let value = challenge.parse().unwrap();
         answer.headers_mut().insert("www-authenticate", value);
         return Ok(answer);
     }
