@@ -108,7 +108,7 @@ async fn exit_codes_are_as_documented_and_failures_leave_no_file() {
             "hashes to",
         ),
         (
-            vec!["get", &url, "-O", "f", "--socket", "/nowhere"],
+            vec!["get", &url, "-O", "f", "--socket", "/no/where"],
             5,
             "no node answers",
         ),

@@ -1,7 +1,8 @@
 //! `dragonfly get`, also `dfget`: content into a file or to standard output.
 
+use std::io;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,16 @@ use super::{
 };
 use crate::progress::{Progress, origins};
 
+/// How long a named node may be away before a download begins, and how often it is looked for: a pod that
+/// is replaced is back by then.
+const AWAY: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// Get content through this machine's node: from its cache, from other nodes, or from the origin
 ///
 /// The file appears when it is whole and right, and not otherwise. When the node restarts meanwhile,
-/// the download goes on. When no node runs, one is started for this download (not with --socket).
+/// the download goes on. When no node runs, one is started for this download; one that --socket names is
+/// waited for, up to half a minute, where its directory is there.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_CODES)]
 pub(crate) struct Args {
@@ -132,7 +139,7 @@ async fn get(
 ) -> Result<(), Failed> {
     let request = request(args)?;
     let output = output(args)?;
-    let client = node(args, start, stop).await?;
+    let client = node(args, start, progress, stop).await?;
     fetch(args, &client, &request, &output, progress).await
 }
 
@@ -142,13 +149,16 @@ type Stop = futures::future::BoxFuture<'static, ()>;
 async fn node(
     args: &Args,
     start: &dyn StartNode,
+    progress: &Progress,
     stop: &mut Option<Stop>,
 ) -> Result<Client, Failed> {
     if !args.no_node {
         match args.node.connect().await {
             Ok(client) => return Ok(client),
             // Who names a socket means that node.
-            Err(failed) if args.node.socket.is_some() => return Err(failed),
+            Err(failed) if args.node.socket.is_some() => {
+                return comes_back(args, progress, failed).await;
+            }
             Err(_) => {}
         }
     }
@@ -162,6 +172,40 @@ async fn node(
     })?;
     *stop = Some(started.stop);
     Ok(Client::connect(&started.socket).await?)
+}
+
+/// A node that is away where one has been: its pod is being replaced, so another comes.
+async fn comes_back(args: &Args, progress: &Progress, failed: Failed) -> Result<Client, Failed> {
+    let socket = args.node.socket();
+    let since = Instant::now();
+    let mut failed = failed;
+    // Whose directory is missing was never there, and who may not open it may not later either.
+    while socket.parent().is_some_and(Path::is_dir) && is_away(&socket).await {
+        if since.elapsed() > AWAY {
+            break;
+        }
+        if !progress.is_json() && !args.quiet && since.elapsed() < PAUSE {
+            let (socket, most) = (socket.display(), AWAY.as_secs());
+            complain(&format!(
+                "no node answers at {socket}; waiting for it, up to {most} s"
+            ));
+        }
+        tokio::time::sleep(PAUSE).await;
+        match args.node.connect().await {
+            Ok(client) => return Ok(client),
+            Err(again) => failed = again,
+        }
+    }
+    Err(failed)
+}
+
+async fn is_away(socket: &Path) -> bool {
+    let tried = tokio::net::UnixStream::connect(socket).await;
+    let kind = tried.err().map(|e| e.kind());
+    matches!(
+        kind,
+        None | Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+    )
 }
 
 async fn fetch(
