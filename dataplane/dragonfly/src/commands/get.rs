@@ -262,21 +262,21 @@ async fn fetch(
             show_bytes(len),
             show_bytes(rate as u64),
         );
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{text}\n").as_bytes());
+        let _ = io::Write::write_all(&mut io::stderr(), format!("{text}\n").as_bytes());
     }
     Ok(())
 }
 
 /// The descriptor itself: no buffer between the content and who reads it.
 fn stdout() -> Result<tokio::fs::File, Failed> {
-    let own = std::io::stdout().as_fd().try_clone_to_owned();
+    let own = io::stdout().as_fd().try_clone_to_owned();
     let own = own.map_err(|e| Failed::new(Exit::Output, format!("standard output: {e}")))?;
     Ok(tokio::fs::File::from_std(own.into()))
 }
 
 fn explain(e: dragonfly_client::Error) -> Failed {
     let directory = matches!(&e, dragonfly_client::Error::Output { error, .. }
-        if error.kind() == std::io::ErrorKind::NotFound);
+        if error.kind() == io::ErrorKind::NotFound);
     let mut failed = Failed::from(e);
     if directory {
         failed.text.push_str("; --make-directories creates it");
