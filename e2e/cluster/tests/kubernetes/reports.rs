@@ -1,7 +1,7 @@
 //! Policy down, reports up: what schedulers do with a Distribution's status. The operator's part of it
 //! is the test's.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dragonfly_cluster::operator::load;
 use dragonfly_cluster::wait::{ready_deployment, ready_pod, wait_for, wait_until};
@@ -410,24 +410,25 @@ async fn writes_are_few(mesh: &Mesh) -> Result<()> {
         .all(|name| t[*name] == 0)
     };
     mesh.status("quiet", idle).await?;
-    tokio::time::sleep(Duration::from_secs(40)).await;
+    // Two rounds of reports each; ten minutes of both are counted with the operator's writes.
+    tokio::time::sleep(Duration::from_secs(12)).await;
     let before = mesh.writes().await?;
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
     let idle = mesh.writes().await? - before;
-    assert_eq!(
-        idle, 0,
-        "nothing changed in a minute and status was written"
-    );
-    let before = mesh.writes().await?;
-    for _ in 0..30 {
+    assert_eq!(idle, 0, "nothing changed in 20 s and status was written");
+    let (before, since) = (mesh.writes().await?, Instant::now());
+    while since.elapsed() < Duration::from_secs(20) {
         assert!(mesh.fetch(mesh::CONTENT.0, &[]).await?);
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
     let busy = mesh.writes().await? - before;
+    // One in ten seconds, and one that was due.
+    let most = since.elapsed().as_secs() / 10 + 1;
     assert!(
-        (1..=8).contains(&busy),
-        "{busy} writes of status in a busy minute"
+        (1..=most).contains(&busy),
+        "{busy} writes of status in {:?}",
+        since.elapsed()
     );
-    println!("writes of status: {idle} in an idle minute, {busy} in a busy one");
+    println!("writes of status: {idle} in 20 s of idleness, {busy} in 20 s of work");
     Ok(())
 }
