@@ -182,7 +182,7 @@ where
 pub(crate) fn watched<K>(
     api: Api<K>,
     hash: impl Fn(&K) -> Option<u64> + Send + 'static,
-) -> (Store<K>, Changes<K>)
+) -> (Store<K>, Filled, Changes<K>)
 where
     K: Resource<DynamicType = ()>
         + Clone
@@ -192,9 +192,9 @@ where
         + Sync
         + 'static,
 {
-    let (store, _, changes) = watch(api, (), watcher::Config::default());
+    let (store, filled, changes) = watch(api, (), watcher::Config::default());
     let changes = changes.predicate_filter(hash, Default::default());
-    (store, sound(changes))
+    (store, filled, sound(changes))
 }
 
 /// An object that is gone says so: a filter of changes would take its last state for no change.

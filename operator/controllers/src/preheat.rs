@@ -22,7 +22,7 @@ use kube::{Client, Resource, ResourceExt};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::{Changes, watched};
+use crate::cache::{Changes, Filled, watched};
 use crate::context::said;
 use crate::visit::{Error, again, key, visited};
 use crate::{AT_ONCE, Context};
@@ -47,17 +47,20 @@ pub(crate) struct Preheats {
     preheats: Store<Guarded>,
     changes: Changes<Guarded>,
     distributions: Store<DeserializeGuard<Distribution>>,
+    distributions_known: Filled,
     distribution_changes: Changes<DeserializeGuard<Distribution>>,
 }
 
 impl Preheats {
     pub(crate) fn new(client: &Client) -> Self {
-        let (preheats, changes) = watched(Api::all(client.clone()), changes_of);
-        let (distributions, distribution_changes) = watched(Api::all(client.clone()), presence_of);
+        let (preheats, _, changes) = watched(Api::all(client.clone()), changes_of);
+        let (distributions, distributions_known, distribution_changes) =
+            watched(Api::all(client.clone()), presence_of);
         Self {
             preheats,
             changes,
             distributions,
+            distributions_known,
             distribution_changes,
         }
     }
@@ -100,6 +103,7 @@ fn presence_of(mesh: &DeserializeGuard<Distribution>) -> Option<u64> {
 struct Shared {
     context: Arc<Context>,
     distributions: Store<DeserializeGuard<Distribution>>,
+    distributions_known: Filled,
 }
 
 /// Reconciles Preheats until stopped.
@@ -108,6 +112,7 @@ pub(crate) async fn run(context: Arc<Context>, seen: Preheats, stop: Cancellatio
     let shared = Shared {
         context,
         distributions: seen.distributions,
+        distributions_known: seen.distributions_known,
     };
     Controller::for_stream(seen.changes, seen.preheats)
         .watches_stream(
@@ -147,6 +152,11 @@ async fn reconcile(object: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, 
 
 async fn visit(object: &Guarded, shared: &Shared) -> Result<Action, Error> {
     let context = &shared.context;
+    // Before meshes are known none is missing: its preheats would lose their plans, and begin anew.
+    let mut known = shared.distributions_known.clone();
+    if known.wait_for(|known| *known).await.is_err() {
+        return Ok(Action::await_change());
+    }
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let resource = ApiResource::erase::<Preheat>(&());
     let api: Api<DynamicObject> =

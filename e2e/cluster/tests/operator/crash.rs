@@ -202,13 +202,11 @@ impl Bed {
 }
 
 #[tokio::test]
-#[ignore = "a minute or two: make test-full runs it"]
 async fn an_operator_that_dies_after_any_write_leaves_nothing_that_another_does_not_finish() {
     carried_through(false, "it dies").await;
 }
 
 #[tokio::test]
-#[ignore = "a minute more: make test-full runs it"]
 async fn an_operator_that_gets_no_answer_to_any_write_ends_where_it_would_have() {
     carried_through(true, "the answer is lost").await;
 }
