@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::report::medians;
 use crate::scheduler::crowd::Crowd;
-use crate::scheduler::{Cpus, REST, connections};
+use crate::scheduler::{Cpus, REST, connections, on_one_thread};
 
 /// How long the last acknowledgement may take.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -118,15 +118,7 @@ fn case(name: &str, about: &str, peers: usize, system: &str, rows: &[Value]) -> 
 
 fn policies(args: &ControlArgs, connections: usize) -> Result<Value> {
     let cpus = Cpus::split()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build();
-    let runtime = runtime.map_err(|e| Failed::at("a runtime", e))?;
-    let row = runtime.block_on(measure(args, connections, &cpus));
-    // Thousands of sessions at once: not waited for one by one.
-    runtime.shutdown_background();
-    row
+    on_one_thread(measure(args, connections, &cpus))
 }
 
 async fn measure(args: &ControlArgs, connections: usize, cpus: &Cpus) -> Result<Value> {

@@ -109,15 +109,20 @@ pub(crate) fn connections(peers: usize) -> Result<usize> {
 
 fn one(args: &SchedulerArgs, connections: usize) -> Result<Value> {
     let cpus = Cpus::split()?;
+    on_one_thread(measure(args, connections, &cpus))
+}
+
+/// Runs what holds thousands of sessions beside a scheduler that has a processor of its own.
+pub(crate) fn on_one_thread<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build();
     let runtime = runtime.map_err(|e| Failed::at("a runtime", e))?;
-    let row = runtime.block_on(measure(args, connections, &cpus));
-    // Thousands of sessions at once: not waited for one by one.
+    let done = runtime.block_on(work);
+    // They are not waited for one by one.
     runtime.shutdown_background();
-    row
+    done
 }
 
 async fn measure(args: &SchedulerArgs, connections: usize, cpus: &Cpus) -> Result<Value> {
