@@ -42,6 +42,9 @@ pub enum IdentityError {
     /// A signing key.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// A key for what is sealed.
+    #[error(transparent)]
+    Seal(#[from] dragonfly_transport::SealError),
     /// TLS would not take it.
     #[error(transparent)]
     Tls(#[from] dragonfly_transport::SecurityError),
@@ -285,6 +288,11 @@ impl Authority {
             roots: vec![ca.der().to_vec()],
             node: ask.node.clone(),
             lifetime: lifetime.as_secs(),
+            sealing: ca.opening().public().to_vec(),
+            opening: match role {
+                As::Seed => vec![ca.opening().secret().to_vec()],
+                _ => vec![],
+            },
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use dragonfly_transport::Who;
+use dragonfly_transport::{OpeningKey, Who};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
@@ -20,6 +20,7 @@ pub(crate) const SKEW: Duration = Duration::from_secs(300);
 pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
     der: CertificateDer<'static>,
+    opening: OpeningKey,
 }
 
 impl std::fmt::Debug for Ca {
@@ -64,8 +65,20 @@ impl Ca {
         {
             return Err(IdentityError::Mismatch("the key is another's".to_owned()));
         }
+        let opening = OpeningKey::derived(&key.serialize_der())?;
         let issuer = Issuer::from_ca_cert_der(&der, key)?;
-        Ok(Self { issuer, der })
+        Ok(Self {
+            issuer,
+            der,
+            opening,
+        })
+    }
+
+    /// What seeds open by what is sealed while this CA gives certificates: derived from its key, so that
+    /// it is kept, replaced and lost with it.
+    #[must_use]
+    pub const fn opening(&self) -> &OpeningKey {
+        &self.opening
     }
 
     /// Its certificate.

@@ -6,7 +6,9 @@ use std::time::Duration;
 use dragonfly_proto::id::NodeId;
 use dragonfly_proto::rpc::identity_client::IdentityClient;
 use dragonfly_proto::rpc::{self, Role};
-use dragonfly_transport::{Callee, Calls, TlsConfig, explain, issuer_name, reason, tls_error};
+use dragonfly_transport::{
+    Callee, Calls, OpeningKey, Sealing, TlsConfig, explain, issuer_name, reason, tls_error,
+};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -20,6 +22,8 @@ use crate::{IdentityError, JoinToken, SCHEDULER_NAME};
 const MAX_REPLY: usize = 256 << 10;
 /// Most certificates of a chain, or of a bundle, taken.
 const MAX_CERTIFICATES: usize = 8;
+/// Most keys taken to open what is sealed.
+const MAX_OPENING: usize = 8;
 /// Longest life of a certificate believed, seconds: a year.
 const MAX_LIFETIME: u64 = 366 * 86_400;
 
@@ -77,7 +81,10 @@ impl Credentials {
         let chain = crate::ca::bundle(&self.cert)?;
         let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(IdentityError::Ca)?;
         Ok(Self {
-            tls: TlsConfig::new(chain, &key, &roots)?,
+            tls: TlsConfig {
+                sealing: self.tls.sealing.clone(),
+                ..TlsConfig::new(chain, &key, &roots)?
+            },
             ca: bundle.to_owned(),
             ..self.clone()
         })
@@ -285,15 +292,27 @@ fn credentials(reply: &rpc::IssueReply, key: &KeyPair) -> Result<Credentials, Id
         0 => LIFETIME,
         seconds => Duration::from_secs(seconds.min(MAX_LIFETIME)),
     };
-    let read = Credentials::read(
+    let mut read = Credentials::read(
         &text(&reply.chain),
         &key.serialize_pem(),
         &text(&reply.roots),
     )?;
+    read.tls.sealing = sealing(&reply.sealing, &reply.opening)?;
     Ok(Credentials {
         renew_after: lifetime / 3,
         node: NodeId::from_slice(&reply.node),
         ..read
+    })
+}
+
+/// Keys as they are sent and kept.
+pub(crate) fn sealing(public: &[u8], opening: &[Vec<u8>]) -> Result<Sealing, IdentityError> {
+    let keys = opening.iter().take(MAX_OPENING);
+    let keys: Result<Vec<_>, _> = keys.map(|secret| OpeningKey::new(secret)).collect();
+    Ok(Sealing {
+        // Who gives certificates may be of a release without.
+        seal_for: public.try_into().ok(),
+        open_with: keys?,
     })
 }
 

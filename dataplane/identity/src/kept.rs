@@ -25,6 +25,10 @@ struct Kept {
     /// Seconds since 1970, and for how many they are good.
     made: u64,
     lifetime: u64,
+    #[serde(default)]
+    sealing: Vec<u8>,
+    #[serde(default)]
+    opening: Vec<Vec<u8>>,
 }
 
 fn unix() -> u64 {
@@ -37,6 +41,8 @@ fn unix() -> u64 {
 /// # Errors
 /// No room.
 pub fn keep(credentials: &Credentials, path: &Path) -> Result<(), IdentityError> {
+    let sealing = &credentials.tls.sealing;
+    let opening = sealing.open_with.iter();
     let kept = Kept {
         mesh: credentials.tls.who.mesh.clone(),
         cert: credentials.cert.clone(),
@@ -45,6 +51,8 @@ pub fn keep(credentials: &Credentials, path: &Path) -> Result<(), IdentityError>
         node: credentials.node.map(|node| node.to_string()),
         made: unix(),
         lifetime: credentials.renew_after.as_secs().saturating_mul(3),
+        sealing: sealing.seal_for.map_or_else(Vec::new, |key| key.to_vec()),
+        opening: opening.map(|key| key.secret().to_vec()).collect(),
     };
     let temp = path.with_extension("new");
     let written = serde_json::to_vec(&kept)
@@ -76,7 +84,8 @@ pub fn kept(path: &Path, mesh: &str) -> Option<Credentials> {
     if kept.mesh != mesh || age >= kept.lifetime / 3 * 2 {
         return None;
     }
-    let read = Credentials::read(&kept.cert, &kept.key, &kept.ca).ok()?;
+    let mut read = Credentials::read(&kept.cert, &kept.key, &kept.ca).ok()?;
+    read.tls.sealing = crate::enroll::sealing(&kept.sealing, &kept.opening).ok()?;
     let rest = (kept.lifetime / 3).saturating_sub(age);
     Some(Credentials {
         renew_after: Duration::from_secs(rest.max(1)),

@@ -23,7 +23,7 @@ mod token;
 pub use assigned::{Subject, assigned};
 pub use authority::{Authority, IdentityError, signing_key};
 pub use ca::{Ca, bundle};
-pub use dragonfly_transport::{Role, SCHEDULER_NAME, Who, issuer_name, node_name};
+pub use dragonfly_transport::{OpeningKey, Role, SCHEDULER_NAME, Who, issuer_name, node_name};
 pub use enroll::{Credentials, Projected, enroll, enroll_projected, view};
 pub use incoming::{Caller, incoming};
 pub use kept::{keep, kept};

@@ -81,7 +81,10 @@ impl Node {
             replicas: self.sessions.connected(),
             only_look: false,
         };
-        let resolved = match self.sessions.resolve(ask).await {
+        let asking = self.asking.for_now(&key, source);
+        let resolved = self.sessions.resolve(ask).await;
+        drop(asking);
+        let resolved = match resolved {
             Ok(resolved) => resolved,
             Err(no_scheduler) => return self.without_scheduler(key, source, no_scheduler).await,
         };

@@ -122,13 +122,21 @@ impl Node {
             .as_ref()
             .ok_or_else(|| wrong("no geometry".to_owned()))?;
         let geometry = Geometry::try_from(geometry).map_err(|e| wrong(e.to_string()))?;
-        let source = lease.source.clone().unwrap_or_default();
+        let given = match lease.source.clone() {
+            Some(source) => self.opened(source, None).await.map(Some),
+            None => Ok(None),
+        };
+        // A peer uses what its own client showed.
+        let source = given.as_ref().ok().cloned().flatten();
+        let source = source.or_else(|| lease.source.clone()).unwrap_or_default();
         let origin = lease.origin.clone().unwrap_or_default();
         if self.find(&content).is_some_and(|t| t.failure().is_some()) {
             self.forget_task(&content);
         }
         let task = self.open(content, geometry, meta(&source, &origin))?;
-        *lock(&task.source) = lease.source.clone();
+        if let Ok(given) = given {
+            *lock(&task.source) = given;
+        }
         self.take_epochs(&task, &lease.epochs);
         task.add_epoch(&cert).map_err(|e| wrong(e.to_string()))?;
         if let Ok(ticket) = Ticket::decode(&lease.ticket) {
@@ -234,9 +242,16 @@ impl Node {
         lease: &rpc::Lease,
     ) -> Result<Begun, rpc::Failure> {
         // A reminder of the lease may have brought what the lease did not.
-        let source = lock(&task.source).clone().or_else(|| lease.source.clone());
-        let lost = || rpc::Failure::new(Code::NoSource, "the lease came without a source");
-        let request = request(&source.ok_or_else(lost)?)?;
+        let own = lock(&task.source).clone();
+        let source = match (own, lease.source.clone()) {
+            (Some(own), _) => own,
+            (None, Some(given)) => self.opened(given, None).await?,
+            (None, None) => {
+                let text = "the lease came without a source";
+                return Err(rpc::Failure::new(Code::NoSource, text));
+            }
+        };
+        let request = request(&source)?;
         let known = lock(&self.origins.metadata).get(&task.key()).cloned();
         if let Some(metadata) = known {
             return Ok(self.fetcher().resume(request, metadata));

@@ -44,6 +44,7 @@ mod origin;
 mod others;
 mod pex;
 mod reading;
+mod sealed;
 pub mod session;
 pub mod side;
 mod socket;

@@ -269,13 +269,7 @@ impl Node {
                 continue;
             }
             let join = from_node::Message::Join(self.join_message(task, None));
-            if out
-                .send(FromNode {
-                    message: Some(join),
-                })
-                .await
-                .is_err()
-            {
+            if out.send(self.sessions.message(join)).await.is_err() {
                 return;
             }
         }
@@ -287,8 +281,8 @@ impl Node {
             let Some(join) = self.offer(&held) else {
                 continue;
             };
-            let message = Some(from_node::Message::Join(join));
-            if out.send(FromNode { message }).await.is_err() {
+            let message = self.sessions.message(from_node::Message::Join(join));
+            if out.send(message).await.is_err() {
                 return;
             }
         }

@@ -25,6 +25,7 @@ use crate::clock::MeshClock;
 use crate::limits::{RateLimit, Recent};
 use crate::metrics::Metrics;
 use crate::origin::PendingOrigins;
+use crate::sealed::Asking;
 use crate::session::{FromScheduler, Sessions};
 use crate::task::{Task, lock};
 use crate::warming::Warming;
@@ -118,6 +119,11 @@ pub struct Node {
     mesh: OnceLock<Weak<Mesh<Self>>>,
     me: OnceLock<Weak<Self>>,
     pub(crate) sessions: Sessions,
+    pub(crate) security: Security,
+    /// A seed lacks a key to open what is sealed.
+    pub(crate) keys_wanted: Notify,
+    pub(crate) keys_changed: Notify,
+    pub(crate) asking: Asking,
     pub(crate) tasks: Mutex<HashMap<ContentKey, Arc<Task>>>,
     pub(crate) tickets: Mutex<Recent<ContentKey, Ticket>>,
     pub(crate) members: Mutex<Recent<ContentKey, Vec<rpc::Member>>>,
@@ -180,7 +186,7 @@ impl Node {
         let (signing, _) = SigningKey::generate()?;
         let (from_schedulers, inbox) = mpsc::unbounded_channel();
         let settings = parts.settings;
-        let sessions = Sessions::new(parts.schedulers, from_schedulers);
+        let sessions = Sessions::new(parts.schedulers, parts.security.clone(), from_schedulers);
         let node = Arc::new(Self {
             upload_limit: RateLimit::new(settings.upload_limit),
             download_limit: RateLimit::new(settings.download_limit),
@@ -201,6 +207,10 @@ impl Node {
             policy: Mutex::default(),
             policies: watch::Sender::new(None),
             origins: PendingOrigins::default(),
+            security: parts.security.clone(),
+            keys_wanted: Notify::new(),
+            keys_changed: Notify::new(),
+            asking: Asking::default(),
             metrics: Metrics::default(),
             active: Notify::new(),
             stop: CancellationToken::new(),

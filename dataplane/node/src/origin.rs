@@ -144,12 +144,13 @@ impl Node {
         ask: &rpc::ResolveAt,
     ) -> Result<rpc::ResolveResult, rpc::Failure> {
         let invalid = || rpc::Failure::new(Code::Invalid, "a resolve without source or key");
-        let source = ask.source.as_ref().ok_or_else(invalid)?;
+        let source = ask.source.clone().ok_or_else(invalid)?;
         let key = RequestKey::from_slice(&ask.request_key).ok_or_else(invalid)?;
+        let source = self.opened(source, Some(&key)).await?;
         let gate = lock(&self.origins.looking).entry(key).or_default().clone();
         let found = {
             let _one_at_a_time = gate.lock().await;
-            self.look_now(source, key).await
+            self.look_now(&source, key).await
         };
         let mut looking = lock(&self.origins.looking);
         // The map and this call hold one each: nobody else waits.

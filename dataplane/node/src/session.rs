@@ -14,12 +14,13 @@ use dragonfly_proto::id::NodeId;
 use dragonfly_proto::rpc::scheduler_client::SchedulerClient;
 use dragonfly_proto::rpc::{self, FromNode, failure::Code, from_node, to_node};
 use dragonfly_swarm::membership::rendezvous;
-use dragonfly_transport::Calls;
+use dragonfly_transport::{Calls, Security, Sealing};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::node::Node;
+use crate::sealed::sealed;
 use crate::task::lock;
 
 /// Messages that may wait for a replica that reads slowly.
@@ -64,6 +65,7 @@ struct Waiting {
 /// All sessions of a node.
 pub(crate) struct Sessions {
     tls: Mutex<Option<Calls>>,
+    security: Security,
     replicas: Mutex<Vec<Replica>>,
     waiting: Mutex<HashMap<u64, Waiting>>,
     next_id: AtomicU64,
@@ -74,7 +76,11 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    pub(crate) fn new(bootstrap: Bootstrap, inbox: mpsc::UnboundedSender<FromScheduler>) -> Self {
+    pub(crate) fn new(
+        bootstrap: Bootstrap,
+        security: Security,
+        inbox: mpsc::UnboundedSender<FromScheduler>,
+    ) -> Self {
         let replica = |address: String| Replica {
             name: address.clone(),
             address,
@@ -83,6 +89,7 @@ impl Sessions {
         };
         Self {
             tls: Mutex::new(bootstrap.tls),
+            security,
             replicas: Mutex::new(bootstrap.addresses.into_iter().map(replica).collect()),
             waiting: Mutex::default(),
             next_id: AtomicU64::new(1),
@@ -137,6 +144,15 @@ impl Sessions {
         Some((r.name.clone(), r.out.clone()?))
     }
 
+    /// As it is sent: what is not for schedulers to read is sealed.
+    pub(crate) fn message(&self, message: from_node::Message) -> FromNode {
+        let tls = self.security.current();
+        let keys = tls.map_or_else(Sealing::default, |tls| tls.sealing);
+        FromNode {
+            message: Some(sealed(message, &keys)),
+        }
+    }
+
     /// Says something about a key to its scheduler; false when there is none to say it to.
     pub(crate) fn tell(
         &self,
@@ -146,10 +162,7 @@ impl Sessions {
         let Some((_, out)) = self.pick(&key.0) else {
             return false;
         };
-        out.try_send(FromNode {
-            message: Some(message),
-        })
-        .is_ok()
+        out.try_send(self.message(message)).is_ok()
     }
 
     /// Answers a replica; where that one is gone, tells the key's scheduler of now.
@@ -164,9 +177,7 @@ impl Sessions {
         let out = out.or_else(|| self.pick(key).map(|(_, out)| out));
         if let Some(out) = out {
             // A replica that does not read its session loses it, and asks anew.
-            let _ = out.try_send(FromNode {
-                message: Some(message),
-            });
+            let _ = out.try_send(self.message(message));
         }
     }
 
@@ -233,13 +244,7 @@ impl Sessions {
             let (answer, reply) = oneshot::channel();
             lock(&self.waiting).insert(id, Waiting { replica, answer });
             let _forget = Forget { sessions: self, id };
-            if out
-                .send(FromNode {
-                    message: Some(make(id)),
-                })
-                .await
-                .is_err()
-            {
+            if out.send(self.message(make(id))).await.is_err() {
                 continue;
             }
             if let Ok(reply) = reply.await {

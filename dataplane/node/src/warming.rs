@@ -226,6 +226,7 @@ impl Node {
     /// What a source is and what of it is held; nothing of it is asked for.
     async fn measure(&self, source: &rpc::Source) -> Result<Measured, rpc::Failure> {
         let (request, source) = self.identify(source.clone())?;
+        let _asking = self.asking.for_now(&request, &source);
         if !source.digest.is_empty() {
             let content = ContentKey::from_digest(&source.domain, &source.digest);
             let whole = self.store.stat(&content).filter(|held| held.complete);

@@ -26,6 +26,22 @@ impl Failure {
     }
 }
 
+impl Source {
+    /// The URL as anybody may see it: without login, query and fragment, any of which may be a secret.
+    pub fn public_url(&self) -> String {
+        let public = self.url.split(['?', '#']).next().unwrap_or_default();
+        let Some((scheme, rest)) = public.split_once("://") else {
+            return public.to_owned();
+        };
+        let (authority, path) = match rest.find('/') {
+            Some(at) => rest.split_at(at),
+            None => (rest, ""),
+        };
+        let host = authority.rsplit('@').next().unwrap_or_default();
+        format!("{scheme}://{host}{path}")
+    }
+}
+
 impl Sums {
     /// Adds what was counted elsewhere or later. No sum overflows, whatever was said.
     pub fn add(&mut self, more: &Self) {

@@ -434,16 +434,7 @@ impl TaskEntry {
         if source.url.is_empty() {
             return false;
         }
-        let public = source.url.split(['?', '#']).next().unwrap_or_default();
-        let public = match public.split_once("://") {
-            Some((scheme, rest)) => {
-                let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-                let host = authority.rsplit('@').next().unwrap_or_default();
-                format!("{scheme}://{host}/{path}")
-            }
-            None => public.to_owned(),
-        };
-        self.url = public;
+        self.url = source.public_url();
         self.source.replace(source.clone()).is_none()
     }
 }

@@ -15,6 +15,7 @@ mod calls;
 mod conn;
 mod reader;
 mod refusal;
+mod seal;
 mod security;
 mod socket;
 mod table;
@@ -26,6 +27,7 @@ mod writer;
 pub use calls::{Callee, Calls};
 pub use conn::{CloseReason, Conn};
 pub use refusal::{explain, reason, tls_error};
+pub use seal::{OpeningKey, SealError, SealedText, Sealing};
 pub use security::{
     Revoked, SCHEDULER_NAME, Security, SecurityError, TlsConfig, is_node, is_scheduler,
     issuer_name, node_name,

@@ -13,6 +13,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::calls::{Callee, Calls};
+use crate::seal::Sealing;
 use crate::who::{Role, Who};
 
 /// TLS material that cannot be used, or another's that is refused.
@@ -51,6 +52,8 @@ pub struct TlsConfig {
     pub schedulers: Calls,
     /// Whose it is.
     pub who: Who,
+    /// The keys that came with it for what is not for every part to read; none at first.
+    pub sealing: Sealing,
 }
 
 impl TlsConfig {
@@ -111,6 +114,7 @@ impl TlsConfig {
             calls: Arc::new(calls),
             schedulers,
             who,
+            sealing: Sealing::default(),
         })
     }
 }

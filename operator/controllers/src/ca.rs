@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use dragonfly_crds::conditions::reason;
-use dragonfly_identity::Ca;
+use dragonfly_identity::{Ca, OpeningKey};
 use dragonfly_operator_core::status::Stalled;
 use dragonfly_operator_core::{Mesh, names};
 use k8s_openapi::ByteString;
@@ -29,6 +29,8 @@ const KEY: &str = "ca.key";
 const NEXT_CERT: &str = "next.pem";
 const NEXT_KEY: &str = "next.key";
 const PREVIOUS: &str = "previous.pem";
+/// What was sealed while those gave certificates is opened by these: their secrets, in the same order.
+const PREVIOUS_OPENING: &str = "previous.opening";
 /// Annotation: since when there is a next one, in seconds since 1970.
 const NEXT_SINCE: &str = "d7y.io/ca-next-since";
 /// How long a CA is good.
@@ -118,6 +120,8 @@ pub(crate) struct InUse {
     pub(crate) ca: Ca,
     /// All that are trusted, PEM, first the one that signs.
     pub(crate) bundle: String,
+    /// What seeds open by what is sealed; first the one that it is sealed for.
+    pub(crate) opening: Vec<OpeningKey>,
     /// When to look again.
     pub(crate) wait: Duration,
 }
@@ -157,7 +161,7 @@ impl Context {
                     prepared(&cert, &key, wanted.max(times(&secret).generation), now)
                 }
                 Step::Promote => promoted(&secret, now),
-                Step::Forget => json!({"data": {PREVIOUS: null}}),
+                Step::Forget => forgotten(),
             };
             secret = self.write_ca(mesh, &secret, &what, patch).await?;
             tracing::info!(what, step = ?todo, "the mesh's CA");
@@ -258,6 +262,11 @@ fn text<'a>(secret: &'a Secret, key: &str) -> Option<&'a str> {
     std::str::from_utf8(&bytes.0).ok()
 }
 
+fn bytes<'a>(secret: &'a Secret, key: &str) -> &'a [u8] {
+    let bytes = secret.data.as_ref().and_then(|data| data.get(key));
+    bytes.map_or(&[], |bytes| &bytes.0)
+}
+
 fn times(secret: &Secret) -> Times {
     let number = |name: &str| secret.annotations().get(name)?.parse::<u64>().ok();
     Times {
@@ -288,6 +297,10 @@ fn promoted(secret: &Secret, now: u64) -> Value {
     let former = text(secret, PREVIOUS).unwrap_or_default();
     let all = former.split_inclusive("-----END CERTIFICATE-----\n");
     let kept: Vec<_> = std::iter::once(current).chain(all).take(FORMER).collect();
+    let opening = text(secret, KEY).and_then(|key| Ca::read(current, key).ok());
+    let mut opening = opening.map_or_else(Vec::new, |ca| ca.opening().secret().to_vec());
+    opening.extend_from_slice(bytes(secret, PREVIOUS_OPENING));
+    opening.truncate(FORMER * OpeningKey::LEN);
     json!({
         "metadata": {"annotations": {names::CA_SINCE: now.to_string(), NEXT_SINCE: null}},
         "data": {
@@ -296,8 +309,13 @@ fn promoted(secret: &Secret, now: u64) -> Value {
             NEXT_CERT: null,
             NEXT_KEY: null,
             PREVIOUS: ByteString(kept.concat().into_bytes()),
+            PREVIOUS_OPENING: ByteString(opening),
         },
     })
+}
+
+fn forgotten() -> Value {
+    json!({"data": {PREVIOUS: null, PREVIOUS_OPENING: null}})
 }
 
 /// `Err`: what is wrong, after the Secret's name.
@@ -305,6 +323,16 @@ pub(crate) fn read(secret: &Secret) -> Result<InUse, String> {
     let part = |key: &str| text(secret, key).ok_or_else(|| format!("has no key {key}"));
     let (cert, key) = (part(CERT)?, part(KEY)?);
     let ca = Ca::read(cert, key).map_err(|e| format!("holds a CA that cannot be used: {e}"))?;
+    let mut opening = vec![ca.opening().clone()];
+    if let (Some(cert), Some(key)) = (text(secret, NEXT_CERT), text(secret, NEXT_KEY)) {
+        let next = Ca::read(cert, key);
+        let next = next.map_err(|e| format!("holds a next CA that cannot be used: {e}"))?;
+        opening.push(next.opening().clone());
+    }
+    for former in bytes(secret, PREVIOUS_OPENING).chunks(OpeningKey::LEN) {
+        let former = OpeningKey::new(former);
+        opening.push(former.map_err(|e| format!("holds a wrong {PREVIOUS_OPENING}: {e}"))?);
+    }
     let mut bundle = cert.to_owned();
     for other in [NEXT_CERT, PREVIOUS] {
         let Some(other) = text(secret, other) else {
@@ -319,6 +347,7 @@ pub(crate) fn read(secret: &Secret) -> Result<InUse, String> {
     Ok(InUse {
         ca,
         bundle,
+        opening,
         wait: Duration::ZERO,
     })
 }
@@ -383,7 +412,7 @@ mod tests {
                     prepared(&cert, &key, 1, now)
                 }
                 Step::Promote => promoted(&secret, now),
-                Step::Forget => json!({"data": {PREVIOUS: null}}),
+                Step::Forget => forgotten(),
             };
             steps.push((todo, now));
             secret = merged(&secret, &patch);
@@ -397,6 +426,15 @@ mod tests {
                 (Step::Forget, 6600 + 1000 + SKEW)
             ]
         );
+        // What is sealed at one moment is opened at the moment before and after.
+        for pair in trusted.windows(2) {
+            for (seals, opens) in [(&pair[0], &pair[1]), (&pair[1], &pair[0])] {
+                let is_forgotten = opens.opening.len() == 1;
+                let key = seals.opening[0].public();
+                let mut all = opens.opening.iter();
+                assert!(all.any(|k| k.public() == key) || is_forgotten);
+            }
+        }
         // Whoever signs at one moment is trusted at the moment before and after.
         for pair in trusted.windows(2) {
             for (signs, trusts) in [(&pair[0], &pair[1]), (&pair[1], &pair[0])] {

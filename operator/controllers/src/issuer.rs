@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use dragonfly_identity::{Ca, Role, Who, bundle, incoming, issuer_name};
+use dragonfly_identity::{Ca, OpeningKey, Role, Who, bundle, incoming, issuer_name};
 use dragonfly_operator_core::Mesh;
 use dragonfly_operator_core::names;
 use dragonfly_proto::rpc;
@@ -49,6 +49,8 @@ const VIEW: Duration = Duration::from_secs(3600);
 struct Known {
     of: tokens::Mesh,
     ca: Ca,
+    /// What its seeds open by what is sealed.
+    opening: Vec<OpeningKey>,
     /// DER, first the one that signs.
     trusted: Vec<Vec<u8>>,
     /// What the issuer shows to parts of this mesh, and since when.
@@ -118,6 +120,7 @@ impl Issuer {
             of,
             trusted: trusted.into_iter().map(|der| der.to_vec()).collect(),
             ca: in_use.ca,
+            opening: in_use.opening,
             shown,
             since,
         };
@@ -203,6 +206,11 @@ impl Issuer {
             roots: known.trusted.clone(),
             node: granted.node.map(|id| id.0.to_vec()).unwrap_or_default(),
             lifetime: lifetime.as_secs(),
+            sealing: known.ca.opening().public().to_vec(),
+            opening: match granted.who.role {
+                Role::Seed => known.opening.iter().map(|k| k.secret().to_vec()).collect(),
+                _ => vec![],
+            },
         })
     }
 

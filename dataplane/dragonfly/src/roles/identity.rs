@@ -1,6 +1,7 @@
 //! How a part proves itself, and has a certificate that is good for as long as it runs.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dragonfly_identity::{
@@ -8,7 +9,7 @@ use dragonfly_identity::{
 };
 use dragonfly_proto::id::NodeId;
 use dragonfly_proto::rpc;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +19,9 @@ use super::{MeshArgs, RoleError};
 
 /// How long a starting part asks for its certificate before it gives up and is started again.
 const ENROLL: Duration = Duration::from_secs(60);
+/// Certificates that are wanted for the keys that come with them are asked for no more often: what is
+/// sealed for a key may come from anybody in the mesh.
+const WANTED: Duration = Duration::from_secs(2);
 /// When a certificate that was not renewed is tried for again. Two thirds of its life are left.
 const AGAIN: Duration = Duration::from_secs(60);
 
@@ -139,8 +143,16 @@ impl Proof {
     }
 }
 
+/// A part's credentials, as they are renewed.
+pub(crate) struct Obtained {
+    pub(crate) credentials: watch::Receiver<Credentials>,
+    /// Notified: others are wanted at once.
+    pub(crate) again: Arc<Notify>,
+}
+
 /// Asks for a certificate until there is one, and from then on keeps it good: another one at a third of
-/// its life, or at once when its CA is trusted no more; another CA bundle when there is one.
+/// its life, or at once when its CA is trusted no more or somebody wants it; another CA bundle when
+/// there is one.
 ///
 /// # Errors
 /// Somebody who decides said no, or nobody answered for a minute.
@@ -150,8 +162,10 @@ pub(crate) async fn obtain(
     node: Option<NodeId>,
     role: rpc::Role,
     stop: &CancellationToken,
-) -> Result<watch::Receiver<Credentials>, RoleError> {
+) -> Result<Obtained, RoleError> {
+    let again = Arc::new(Notify::new());
     let keeper = Keeper {
+        again: again.clone(),
         proof: proof.clone(),
         schedulers: schedulers.clone(),
         node,
@@ -160,12 +174,13 @@ pub(crate) async fn obtain(
     };
     let first = keeper.first().await?;
     let give = watch::Sender::new(first);
-    let given = give.subscribe();
+    let credentials = give.subscribe();
     tokio::spawn(keeper.keep(give));
-    Ok(given)
+    Ok(Obtained { credentials, again })
 }
 
 struct Keeper {
+    again: Arc<Notify>,
     proof: Proof,
     schedulers: watch::Receiver<Vec<String>>,
     node: Option<NodeId>,
@@ -218,9 +233,15 @@ impl Keeper {
             Proof::Join(_) => None,
         };
         let mut due = Instant::now() + give.borrow().renew_after;
+        let mut last = Instant::now();
         loop {
+            let wanted = async {
+                tokio::time::sleep_until(last + WANTED).await;
+                self.again.notified().await;
+            };
             let renew = tokio::select! {
                 () = tokio::time::sleep_until(due) => true,
+                () = wanted => true,
                 changed = changed(&mut issuer) => match changed {
                     Some(known) => !take_bundle(&give, &known.ca),
                     None => return,
@@ -231,6 +252,7 @@ impl Keeper {
             if !renew {
                 continue;
             }
+            last = Instant::now();
             let wait = match self.ask().await {
                 Ok(new) => {
                     let wait = new.renew_after;

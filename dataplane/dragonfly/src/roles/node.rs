@@ -19,7 +19,7 @@ use dragonfly_transport::{Mesh, Security};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::identity::{self, Proof};
+use super::identity::{self, Obtained, Proof};
 use super::mirrored::Mirrored;
 use super::shown::ShownNode;
 use super::{
@@ -192,23 +192,22 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
         Role::Peer => rpc::Role::Peer,
     };
     let id_file = dir("node-id");
-    let (id, credentials) = match &config.proof {
+    let (id, obtained) = match &config.proof {
         // Who gives certificates says who this is.
         Some(proof) if proof.is_projected() => {
-            let credentials =
-                identity::obtain(proof, &config.schedulers, None, role, &stop).await?;
-            let given = credentials.borrow().node;
+            let obtained = identity::obtain(proof, &config.schedulers, None, role, &stop).await?;
+            let given = obtained.credentials.borrow().node;
             let id = given.ok_or_else(|| {
                 RoleError("the issuer gave a certificate without an identity".to_owned())
             })?;
             write_atomically(&id_file, id.to_string().as_bytes())?;
-            (id, Some(credentials))
+            (id, Some(obtained))
         }
         Some(proof) => {
             let id = node_id(&id_file)?;
             let own = Some(id);
-            let credentials = identity::obtain(proof, &config.schedulers, own, role, &stop).await?;
-            (id, Some(credentials))
+            let obtained = identity::obtain(proof, &config.schedulers, own, role, &stop).await?;
+            (id, Some(obtained))
         }
         None => (node_id(&id_file)?, None),
     };
@@ -243,8 +242,9 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
     } else {
         config.advertise.clone()
     };
-    let security = match &credentials {
-        Some(c) => Security::tls(c.borrow().tls.clone()),
+    let first_shown = obtained.as_ref().map(|o| o.credentials.borrow().clone());
+    let security = match &first_shown {
+        Some(c) => Security::tls(c.tls.clone()),
         None => Security::plaintext(),
     };
     let (settings, fetcher) = if is_given {
@@ -270,7 +270,7 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
         settings,
         schedulers: Bootstrap {
             addresses: config.schedulers.borrow().clone(),
-            tls: credentials.as_ref().map(|c| c.borrow().client()),
+            tls: first_shown.as_ref().map(Credentials::client),
         },
     };
     let node = Node::start(parts, listener).map_err(|e| RoleError(e.to_string()))?;
@@ -292,8 +292,8 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
         stop.clone(),
     ));
     tokio::spawn(follow_schedulers(node.clone(), config.schedulers.clone()));
-    if let Some(credentials) = credentials {
-        tokio::spawn(follow_credentials(node.clone(), credentials, security));
+    if let Some(obtained) = obtained {
+        tokio::spawn(follow_credentials(node.clone(), obtained, security));
     }
     tracing::info!(node = %id, name = config.name, role = ?config.role, address = %bound,
         encrypted = config.proof.is_some(), "node is up");
@@ -361,17 +361,23 @@ fn last_good(path: &Path) -> Option<Policy> {
     }
 }
 
-/// Uses another certificate, or CA bundle, whenever there is one.
-async fn follow_credentials(
-    node: Arc<Node>,
-    mut credentials: watch::Receiver<Credentials>,
-    security: Security,
-) {
-    // Ends with whoever keeps them.
-    while credentials.changed().await.is_ok() {
+/// Uses another certificate, or CA bundle, whenever there is one, and has others made when the node
+/// lacks keys that come with them.
+async fn follow_credentials(node: Arc<Node>, obtained: Obtained, security: Security) {
+    let mut credentials = obtained.credentials;
+    loop {
+        tokio::select! {
+            // Ends with whoever keeps them.
+            changed = credentials.changed() => if changed.is_err() { return },
+            () = node.keys_wanted() => {
+                obtained.again.notify_one();
+                continue;
+            }
+        }
         let new = credentials.borrow_and_update().clone();
         security.replace(new.tls.clone());
         node.set_grpc_tls(new.client());
+        node.keys_changed();
     }
 }
 

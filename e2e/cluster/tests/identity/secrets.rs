@@ -54,9 +54,10 @@ pub(crate) async fn secrets_are_where_they_are_needed_and_nowhere_else(standing:
     // The search finds what has to be there: a search that finds nothing proves nothing.
     assert!(found["operator"].contains(&"CA key"), "{found:?}");
     assert!(found["scheduler"].contains(&"signing key"), "{found:?}");
+    assert!(found["seed"].contains(&"opening key"), "{found:?}");
 
     let allowed = |part: &str| -> Vec<&str> {
-        let mut all = by_role(part, nodes[0].name());
+        let mut all = by_role(part);
         let own = needles
             .keys()
             .find(|name| **name == format!("key of {part}"));
@@ -75,18 +76,16 @@ pub(crate) async fn secrets_are_where_they_are_needed_and_nowhere_else(standing:
     nowhere_else(standing, &parts, &needles).await;
 }
 
-/// What a part may have besides its own key. `first`: its node's client showed the credentials.
-fn by_role(part: &str, first: &str) -> Vec<&'static str> {
+/// What a part may have besides its own key.
+fn by_role(part: &str) -> Vec<&'static str> {
     match part.split(' ').next().unwrap() {
-        "operator" => vec!["CA key", "signing key", "join secret", "token"],
-        // What a client showed passes through on connections that stay: their buffers keep the last
-        // messages until others take their place.
-        "scheduler" => vec!["signing key", "credentials"],
-        // Who fetches for a client has what the client showed.
-        "seed" => vec!["credentials"],
-        _ if part == format!("peer {first}") => vec!["credentials"],
-        // Tokens are shown on connections that end with the answer, and memory is wiped when it is given
-        // back.
+        "operator" => vec!["CA key", "signing key", "join secret", "token", "opening key"],
+        // What a client showed passes through, sealed.
+        "scheduler" => vec!["signing key"],
+        // Who fetches for a client has what the client showed, while its connection to the origin lasts.
+        "seed" => vec!["opening key", "credentials"],
+        // Tokens and credentials are shown on connections that end with the answer, and memory is wiped
+        // when it is given back.
         _ => vec![],
     }
 }
@@ -221,7 +220,11 @@ async fn needles(standing: &Standing, shown: &str, parts: &[Part]) -> Needles {
     let signing = authority["authority.key"].0.clone();
     let secret = authority["join.secret"].0.clone();
     let mut all = Needles::new();
+    let cert = String::from_utf8(ca["ca.pem"].0.clone()).unwrap();
+    let opening = dragonfly_identity::Ca::read(&cert, &pem).unwrap();
+    let opening = opening.opening().secret().to_vec();
     all.insert("CA key".to_owned(), ec_key(&pem));
+    all.insert("opening key".to_owned(), vec![opening]);
     all.insert("signing key".to_owned(), spellings(&signing[16..48]));
     all.insert("join secret".to_owned(), spellings(&secret));
     let credentials = shown.strip_prefix("Bearer ").unwrap();
