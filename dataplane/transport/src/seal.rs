@@ -66,7 +66,10 @@ impl OpeningKey {
     /// # Errors
     /// [`SealError::Key`]: the library refuses it.
     pub fn derived(from: &[u8]) -> Result<Self, SealError> {
-        Self::new(&blake3::derive_key("dragonfly 2026-11 opening key v1", from))
+        Self::new(&blake3::derive_key(
+            "dragonfly 2026-11 opening key v1",
+            from,
+        ))
     }
 
     /// Its public half.

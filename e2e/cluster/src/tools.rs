@@ -208,27 +208,28 @@ impl Recipe {
             let path = source.join(name);
             fs::write(&path, text).map_err(|e| Failed::at(path.display(), e))?;
         }
-        for command in self.commands {
-            // `…/etcd/server/v3` would be called `server`.
-            let program = match command.rsplit('/').next() {
-                Some("v3") => "etcd",
-                other => other.unwrap_or(command),
-            };
-            let mut set = String::from("-s -w");
-            self.set
-                .iter()
-                .for_each(|one| set.push_str(&format!(" -X {one}")));
-            let mut go = Command::new("go");
-            go.current_dir(&source)
-                .env("CGO_ENABLED", "0")
-                .env("GOFLAGS", "-buildvcs=false")
-                .env("GOWORK", "off")
-                .env("GO111MODULE", "on")
-                .args(["build", "-mod=readonly", "-trimpath", "-tags", self.tags])
-                .args(["-ldflags", &set, "-o"])
-                .arg(dir.join(program))
-                .arg(command);
-            finished(program, &mut go)?;
+        let mut set = String::from("-s -w");
+        self.set
+            .iter()
+            .for_each(|one| set.push_str(&format!(" -X {one}")));
+        // All at once: while one is linked, others are compiled.
+        let mut go = Command::new("go");
+        go.current_dir(&source)
+            .env("CGO_ENABLED", "0")
+            .env("GOFLAGS", "-buildvcs=false")
+            .env("GOWORK", "off")
+            .env("GO111MODULE", "on")
+            .args(["build", "-mod=readonly", "-trimpath", "-tags", self.tags])
+            .args(["-ldflags", &set, "-o"])
+            // With the slash at its end it is a directory for sure.
+            .arg(dir.join(""))
+            .args(self.commands);
+        finished(self.name, &mut go)?;
+        // Named after its directory; `v3` does not count.
+        let server = dir.join("server");
+        if server.exists() {
+            let etcd = dir.join("etcd");
+            fs::rename(&server, &etcd).map_err(|e| Failed::at(server.display(), e))?;
         }
         fs::remove_dir_all(&source).map_err(|e| Failed::at(source.display(), e))
     }

@@ -7,8 +7,10 @@ use std::time::Duration;
 use dragonfly_identity::{
     Credentials, IdentityError, Issuer, JoinToken, Projected, enroll, enroll_projected,
 };
+use dragonfly_node::node::Node;
 use dragonfly_proto::id::NodeId;
 use dragonfly_proto::rpc;
+use dragonfly_transport::Security;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -177,6 +179,26 @@ pub(crate) async fn obtain(
     let credentials = give.subscribe();
     tokio::spawn(keeper.keep(give));
     Ok(Obtained { credentials, again })
+}
+
+/// Uses another certificate, or CA bundle, whenever there is one, and has others made when the node
+/// lacks keys that come with them.
+pub(crate) async fn follow(node: Arc<Node>, obtained: Obtained, security: Security) {
+    let mut credentials = obtained.credentials;
+    loop {
+        tokio::select! {
+            // Ends with whoever keeps them.
+            changed = credentials.changed() => if changed.is_err() { return },
+            () = node.keys_wanted() => {
+                obtained.again.notify_one();
+                continue;
+            }
+        }
+        let new = credentials.borrow_and_update().clone();
+        security.replace(new.tls.clone());
+        node.set_grpc_tls(new.client());
+        node.keys_changed();
+    }
 }
 
 struct Keeper {

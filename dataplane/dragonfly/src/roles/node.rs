@@ -19,7 +19,7 @@ use dragonfly_transport::{Mesh, Security};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::identity::{self, Obtained, Proof};
+use super::identity::{self, Proof};
 use super::mirrored::Mirrored;
 use super::shown::ShownNode;
 use super::{
@@ -293,7 +293,7 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
     ));
     tokio::spawn(follow_schedulers(node.clone(), config.schedulers.clone()));
     if let Some(obtained) = obtained {
-        tokio::spawn(follow_credentials(node.clone(), obtained, security));
+        tokio::spawn(identity::follow(node.clone(), obtained, security));
     }
     tracing::info!(node = %id, name = config.name, role = ?config.role, address = %bound,
         encrypted = config.proof.is_some(), "node is up");
@@ -358,26 +358,6 @@ fn last_good(path: &Path) -> Option<Policy> {
             tracing::warn!(path = %path.display(), %error, "the kept policy cannot be read");
             None
         }
-    }
-}
-
-/// Uses another certificate, or CA bundle, whenever there is one, and has others made when the node
-/// lacks keys that come with them.
-async fn follow_credentials(node: Arc<Node>, obtained: Obtained, security: Security) {
-    let mut credentials = obtained.credentials;
-    loop {
-        tokio::select! {
-            // Ends with whoever keeps them.
-            changed = credentials.changed() => if changed.is_err() { return },
-            () = node.keys_wanted() => {
-                obtained.again.notify_one();
-                continue;
-            }
-        }
-        let new = credentials.borrow_and_update().clone();
-        security.replace(new.tls.clone());
-        node.set_grpc_tls(new.client());
-        node.keys_changed();
     }
 }
 

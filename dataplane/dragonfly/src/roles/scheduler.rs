@@ -226,7 +226,11 @@ async fn given(
             let proof = Proof::projected(file, dir.as_deref(), &known)?;
             let none = bootstrap::fixed(vec![]);
             let role = rpc::Role::Scheduler;
-            Some(identity::obtain(&proof, &none, None, role, stop).await?.credentials)
+            Some(
+                identity::obtain(&proof, &none, None, role, stop)
+                    .await?
+                    .credentials,
+            )
         }
         None => None,
     };

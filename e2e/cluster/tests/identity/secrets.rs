@@ -79,7 +79,13 @@ pub(crate) async fn secrets_are_where_they_are_needed_and_nowhere_else(standing:
 /// What a part may have besides its own key.
 fn by_role(part: &str) -> Vec<&'static str> {
     match part.split(' ').next().unwrap() {
-        "operator" => vec!["CA key", "signing key", "join secret", "token", "opening key"],
+        "operator" => vec![
+            "CA key",
+            "signing key",
+            "join secret",
+            "token",
+            "opening key",
+        ],
         // What a client showed passes through, sealed.
         "scheduler" => vec!["signing key"],
         // Who fetches for a client has what the client showed, while its connection to the origin lasts.
