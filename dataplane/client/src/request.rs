@@ -57,7 +57,7 @@ impl Request {
             headers: self.headers.iter().map(header).collect(),
             digest: self.digest.clone(),
             filtered_query: self.filtered_query.clone(),
-            domain: String::new(),
+            ..rpc::Source::default()
         }
     }
 

@@ -88,6 +88,7 @@ pub(crate) fn source(
         digest: digest.as_str().to_owned(),
         filtered_query: vec![],
         domain: upstream.domain.clone(),
+        sealed: None,
     }
 }
 
