@@ -1,6 +1,7 @@
 //! Certificates and their CA are replaced while clients download.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -30,13 +31,17 @@ async fn everything_said(standing: &Standing) -> String {
     shown
 }
 
-/// Clients of all nodes download contents that nobody has yet, until it is done; how many.
+/// Clients of all nodes download contents that nobody has yet, until it is done; how many. They show
+/// credentials, which are sealed for keys that are replaced with the CA.
 async fn load(standing: &Standing, name: &str, done: &AtomicBool) -> u32 {
     let nodes: Vec<_> = standing.cluster.nodes().collect();
+    let file = tempfile::NamedTempFile::new_in(nodes[0].path(Path::new("/run"))).unwrap();
+    std::fs::write(file.path(), "Authorization: Bearer somebody's\n").unwrap();
+    let shown = ["--header-file", file.path().to_str().unwrap()];
     let mut count = 0;
     while !done.load(Ordering::Relaxed) {
         for node in &nodes {
-            let got = standing.get(node, &format!("{name}-{count}"), &[]).await;
+            let got = standing.get(node, &format!("{name}-{count}"), &shown).await;
             let said = String::from_utf8_lossy(&got.stderr).into_owned();
             if !got.status.success() {
                 let shown = everything_said(standing).await;
