@@ -14,6 +14,8 @@ FAMILY ?= ipv4
 SECONDS ?= 60
 MINUTES ?= 5
 SEED ?=
+HOMEPAGE ?=
+VERSION ?= v$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
 .PHONY: help
 help: ## What there is
@@ -70,6 +72,15 @@ arm64: ## The binaries for 64-bit ARM, cross-compiled, to be tested
 	@scripts/setup.sh arm64
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
 		cargo build --locked -p dragonfly -p dragonfly-operator --target aarch64-unknown-linux-gnu
+
+.PHONY: krew
+krew: ## What krew installs kubectl dragonfly from: target/krew (URL= of the archives, HOMEPAGE=, VERSION=)
+	@scripts/setup.sh arm64
+	cargo build --release --locked -p dragonfly-kubectl --target x86_64-unknown-linux-gnu
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+		cargo build --release --locked -p dragonfly-kubectl --target aarch64-unknown-linux-gnu
+	scripts/krew.sh target/krew '$(VERSION)' '$(HOMEPAGE)' '$(URL)' \
+		amd64=target/x86_64-unknown-linux-gnu/release arm64=target/aarch64-unknown-linux-gnu/release
 
 .PHONY: cluster
 cluster: ## A real Kubernetes that stays, with the data plane's image in its registry (NODES=, FAMILY=)

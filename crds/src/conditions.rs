@@ -1,4 +1,4 @@
-//! Types and reasons of conditions that all kinds have in common.
+//! Types of conditions, and reasons that kinds have in common.
 //!
 //! Invariant: a type is never renamed and never changes its polarity; kstatus, ArgoCD and people's
 //! scripts read them. Reasons of one kind only stand beside that kind.
@@ -9,6 +9,10 @@ pub const READY: &str = "Ready";
 pub const RECONCILING: &str = "Reconciling";
 /// `True`: no progress is possible until somebody changes the spec or what it refers to.
 pub const STALLED: &str = "Stalled";
+/// `True`: of the nodes that look at their container runtimes' settings, none finds anything that keeps a
+/// runtime from using its registry mirror. Of a Distribution, by its schedulers; absent where it asks for
+/// no mirror.
+pub const MIRROR_USABLE: &str = "MirrorUsable";
 
 /// Reasons that all kinds use.
 pub mod reason {
@@ -36,4 +40,28 @@ pub mod reason {
     pub const REFUSED: &str = "Refused";
     /// No reason to be stalled.
     pub const NOT_STALLED: &str = "NotStalled";
+}
+
+/// Reasons of [`MIRROR_USABLE`]. Of several that are found at once the one that most nodes found.
+pub mod mirror {
+    /// Nothing was found.
+    pub const USABLE: &str = "Usable";
+    /// No node says how its container runtimes are set up.
+    pub const NOT_LOOKED_AT: &str = "NotLookedAt";
+    /// containerd's `config.toml` cannot be read.
+    pub const CONFIG_UNREADABLE: &str = "ConfigUnreadable";
+    /// containerd's `config_path` is not set.
+    pub const CONFIG_PATH_MISSING: &str = "ConfigPathMissing";
+    /// It lists several directories.
+    pub const CONFIG_PATH_LIST: &str = "ConfigPathList";
+    /// It is another directory.
+    pub const CONFIG_PATH_ELSEWHERE: &str = "ConfigPathElsewhere";
+    /// containerd's `registry.mirrors` is set.
+    pub const REGISTRY_MIRRORS: &str = "RegistryMirrors";
+    /// A file that needs the mirror's entry was left as it is.
+    pub const FILE_LEFT_ALONE: &str = "FileLeftAlone";
+    /// Another file says where a registry is.
+    pub const REGISTRY_TAKEN: &str = "RegistryTaken";
+    /// Something that only a newer release knows.
+    pub const OTHER: &str = "Other";
 }

@@ -27,6 +27,7 @@ pub mod reports;
 pub mod resolve;
 pub mod scheduler_pool;
 pub mod schema;
+pub mod sources;
 
 pub use distribution::{Distribution, DistributionSpec, DistributionStatus};
 pub use field::{Invalid, Reason};

@@ -8,7 +8,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The field manager that owns `status.traffic`, `.rollout` and `.failures`, and nothing else.
+/// The field manager that owns `status.traffic`, `.rollout`, `.failures` and the condition
+/// [`MIRROR_USABLE`](crate::conditions::MIRROR_USABLE), and nothing else.
 pub const MANAGER: &str = "dragonfly-scheduler";
 /// Most entries of `status.failures`.
 pub const MAX_FAILURES: usize = 10;
@@ -16,6 +17,9 @@ pub const MAX_FAILURES: usize = 10;
 pub const MAX_REVISIONS: usize = 5;
 /// Longest text in an entry of `status.failures`, bytes.
 pub const MAX_TEXT: usize = 512;
+
+/// The reason of a failure: something keeps a container runtime from using its node's mirror.
+pub const MIRROR_UNUSED: &str = "MirrorUnused";
 
 /// Bytes that moved, and what that saved.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]

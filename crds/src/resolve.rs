@@ -5,11 +5,12 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::distribution::{Distribution, HttpSource, Media, Permission, Storage};
+use crate::distribution::{Distribution, Media, Permission, Storage};
 use crate::field::{Invalid, Reason, quoted};
 use crate::policy::{HttpPolicy, NodePolicy, Policy, SchedulerPolicy, StoragePolicy};
 use crate::profile::{MEMORY_SHARE, Preset};
 use crate::scheduler_pool::{SchedulerPool, SchedulerPoolSpec};
+use crate::sources::HttpSource;
 use crate::{duration, quantity};
 
 /// Smallest quota: a node must hold some pieces of what it relays.

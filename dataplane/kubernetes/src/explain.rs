@@ -1,6 +1,6 @@
 //! What kinds of failures are called, and what to do about them.
 
-use dragonfly_crds::reports::MAX_TEXT;
+use dragonfly_crds::reports::{MAX_TEXT, MIRROR_UNUSED};
 use dragonfly_proto::rpc::{FailureCount, Finding, failure::Code};
 
 /// Reason and message of failed downloads of one kind.
@@ -58,7 +58,7 @@ pub(crate) fn failure(f: &FailureCount) -> (&'static str, String) {
             "InternalError",
             "a node failed: its log says how".to_owned(),
         ),
-        Code::Settings => (MIRROR_UNUSED, settings(f.finding()).to_owned()),
+        Code::Settings => (MIRROR_UNUSED, format!("{}; {WHERE}", settings(f.finding()))),
         Code::Unspecified => (
             "Unknown",
             "a failure that this release does not know".to_owned(),
@@ -68,46 +68,42 @@ pub(crate) fn failure(f: &FailureCount) -> (&'static str, String) {
 }
 
 /// What keeps a container runtime from using its node's mirror, and how that is mended.
-const fn settings(finding: Finding) -> &'static str {
+pub(crate) const fn settings(finding: Finding) -> &'static str {
     match finding {
         Finding::ConfigUnreadable => {
-            "containerd's config.toml cannot be read, so whether the mirror is used is not known; \
-             `kubectl dragonfly mirror plan` says on which nodes"
+            "containerd's config.toml cannot be read, so whether the mirror is used is not known"
         }
         Finding::ConfigPathMissing => {
             "containerd's config_path is not set, so it reads no hosts.toml: set it to the one \
-             directory /etc/containerd/certs.d; `kubectl dragonfly mirror plan` says on which nodes"
+             directory /etc/containerd/certs.d"
         }
         Finding::ConfigPathList => {
             "containerd's config_path lists several directories, and containerd 2.1 and later then \
              uses no mirror and says nothing: name one, /etc/containerd/certs.d, or set \
-             use_local_image_pull = true; `kubectl dragonfly mirror plan` says on which nodes"
+             use_local_image_pull = true"
         }
         Finding::ConfigPathElsewhere => {
             "containerd's config_path is another directory than the one with the entries: see \
-             spec.mirror.containerdDirectory; `kubectl dragonfly mirror plan` says on which nodes"
+             spec.mirror.containerdDirectory"
         }
         Finding::RegistryMirrors => {
             "containerd's config.toml sets registry.mirrors, and then no hosts.toml is read: move \
-             what it says to hosts.toml; `kubectl dragonfly mirror plan` says on which nodes"
+             what it says to hosts.toml"
         }
         Finding::FileLeftAlone => {
-            "a file that needs the mirror's entry is a link or cannot be read, and was left as it \
-             is; `kubectl dragonfly mirror plan` says which, on which nodes"
+            "a file that needs the mirror's entry is a link or cannot be read, and was left as it is"
         }
         Finding::RegistryTaken => {
             "another file of registries.conf.d says where a registry is, and was left as it is: add \
-             the mirror there; `kubectl dragonfly mirror plan` says which, on which nodes"
+             the mirror there"
         }
-        Finding::Unspecified => {
-            "a node's container runtime does not use the mirror; `kubectl dragonfly mirror plan` \
-             says why"
-        }
+        Finding::Unspecified => "the container runtime does not use the mirror",
     }
 }
 
-/// Container runtimes are told of the mirror and do not use it.
-pub(crate) const MIRROR_UNUSED: &str = "MirrorUnused";
+/// Who says on which nodes that is so.
+pub(crate) const WHERE: &str = "`kubectl dragonfly mirror plan` names the nodes and the files";
+
 /// An origin wants other credentials.
 pub(crate) const DENIED: &str = "OriginDenied";
 /// Nodes refused a policy.

@@ -5,11 +5,11 @@
 //!   status.policy
 //!                                        the scheduler ──sketch──► [reporter] ──► the holder's
 //!  Distribution ◄──one patch in 10 s──── [reports] of the one that holds the Lease
-//!   status.traffic, .rollout, .failures; Events
+//!   status.traffic, .rollout, .failures, a condition; Events
 //! ```
 //! * [`policy`]: watches one object; what does not decode is told of and changes nothing.
 //! * [`election`], [`lease`]: which replica writes, of schedulers and of operators. Decisions pure, requests apart.
-//! * [`reports`], `explain`, [`notices`]: from sketches to status and events, pure. Light mode uses the
+//! * [`reports`], `runtimes`, `explain`, [`notices`]: from sketches to status and events, pure. Light mode uses the
 //!   same.
 //! * [`preheats`]: plans of Preheats, carried out by the one that holds the Lease.
 //! * [`reporter`]: the loop that does what those decide.
@@ -29,6 +29,7 @@ pub mod policy;
 pub mod preheats;
 pub mod reporter;
 pub mod reports;
+mod runtimes;
 
 use std::time::Duration;
 

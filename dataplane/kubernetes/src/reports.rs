@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
+use dragonfly_crds::conditions::MIRROR_USABLE;
 use dragonfly_crds::policy::Policy;
 use dragonfly_crds::reports::{
-    Failure, MAX_FAILURES, MAX_REVISIONS, RevisionCount, Rollout, Traffic,
+    Failure, MAX_FAILURES, MAX_REVISIONS, MIRROR_UNUSED, RevisionCount, Rollout, Traffic,
 };
 use dragonfly_proto::rpc::{FailureCount, PolicyCount, Sketch, Sums};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,7 @@ use serde_json::Value;
 
 use crate::explain;
 use crate::notices::{Notice, Notices};
+use crate::runtimes::{Found, Runtimes};
 
 /// Bandwidth is the mean over so long.
 const WINDOW: Duration = Duration::from_secs(30);
@@ -45,6 +47,9 @@ pub struct Status {
     pub rollout: Rollout,
     /// `status.failures`.
     pub failures: Vec<Failure>,
+    /// Of `status.conditions` the one that is this writer's: `MirrorUsable`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
 }
 
 impl Status {
@@ -58,8 +63,15 @@ impl Status {
             traffic: part(status, "traffic"),
             rollout: part(status, "rollout"),
             failures: part(status, "failures"),
+            conditions: own(status).into_iter().collect(),
         })
     }
+}
+
+fn own(status: &Value) -> Option<Condition> {
+    let mut all = status.get("conditions")?.as_array()?.iter();
+    let own = all.find(|c| c.get("type").is_some_and(|type_| type_ == MIRROR_USABLE))?;
+    serde_json::from_value(own.clone()).ok()
 }
 
 fn part<T: DeserializeOwned + Default>(status: &Value, name: &str) -> T {
@@ -75,6 +87,8 @@ pub struct InForce {
     uid: String,
     revision: u64,
     hash: String,
+    /// It asks for a mirror on each node.
+    mirror: bool,
 }
 
 impl From<&Policy> for InForce {
@@ -83,6 +97,7 @@ impl From<&Policy> for InForce {
             uid: p.uid.clone(),
             revision: p.revision,
             hash: p.hash.clone(),
+            mirror: p.mirror.is_some(),
         }
     }
 }
@@ -103,6 +118,7 @@ struct Replica {
     peers: u32,
     active: u32,
     policies: Vec<PolicyCount>,
+    found: Found,
 }
 
 /// The sums of a mesh, and what its replicas say of now.
@@ -116,6 +132,7 @@ pub struct Reports {
     inherited: Option<(Rollout, Duration)>,
     seedless_since: Option<Duration>,
     refused: (InForce, i64),
+    runtimes: Runtimes,
     notices: Notices,
 }
 
@@ -141,6 +158,7 @@ impl Reports {
             inherited: found.map(|f| (f.rollout.clone(), now + LISTEN)),
             seedless_since: None,
             refused: (InForce::default(), 0),
+            runtimes: Runtimes::new(now, found.and_then(|f| f.conditions.first().cloned())),
             notices: Notices::default(),
         }
     }
@@ -158,6 +176,7 @@ impl Reports {
         replica.active = sketch.active_tasks;
         replica.policies.clone_from(&sketch.policies);
         replica.policies.truncate(16);
+        replica.found = Found::of(sketch);
         if known && replica.boot == sketch.boot && sketch.number <= replica.number {
             return;
         }
@@ -190,7 +209,7 @@ impl Reports {
                 },
             );
         }
-        if reason == explain::MIRROR_UNUSED {
+        if reason == MIRROR_UNUSED {
             let notice = Notice {
                 reason,
                 action: format!("UseMirror {}", f.finding().as_str_name()),
@@ -287,7 +306,26 @@ impl Reports {
             traffic: self.traffic(now),
             rollout,
             failures: self.failures.clone(),
+            conditions: self.mirror(now, clock, in_force).into_iter().collect(),
         }
+    }
+
+    /// Whether container runtimes can use the mirror, where policy asks for one.
+    fn mirror(
+        &mut self,
+        now: Duration,
+        clock: Timestamp,
+        in_force: Option<&InForce>,
+    ) -> Option<Condition> {
+        let Some(in_force) = in_force else {
+            return self.runtimes.said();
+        };
+        let mut found = Found::default();
+        for replica in self.replicas.values() {
+            found.add(&replica.found);
+        }
+        let asked = in_force.mirror.then_some(&found);
+        self.runtimes.condition(now, seconds(clock), asked)
     }
 
     /// What a person should notice, since the last call.

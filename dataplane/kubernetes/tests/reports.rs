@@ -4,8 +4,12 @@
 use std::time::Duration;
 
 use dragonfly_crds::Policy;
+use dragonfly_crds::policy::MirrorPolicy;
 use dragonfly_kubernetes::reports::{InForce, Reports, Status};
-use dragonfly_proto::rpc::{FailureCount, Finding, PolicyCount, Sketch, Sums, failure::Code};
+use dragonfly_proto::rpc::{
+    FailureCount, Finding, FindingCount, PolicyCount, Sketch, Sums, failure::Code,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 
@@ -100,6 +104,154 @@ fn settings_that_keep_the_mirror_from_being_used_are_said_by_kind() {
         messages.contains("lists several directories") && messages.contains("registry.mirrors")
     );
     assert_eq!(holder.0.notices().len(), 2, "one Event a kind and minute");
+}
+
+fn mirrored() -> InForce {
+    (&Policy {
+        mirror: Some(MirrorPolicy::default()),
+        ..Policy::default()
+    })
+        .into()
+}
+
+/// So many nodes were looked at, and this many found that.
+fn looked_at(nodes: u32, findings: &[(Finding, u32)], replica: &str, number: u64) -> Sketch {
+    let count = |(finding, nodes): &(Finding, u32)| FindingCount {
+        finding: (*finding).into(),
+        nodes: *nodes,
+    };
+    Sketch {
+        looked_at: nodes,
+        findings: findings.iter().map(count).collect(),
+        ..sketch(replica, number)
+    }
+}
+
+#[test]
+fn whether_runtimes_can_use_the_mirror_is_a_condition_that_comes_and_goes() {
+    use Finding::{ConfigPathList, RegistryMirrors};
+    let mut h = Holder::new();
+    let mut number = 0;
+    let mut row = |h: &mut Holder, second: u64, said: &[Sketch]| {
+        for sketch in said {
+            number += 1;
+            let sketch = Sketch {
+                number,
+                ..sketch.clone()
+            };
+            h.take(second, &sketch);
+        }
+        let status =
+            h.0.status(SECOND * second as u32, clock(second), Some(&mirrored()));
+        let [condition] = <[_; 1]>::try_from(status.conditions).unwrap();
+        assert_eq!(condition.type_, "MirrorUsable");
+        condition
+    };
+    let shown = |c: &Condition| (c.status.clone(), c.reason.clone());
+    let pair = |status: &str, reason: &str| (status.to_owned(), reason.to_owned());
+
+    // Nobody looked: it is not known, and what may be the matter is said.
+    let first = row(&mut h, 0, &[]);
+    assert_eq!(shown(&first), pair("Unknown", "NotLookedAt"));
+    assert!(first.message.contains("spec.mirror.nodeSelector"));
+    let good = row(
+        &mut h,
+        1,
+        &[looked_at(2, &[], "a", 0), looked_at(3, &[], "b", 0)],
+    );
+    assert_eq!(shown(&good), pair("True", "Usable"));
+    assert!(good.message.contains("5 nodes"), "{}", good.message);
+
+    // What is found is said at once, what most nodes found first; of all replicas together.
+    let found = [
+        looked_at(2, &[(ConfigPathList, 1), (RegistryMirrors, 1)], "a", 0),
+        looked_at(3, &[(RegistryMirrors, 2)], "b", 0),
+    ];
+    let bad = row(&mut h, 2, &found);
+    assert_eq!(shown(&bad), pair("False", "RegistryMirrors"));
+    let order = [
+        "on 3 of 5 nodes",
+        "registry.mirrors",
+        "on 1 of 5 nodes",
+        "several",
+        "mirror plan",
+    ];
+    let places = order.map(|part| {
+        bad.message
+            .find(part)
+            .unwrap_or_else(|| panic!("{part}: {}", bad.message))
+    });
+    assert!(places.is_sorted(), "{}", bad.message);
+    assert_eq!(bad.last_transition_time.0, clock(2));
+
+    // A replica that starts anew has heard of no node yet: nothing is taken back for that.
+    let still = row(&mut h, 10, &[looked_at(0, &[], "b", 0)]);
+    assert_eq!(shown(&still), pair("False", "ConfigPathList"));
+    let still = row(&mut h, 11, &[looked_at(0, &[], "a", 0)]);
+    assert_eq!(shown(&still), pair("False", "ConfigPathList"));
+    assert_eq!(still.last_transition_time.0, clock(2));
+
+    // Mended: said once it has been so for a while.
+    let mended = [looked_at(2, &[], "a", 0), looked_at(3, &[], "b", 0)];
+    assert_eq!(row(&mut h, 20, &mended).status, "False");
+    let good = row(&mut h, 31, &mended);
+    assert_eq!(shown(&good), pair("True", "Usable"));
+    assert_eq!(good.last_transition_time.0, clock(31));
+    // Nobody looks any more.
+    assert_eq!(
+        row(
+            &mut h,
+            40,
+            &[looked_at(0, &[], "a", 0), looked_at(0, &[], "b", 0)]
+        )
+        .status,
+        "True"
+    );
+    assert_eq!(row(&mut h, 55, &[]).status, "Unknown");
+
+    // No mirror is asked for: it is gone.
+    let status = h.0.status(SECOND * 56, clock(56), Some(&policy(1)));
+    assert!(status.conditions.is_empty(), "{:?}", status.conditions);
+}
+
+#[test]
+fn who_takes_over_goes_on_with_the_condition_that_it_found() {
+    let list = [(Finding::ConfigPathList, 1)];
+    let mut first = Holder::new();
+    first.take(0, &looked_at(1, &list, "a", 1));
+    let left = first.0.status(SECOND, clock(1), Some(&mirrored()));
+    // As the API server has it, beside the operator's conditions.
+    let mut object = serde_json::to_value(&left).unwrap();
+    let others = json!({"type": "Ready", "status": "True", "reason": "Ready", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    object["conditions"]
+        .as_array_mut()
+        .unwrap()
+        .insert(0, others);
+    let found = Status::left_in(Some(&object)).unwrap();
+    assert_eq!(found, left);
+
+    let mut next = Reports::new(Duration::ZERO, Some(&found));
+    // Before it knows a policy, and before anybody told it.
+    assert_eq!(
+        next.status(SECOND, clock(100), None).conditions,
+        left.conditions
+    );
+    let mut status = |second: u64, clock_at: u64| {
+        next.take(
+            SECOND * second as u32,
+            clock(clock_at),
+            &looked_at(1, &list, "a", second),
+        );
+        next.status(SECOND * second as u32, clock(clock_at), Some(&mirrored()))
+    };
+    for second in 2..60 {
+        assert_eq!(
+            status(second, 100 + second).conditions,
+            left.conditions,
+            "{second}"
+        );
+    }
 }
 
 struct Holder(Reports);

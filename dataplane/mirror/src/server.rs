@@ -5,7 +5,7 @@
 //!   beside them.
 //! * `GET /healthz` is for who installs and withdraws the runtime's entry ([`crate::install`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -90,21 +90,24 @@ impl Shared {
     }
 
     /// Who tells runtimes of this mirror says with each question what keeps them from using it. Anybody
-    /// on this machine could: what is passed on is which of a few kinds it is, and that seldom.
+    /// on this machine could: what is passed on is which of a few kinds it is, and as a failure that seldom.
     fn told(&self, query: &str) {
         let Some(found) = query.strip_prefix("found=") else {
             return;
         };
+        let found = found.split(',').filter_map(rpc::Finding::from_str_name);
+        let found: BTreeSet<_> = found.filter(|f| *f != rpc::Finding::Unspecified).collect();
         let mut known = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        for finding in found.split(',').filter_map(rpc::Finding::from_str_name) {
+        for finding in &found {
             let recently = known
-                .get(&finding)
+                .get(finding)
                 .is_some_and(|at| at.elapsed() < SAY_AGAIN);
-            if finding != rpc::Finding::Unspecified && !recently {
-                known.insert(finding, Instant::now());
-                self.node.metrics.found(finding);
+            if !recently {
+                known.insert(*finding, Instant::now());
+                self.node.metrics.found(*finding);
             }
         }
+        self.node.metrics.looked_at(found);
     }
 
     pub(crate) fn avoided(&self) -> MutexGuard<'_, Recent<[u8; 32], Instant>> {

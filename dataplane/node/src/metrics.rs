@@ -1,6 +1,7 @@
 //! What a node counts. Names and meanings: `docs/metrics.md`.
 
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use dragonfly_proto::rpc;
 use prometheus_client::metrics::counter::Counter;
@@ -8,6 +9,9 @@ use prometheus_client::registry::Registry;
 
 use crate::failures::Failures;
 use crate::task::lock;
+
+/// What was said of this machine's container runtimes holds for so long: who says it does so all the time.
+const SAID: Duration = Duration::from_secs(30);
 
 /// Counters since the node started.
 #[derive(Debug, Default)]
@@ -31,6 +35,8 @@ pub struct Metrics {
     /// Bytes that clients asked for and the node already held.
     pub from_cache: Counter,
     failures: Failures,
+    /// What keeps this machine's container runtimes from using the mirror, as it was last said.
+    runtimes: Mutex<Option<(Instant, rpc::RuntimeSettings)>>,
     /// Of [`Metrics::sums`], what schedulers heard.
     reported: Mutex<[u64; 7]>,
 }
@@ -61,6 +67,7 @@ impl Metrics {
             tasks_done,
             tasks_failed,
             failures: self.failures.counted(),
+            runtimes: self.runtimes(),
             ..rpc::Report::default()
         }
     }
@@ -105,6 +112,20 @@ impl Metrics {
     /// with the next report.
     pub fn found(&self, finding: rpc::Finding) {
         self.failures.found(finding);
+    }
+
+    /// What keeps this machine's container runtimes from using the mirror is this, now: told to schedulers
+    /// with each report until nobody has said so for half a minute.
+    pub fn looked_at(&self, found: impl IntoIterator<Item = rpc::Finding>) {
+        let findings = found.into_iter().map(Into::into).collect();
+        let said = rpc::RuntimeSettings { findings };
+        *lock(&self.runtimes) = Some((Instant::now(), said));
+    }
+
+    fn runtimes(&self) -> Option<rpc::RuntimeSettings> {
+        let said = lock(&self.runtimes).clone();
+        said.filter(|(at, _)| at.elapsed() < SAID)
+            .map(|(_, said)| said)
     }
 
     /// Enters the counters in a registry.
@@ -152,5 +173,26 @@ impl Metrics {
         for (name, help, counter) in rows {
             node.register(name, help, counter.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_runtimes_goes_with_every_report_as_it_was_said_last() {
+        let metrics = Metrics::default();
+        let told = || metrics.since_last_report().runtimes;
+        assert_eq!(told(), None, "nobody looks");
+        metrics.looked_at([rpc::Finding::ConfigPathList]);
+        for _ in 0..2 {
+            let report = metrics.since_last_report();
+            let findings = report.runtimes.clone().unwrap().findings;
+            assert_eq!(findings, [i32::from(rpc::Finding::ConfigPathList)]);
+            metrics.reported(&report);
+        }
+        metrics.looked_at([]);
+        assert_eq!(told(), Some(rpc::RuntimeSettings::default()));
     }
 }

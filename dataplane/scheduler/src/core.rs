@@ -16,7 +16,7 @@ use dragonfly_swarm::membership::{Settings, ZoneId};
 
 use crate::lookups::Lookup;
 use crate::preheats::Preheats;
-use crate::sketch::{Counts, bounded};
+use crate::sketch::{Counts, bounded, known};
 use crate::swarms::TaskEntry;
 use crate::tending::Tending;
 
@@ -218,7 +218,11 @@ impl Core {
             gone: None,
             tasks: old.map_or(0, |old| old.tasks),
             pending: 0,
-            totals: rpc::Report::default(),
+            totals: rpc::Report {
+                // True still, as that it is counted here is.
+                runtimes: old.and_then(|old| old.totals.runtimes.clone()),
+                ..rpc::Report::default()
+            },
             rate_in: 0,
             rate_out: 0,
             reported: now,
@@ -350,6 +354,7 @@ impl Core {
         t.connections = report.connections;
         t.stored_bytes = report.stored_bytes;
         t.load = report.load;
+        t.runtimes = report.runtimes.map(known);
     }
 
     /// The mesh was deleted: every node hears of it, those that come later too.

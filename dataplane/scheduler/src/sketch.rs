@@ -4,7 +4,7 @@
 //! replicas' sketches add up to the mesh. A node repeats what it could not tell, and whoever sends a
 //! sketch sends it until it was taken: a sum is lost only with the process that counted it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use dragonfly_proto::rpc;
 
@@ -104,11 +104,22 @@ pub(crate) fn bounded(mut ack: rpc::PolicyAck) -> rpc::PolicyAck {
     ack
 }
 
+/// What a node found of its container runtimes: each once, and of a release that knows more kinds all
+/// others as one.
+pub(crate) fn known(said: rpc::RuntimeSettings) -> rpc::RuntimeSettings {
+    let finding = |f: &i32| rpc::Finding::try_from(*f).unwrap_or_default().into();
+    let findings: BTreeSet<i32> = said.findings.iter().map(finding).collect();
+    rpc::RuntimeSettings {
+        findings: findings.into_iter().collect(),
+    }
+}
+
 impl Core {
     /// What was counted since the last call, and what is true now.
     pub fn sketch(&mut self) -> rpc::Sketch {
         let mut policies: HashMap<(&str, u64, &str, bool), (u32, &str)> = HashMap::new();
-        let (mut seeds, mut peers) = (0, 0);
+        let (mut seeds, mut peers, mut looked_at) = (0, 0, 0);
+        let mut findings: BTreeMap<i32, u32> = BTreeMap::new();
         let nodes = self.nodes.values().filter(|n| n.home && n.gone.is_none());
         for node in nodes {
             *(if node.is_seed() {
@@ -116,6 +127,12 @@ impl Core {
             } else {
                 &mut peers
             }) += 1;
+            if let Some(said) = &node.totals.runtimes {
+                looked_at += 1;
+                for finding in &said.findings {
+                    *findings.entry(*finding).or_default() += 1;
+                }
+            }
             let Some(ack) = &node.hello.policy else {
                 continue;
             };
@@ -151,6 +168,11 @@ impl Core {
             seeds,
             peers,
             policies,
+            looked_at,
+            findings: findings
+                .into_iter()
+                .map(|(finding, nodes)| rpc::FindingCount { finding, nodes })
+                .collect(),
             sums: Some(std::mem::take(&mut self.counts.sums)),
             failures: std::mem::take(&mut self.counts.failures),
             ..rpc::Sketch::default()

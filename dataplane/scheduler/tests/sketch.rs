@@ -112,6 +112,49 @@ fn nodes_are_counted_by_what_they_say_of_their_policy_and_never_listed() {
 }
 
 #[test]
+fn what_nodes_find_of_their_runtimes_is_counted_while_they_say_it() {
+    let mut w = World::running(true);
+    let said = |findings: &[i32]| {
+        from_node::Message::Report(rpc::Report {
+            home: true,
+            runtimes: Some(rpc::RuntimeSettings {
+                findings: findings.to_vec(),
+            }),
+            ..rpc::Report::default()
+        })
+    };
+    let list = i32::from(rpc::Finding::ConfigPathList);
+    let mirrors = i32::from(rpc::Finding::RegistryMirrors);
+    for (node, findings) in [(1, &[][..]), (2, &[list, mirrors, list]), (3, &[list])] {
+        w.peer(node);
+        w.say(node, said(findings));
+    }
+    // It says nothing of runtimes, and one of a newer release of kinds without end.
+    w.peer(4);
+    w.say(4, from_node::Message::Report(report(true)));
+    w.peer(5);
+    let many: Vec<_> = (1000..100_000).collect();
+    w.say(5, said(&many));
+    let counted = |w: &mut World| {
+        let sketch = w.core.sketch();
+        let findings = sketch.findings.iter().map(|f| (f.finding, f.nodes));
+        (sketch.looked_at, findings.collect::<Vec<_>>())
+    };
+    let (looked_at, findings) = counted(&mut w);
+    assert_eq!(looked_at, 4);
+    assert_eq!(findings, [(0, 1), (list, 2), (mirrors, 1)]);
+    // A session that is made anew takes nothing away.
+    w.disconnect(3);
+    w.peer(3);
+    assert_eq!(counted(&mut w), (4, findings));
+    // It is mended; nobody looks any more; another replica counts it.
+    w.say(2, said(&[]));
+    w.say(5, from_node::Message::Report(report(true)));
+    w.say(3, from_node::Message::Report(rpc::Report::default()));
+    assert_eq!(counted(&mut w), (2, vec![]));
+}
+
+#[test]
 fn failures_of_any_number_of_origins_stay_few_and_none_is_forgotten() {
     let mut w = World::running(true);
     w.peer(1);

@@ -1,6 +1,7 @@
 //! What the API server noted down: every request of a pod, or of who shows a pod's account.
 
 use std::path::Path;
+use std::time::Duration;
 
 use dragonfly_e2e::{Failed, Result};
 use serde::Deserialize;
@@ -63,7 +64,28 @@ impl Asked {
     }
 }
 
+/// Who has written nothing for so long has done what there was to do.
+const QUIET: Duration = Duration::from_secs(3);
+
 impl Cluster {
+    /// Until an operator has written nothing for a while: all that it wrote so far under this account, but
+    /// the Lease by which it leads.
+    ///
+    /// # Errors
+    /// The API server's record cannot be read.
+    pub async fn settled(&self, namespace: &str, account: &str) -> Result<Vec<Asked>> {
+        let is_work = |a: &Asked| a.account() == account && a.writes() && a.resource() != "leases";
+        let mut last = None;
+        loop {
+            let mut all = self.asked(namespace)?;
+            all.retain(is_work);
+            if last.replace(all.len()) == Some(all.len()) {
+                return Ok(all);
+            }
+            tokio::time::sleep(QUIET).await;
+        }
+    }
+
     /// All requests so far of service accounts of a namespace, as they were answered; of a watch its
     /// end.
     ///

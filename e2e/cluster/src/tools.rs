@@ -29,6 +29,8 @@ pub enum Tool {
     Containerd,
     /// helm.
     Helm,
+    /// krew, which installs plugins of kubectl.
+    Krew,
     /// kwok: fake nodes.
     Kwok,
     /// The Lua that ArgoCD has.
@@ -140,6 +142,15 @@ impl Tool {
                 go_mod: include_str!("../go/helm/go.mod"),
                 go_sum: include_str!("../go/helm/go.sum"),
                 commands: &["helm.sh/helm/v3/cmd/helm"],
+                tags: "",
+                set: &[],
+            },
+            Self::Krew => Recipe {
+                name: "krew",
+                version: "0.4.4",
+                go_mod: include_str!("../go/krew/go.mod"),
+                go_sum: include_str!("../go/krew/go.sum"),
+                commands: &["sigs.k8s.io/krew/cmd/krew"],
                 tags: "",
                 set: &[],
             },
@@ -387,6 +398,7 @@ mod tests {
             Tool::Kubernetes,
             Tool::Containerd,
             Tool::Helm,
+            Tool::Krew,
             Tool::Kwok,
             Tool::Lua,
             Tool::PrometheusOperator,

@@ -47,7 +47,8 @@ fn health_is_what_the_conditions_say() {
     let ready = |status| condition("Ready", status, "R", "ready says");
     let changing = |status| condition("Reconciling", status, "C", "changing says");
     let stalled = |status| condition("Stalled", status, "S", "stalled says");
-    let rows: [(&str, Value, &str, &str); 11] = [
+    let mirror = |status| condition("MirrorUsable", status, "M", "mirror says");
+    let rows: [(&str, Value, &str, &str); 13] = [
         (
             "just made",
             json!({"metadata": {"name": "mesh", "generation": 1}, "spec": {}}),
@@ -86,6 +87,18 @@ fn health_is_what_the_conditions_say() {
             object(3, &[ready("True"), changing("False"), stalled("False")]),
             "Healthy",
             "ready says",
+        ),
+        (
+            "ready, and runtimes can use the mirror",
+            object(3, &[ready("True"), mirror("True")]),
+            "Healthy",
+            "ready says",
+        ),
+        (
+            "ready, and a machine's settings are in the mirror's way",
+            object(3, &[mirror("False"), ready("True")]),
+            "Healthy",
+            "ready says; mirror says",
         ),
         (
             "stalled",

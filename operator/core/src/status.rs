@@ -1,8 +1,8 @@
 //! What is said of a mesh or a pool: counts and conditions.
 //!
-//! Invariants: all three conditions are always there, each with a reason; `lastTransitionTime` changes
-//! only with the condition's status; two statuses that differ in nothing else are the same, so that
-//! nothing is written; no list here grows with the number of nodes.
+//! Invariants: the operator's three conditions are always there, each with a reason;
+//! `lastTransitionTime` changes only with the condition's status; two statuses that differ in nothing
+//! else are the same, so that nothing is written; no list here grows with the number of nodes.
 
 use dragonfly_crds::conditions::{READY, RECONCILING, STALLED, reason};
 use dragonfly_crds::field::Invalid;

@@ -181,7 +181,7 @@ fn on_machine(args: &Args, text: &str) -> String {
 }
 
 async fn plan(args: &Args, entries: &Entries, found: &[Finding], told: bool) {
-    let answers = watch::answers(args.mirror, &Findings::new()).await;
+    let answers = watch::answers(args.mirror, None).await;
     let mut files = vec![];
     let mut errors: Vec<_> = found.iter().map(ToString::to_string).collect();
     for (path, change) in entries.plan() {

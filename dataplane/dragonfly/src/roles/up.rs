@@ -224,13 +224,15 @@ impl StatusFile {
         let all = i64::try_from(nodes).is_ok_and(|n| status.rollout.nodes >= n);
         let ready = problem.is_none() && all;
         let flag = |is: bool| if is { "True" } else { "False" };
+        let mut conditions = vec![
+            json!({ "type": "Ready", "status": flag(ready) }),
+            json!({ "type": "Stalled", "status": flag(problem.is_some()),
+                "message": problem.unwrap_or_default() }),
+        ];
+        conditions.extend(status.conditions.iter().map(|c| json!(c)));
         let status = json!({
             "policy": { "uid": policy.uid, "revision": policy.revision, "hash": policy.hash },
-            "conditions": [
-                { "type": "Ready", "status": flag(ready) },
-                { "type": "Stalled", "status": flag(problem.is_some()),
-                  "message": problem.unwrap_or_default() },
-            ],
+            "conditions": conditions,
             "rollout": status.rollout,
             "traffic": status.traffic,
             "failures": status.failures,

@@ -29,15 +29,18 @@ const LOOK_AGAIN: u32 = 40;
 /// What keeps runtimes from using the mirror.
 pub type Findings = BTreeSet<rpc::Finding>;
 
-/// Whether the mirror at an address answers; it is told what keeps runtimes from using it.
-pub async fn answers(mirror: SocketAddr, found: &Findings) -> bool {
-    let found: Vec<_> = found.iter().map(rpc::Finding::as_str_name).collect();
+/// Whether the mirror at an address answers; it is told what keeps runtimes from using it, where the caller
+/// is who looks after that.
+pub async fn answers(mirror: SocketAddr, found: Option<&Findings>) -> bool {
+    let found = found.map(|found| {
+        let names: Vec<_> = found.iter().map(rpc::Finding::as_str_name).collect();
+        format!("?found={}", names.join(","))
+    });
+    let found = found.unwrap_or_default();
     let asked = async {
         let mut stream = TcpStream::connect(mirror).await?;
-        let question = format!(
-            "GET /healthz?found={} HTTP/1.1\r\nhost: {mirror}\r\nconnection: close\r\n\r\n",
-            found.join(",")
-        );
+        let question =
+            format!("GET /healthz{found} HTTP/1.1\r\nhost: {mirror}\r\nconnection: close\r\n\r\n");
         stream.write_all(question.as_bytes()).await?;
         let mut status = [0; 12];
         stream.read_exact(&mut status).await?;
@@ -76,7 +79,7 @@ pub async fn run(
     found.extend(findings_of(&plan(&entries).await));
     let (mut row, mut same) = (0, 0);
     while !stop.is_cancelled() {
-        let answers = answers(mirror, &found).await;
+        let answers = answers(mirror, Some(&found)).await;
         let wanted = answers && told;
         row = if wanted == installed { 0 } else { row + 1 };
         same += 1;

@@ -1,5 +1,6 @@
 //! From nothing to a file on every node: the charts by helm, the samples by kubectl, a pod on each node
-//! that gets a file through its node's peer.
+//! that gets a file through its node's peer. Then a second operator, and the end of the first; what is
+//! installed is uninstalled.
 
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::ResourceExt;
 use kube::api::Api;
 
+use crate::leaders;
 use crate::ways_in::{at, kubectl};
 
 const NAMESPACE: &str = "dragonfly-system";
@@ -44,7 +46,8 @@ spec:
 ";
 
 #[tokio::test]
-async fn helm_install_and_the_samples_make_a_mesh_that_reads_the_origin_once() {
+async fn helm_install_and_the_samples_make_a_mesh_that_reads_the_origin_once_and_outlives_its_operator()
+ {
     let cluster = Cluster::start(&ClusterOptions::nodes(2)).await.unwrap();
     for name in ["dragonfly", "dragonfly-operator", "test-origin"] {
         load(&cluster, name).await.unwrap();
@@ -145,6 +148,7 @@ async fn run(cluster: &Cluster) -> Result<(), Failed> {
         Ok(if told && all { Ok(()) } else { Err(shown) })
     })
     .await?;
+    leaders::one_of_two_operators_leads(cluster, NAMESPACE).await?;
     uninstall(cluster, &samples).await
 }
 

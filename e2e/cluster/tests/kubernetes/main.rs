@@ -9,6 +9,7 @@
 mod ends;
 mod harness;
 mod installed;
+mod leaders;
 mod lifecycle;
 mod mesh;
 mod neighbours;

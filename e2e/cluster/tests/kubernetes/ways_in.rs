@@ -1,10 +1,11 @@
-//! The ways in: charts by helm itself, kustomize bases by kubectl itself.
+//! The ways in: charts by helm itself, kustomize bases by kubectl itself, the plugin by krew itself.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use dragonfly_cluster::helm::helm;
+use dragonfly_cluster::image::Architecture;
 use dragonfly_cluster::tools::Tool;
 use dragonfly_cluster::{Cluster, ClusterOptions, Failed, Result, apply};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -256,4 +257,70 @@ async fn helm_installs_upgrades_and_leaves_the_kinds_when_it_goes() {
     .unwrap();
     deployments.get("dragonfly-operator").await.unwrap();
     cluster.stop().await.unwrap();
+}
+
+/// Runs a program to its end: what it wrote.
+fn ran(program: &Path, line: &[&str], env: &[(&str, String)]) -> String {
+    let mut command = std::process::Command::new(program);
+    command.args(line).envs(env.iter().cloned());
+    let out = command.stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(
+        out.status.success(),
+        "{} {line:?}: {said}",
+        program.display()
+    );
+    String::from_utf8_lossy(&out.stdout).into_owned() + &said
+}
+
+#[test]
+#[ignore = "krew is built for this test alone, and programs with all that debuggers need are packed"]
+fn krew_installs_the_plugin_and_its_completion() {
+    let dir = tempfile::tempdir().unwrap();
+    let programs = Path::new(env!("CARGO_BIN_EXE_cluster")).parent().unwrap();
+    let output = dir.path().join("output").display().to_string();
+    // Those of the other processor are not looked at.
+    let given = ["amd64", "arm64"].map(|arch| format!("{arch}={}", programs.display()));
+    let url = "https://releases.test";
+    let mut line = vec![output.as_str(), "v0.1.0", url, url];
+    line.extend(given.iter().map(String::as_str));
+    ran(&root().join("scripts/krew.sh"), &line, &[]);
+
+    let built = |tool: Tool, name: &str| tool.built().unwrap()[name].clone();
+    let krew_root = dir.path().join("krew");
+    let path = format!(
+        "{}:{}",
+        krew_root.join("bin").display(),
+        std::env::var("PATH").unwrap()
+    );
+    let env = [
+        ("KREW_ROOT", krew_root.display().to_string()),
+        ("KREW_NO_UPGRADE_CHECK", "1".to_owned()),
+        ("PATH", path),
+    ];
+    let manifest = format!("--manifest={output}/dragonfly.yaml");
+    let arch = Architecture::HERE.name();
+    let archive = format!("--archive={output}/kubectl-dragonfly_linux_{arch}.tar.gz");
+    let said = ran(
+        &built(Tool::Krew, "krew"),
+        &["install", &manifest, &archive],
+        &env,
+    );
+    assert!(said.contains("Installed plugin: dragonfly"), "{said}");
+    // What it tells people to do, done as they would.
+    let shown: Vec<_> = said
+        .lines()
+        .map(|line| line.trim_start_matches([' ', '|']))
+        .collect();
+    let mut todo = shown
+        .iter()
+        .filter(|line| line.starts_with("root=") || line.starts_with("ln "));
+    let todo = format!("{}\n{}", todo.next().unwrap(), todo.next().unwrap());
+    ran(Path::new("/bin/sh"), &["-ec", &todo], &env);
+
+    let kubectl = built(Tool::Kubernetes, "kubectl");
+    let said = ran(&kubectl, &["dragonfly", "--help"], &env);
+    assert!(said.contains("support-dump"), "{said}");
+    let said = ran(&kubectl, &["__complete", "dragonfly", "sup"], &env);
+    assert!(said.starts_with("support-dump"), "{said}");
 }

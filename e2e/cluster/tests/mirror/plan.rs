@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::process::Command;
 
-use dragonfly_cluster::place::READY;
+use dragonfly_cluster::place::{READY, condition};
 use dragonfly_cluster::wait::{wait_for, wait_until};
 use dragonfly_crds::Distribution;
+use dragonfly_crds::conditions::{MIRROR_USABLE, mirror};
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, ListParams};
 use serde_json::{Value, json};
@@ -13,8 +14,8 @@ use serde_json::{Value, json};
 use crate::nodes::{is_told, until_told};
 use crate::place::{Bed, OPEN};
 
-/// `kubectl dragonfly mirror plan`: what it wrote for programs and for people, and whether all is well.
-fn asked(bed: &Bed, more: &[&str]) -> (Value, String, bool) {
+/// `kubectl dragonfly`: what it wrote for programs and for people, and whether all is well.
+fn plugin(bed: &Bed, line: &[&str]) -> (String, String, bool) {
     let own = std::env::current_exe().unwrap();
     let beside = own.ancestors().skip(1).take(2);
     let mut found = beside.map(|dir| dir.join("kubectl-dragonfly"));
@@ -26,17 +27,45 @@ fn asked(bed: &Bed, more: &[&str]) -> (Value, String, bool) {
             "--kubeconfig",
             &bed.cluster.kubeconfig().display().to_string(),
         ])
-        .args(["-n", bed.system(), "-o", "json", "mirror", "plan"])
-        .args(more)
+        .args(["-n", bed.system()])
+        .args(line)
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&out.stderr).into_owned();
-    let plan = serde_json::from_slice(&out.stdout);
-    (
-        plan.unwrap_or_else(|e| panic!("{e}: {said}")),
-        said,
-        out.status.success(),
-    )
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&out.stdout), text(&out.stderr), out.status.success())
+}
+
+/// `kubectl dragonfly mirror plan`.
+fn asked(bed: &Bed, more: &[&str]) -> (Value, String, bool) {
+    let line = [&["-o", "json", "mirror", "plan"], more].concat();
+    let (plan, said, well) = plugin(bed, &line);
+    let plan = serde_json::from_str(&plan);
+    (plan.unwrap_or_else(|e| panic!("{e}: {said}")), said, well)
+}
+
+/// Until the mesh says of the mirror what is wanted (status, reason, a part of the message), or nothing at
+/// all; its message.
+async fn says(bed: &Bed, wanted: Option<(&str, &str, &str)>) -> String {
+    let meshes: Api<Distribution> = bed.place.api();
+    let said = wait_for(&meshes, "default", READY, |mesh| {
+        let found = mesh.and_then(|mesh| condition(mesh, MIRROR_USABLE));
+        let message = found.map(|c| c.message.clone()).unwrap_or_default();
+        let is = match (found, wanted) {
+            (Some(c), Some((status, reason, part))) => {
+                (c.status.as_str(), c.reason.as_str()) == (status, reason) && message.contains(part)
+            }
+            (found, wanted) => found.is_none() && wanted.is_none(),
+        };
+        if is {
+            Ok(message)
+        } else {
+            Err(format!("{found:?}"))
+        }
+    });
+    match said.await {
+        Ok(message) => message,
+        Err(wrong) => bed.fail(&wrong.to_string()).await,
+    }
 }
 
 /// What a node's file would become.
@@ -53,15 +82,16 @@ fn change(plan: &Value, node: &str, registry: &str) -> (bool, String) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_are_told_in_waves_and_what_keeps_containerd_from_the_mirror_is_said() {
     let bed = &Bed::start().await;
-    let mut mirror = bed.mirror();
-    mirror["percent"] = json!(100);
-    bed.mesh_with(Some(mirror.clone())).await;
+    let mut wanted = bed.mirror();
+    wanted["percent"] = json!(100);
+    bed.mesh_with(Some(wanted.clone())).await;
     for node in bed.cluster.nodes() {
         until_told(node, OPEN, true).await;
     }
+    says(bed, Some(("True", mirror::USABLE, "on the 2 nodes"))).await;
     // Back to nobody.
-    mirror["percent"] = json!(0);
-    bed.mesh_with(Some(mirror.clone())).await;
+    wanted["percent"] = json!(0);
+    bed.mesh_with(Some(wanted)).await;
     let nobody = wait_until("nobody to be told", READY, || async {
         let told = bed.cluster.nodes().find(|node| is_told(*node, OPEN));
         Ok(told.map_or(Ok(()), |node| Err(format!("{} is", node.name()))))
@@ -107,6 +137,11 @@ async fn nodes_are_told_in_waves_and_what_keeps_containerd_from_the_mirror_is_sa
             .cloned()
             .ok_or_else(|| format!("{:?}", status.failures))
     });
+    let part = "on 1 of 2 nodes containerd's config_path lists several";
+    says(bed, Some(("False", mirror::CONFIG_PATH_LIST, part))).await;
+    let (said, _, well) = plugin(bed, &["status"]);
+    let wanted = format!("{MIRROR_USABLE}: {}: on 1 of 2", mirror::CONFIG_PATH_LIST);
+    assert!(!well && said.contains(&wanted), "{said}");
     let failure = match failure.await {
         Ok(failure) => failure,
         Err(wrong) => bed.fail(&wrong.to_string()).await,
@@ -137,5 +172,15 @@ async fn nodes_are_told_in_waves_and_what_keeps_containerd_from_the_mirror_is_sa
     assert!(!well && said.contains("node-1: config_path"), "{said}");
     let findings = plan["nodes"][1]["findings"].to_string();
     assert!(findings.contains("lists several directories"), "{plan}");
+
+    // It is mended: the condition says so. Then no mirror is asked for: it goes.
     std::fs::write(&config, before).unwrap();
+    let message = says(bed, Some(("True", mirror::USABLE, "on the 2 nodes"))).await;
+    let (said, _, _) = plugin(bed, &["status"]);
+    assert!(
+        said.contains(&message) && !said.contains("MirrorUnused"),
+        "{said}"
+    );
+    bed.mesh_with(None).await;
+    says(bed, None).await;
 }

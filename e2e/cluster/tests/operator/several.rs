@@ -54,7 +54,7 @@ async fn another_operator_leads_within_the_leases_time_and_does_nothing_twice() 
     }
 
     // What was told once may be told again for ten seconds: numbers of components.
-    let writes = settled(&cluster, installed).await;
+    let writes = settled(&cluster, installed).await.len();
     assert!(writes > 10, "the first one wrote: {writes}");
     let before = versions(&place).await;
     let asked = cluster.asked(&installed.system).unwrap().len();
@@ -92,10 +92,9 @@ async fn another_operator_leads_within_the_leases_time_and_does_nothing_twice() 
         .await
         .unwrap();
     }
-    settled(&cluster, installed).await;
-    let since = cluster.asked(&installed.system).unwrap().split_off(asked);
-    let again: Vec<_> = since.iter().filter(|a| is_work(a)).collect();
+    let again = settled(&cluster, installed).await.split_off(writes);
     assert!(again.is_empty(), "done twice: {again:#?}");
+    let since = cluster.asked(&installed.system).unwrap().split_off(asked);
     assert!(since.iter().any(|a| a.resource() == "leases" && a.writes()));
     assert_eq!(versions(&place).await, before, "something was written");
     assert_eq!(second.writes().await.unwrap(), 0);
@@ -155,30 +154,10 @@ async fn said(operator: &Operator, text: &str) {
     .unwrap();
 }
 
-/// Writes of the operator, but those by which it leads.
-fn is_work(asked: &Asked) -> bool {
-    asked.account() == "dragonfly-operator" && asked.writes() && asked.resource() != "leases"
-}
-
-/// Until nothing was written for three seconds: all writes so far.
-async fn settled(cluster: &Cluster, installed: &Installed) -> usize {
-    let count = || {
-        cluster
-            .asked(&installed.system)
-            .unwrap()
-            .iter()
-            .filter(|a| is_work(a))
-            .count()
-    };
-    let mut last = count();
-    loop {
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        let now = count();
-        if now == last {
-            return now;
-        }
-        last = now;
-    }
+/// Until the operator has done what there was to do: all that it wrote.
+async fn settled(cluster: &Cluster, installed: &Installed) -> Vec<Asked> {
+    let settled = cluster.settled(&installed.system, "dragonfly-operator");
+    settled.await.unwrap()
 }
 
 async fn holder(place: &Place, installed: &Installed) -> String {

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use dragonfly_crds::conditions::READY;
+use dragonfly_crds::conditions::{MIRROR_USABLE, READY};
 use dragonfly_crds::preheat::{CREATED_BY, PLUGIN};
 use dragonfly_crds::{Distribution, Preheat};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -280,6 +280,17 @@ async fn mesh_is_well(
     let wrong = problems(mesh);
     if wrong.is_empty() {
         report.good(format!("{name} is ready"));
+    }
+    let conditions = mesh.status.as_ref().map(|s| s.conditions.as_slice());
+    match condition(conditions.unwrap_or_default(), MIRROR_USABLE) {
+        Some(mirror) if mirror.status == "True" => {
+            report.good(format!("{name}: {}", mirror.message));
+        }
+        Some(mirror) if mirror.status == "Unknown" => {
+            report.note(format!("{name}: {}", mirror.message));
+        }
+        // Among what is wrong, or there is no mirror.
+        _ => {}
     }
     for problem in wrong {
         report.bad(

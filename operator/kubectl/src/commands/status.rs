@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use dragonfly_crds::conditions::{READY, STALLED};
+use dragonfly_crds::conditions::{MIRROR_USABLE, READY, STALLED};
+use dragonfly_crds::reports::MIRROR_UNUSED;
 use dragonfly_crds::{Distribution, Preheat};
 use kube::ResourceExt;
 use kube::api::ListParams;
@@ -135,7 +136,16 @@ pub fn problems(mesh: &Distribution) -> Vec<String> {
             found.push("no seed has a session: nobody fetches for the others".to_owned());
         }
     }
-    for failure in &status.failures {
+    let mirror = condition(&status.conditions, MIRROR_USABLE);
+    if let Some(mirror) = mirror.filter(|c| c.status == "False") {
+        found.push(format!(
+            "{MIRROR_USABLE}: {}: {}",
+            mirror.reason, mirror.message
+        ));
+    }
+    // What was found of runtimes once is no problem any more where what is found now is said.
+    let past = |reason: &str| mirror.is_some() && reason == MIRROR_UNUSED;
+    for failure in status.failures.iter().filter(|f| !past(&f.reason)) {
         let origin = failure.origin.as_deref().unwrap_or_default();
         let origin = if origin.is_empty() {
             String::new()
@@ -173,6 +183,10 @@ fn shown(mesh: &Distribution, preheats: &[Preheat]) -> String {
             r.revision, r.acknowledged, r.nodes
         ));
     }
+    let mirror = condition(&status.conditions, MIRROR_USABLE);
+    if let Some(mirror) = mirror.filter(|c| c.status != "False") {
+        lines.push(format!("  mirror   {}", mirror.message));
+    }
     if let Some(t) = &status.traffic {
         let sum = |n: i64| bytes(u64::try_from(n).unwrap_or_default());
         let saved = t
@@ -207,4 +221,44 @@ fn shown(mesh: &Distribution, preheats: &[Preheat]) -> String {
         lines.push(format!("  preheat  {}: {said}", preheat.name_any()));
     }
     lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mesh(conditions: &[(&str, &str, &str)]) -> Distribution {
+        let conditions = conditions.iter().map(|(type_, status, message)| {
+            json!({"type": type_, "status": status, "reason": "R", "message": message,
+                "lastTransitionTime": "2026-01-01T00:00:00Z"})
+        });
+        let found = json!({
+            "apiVersion": dragonfly_crds::API_VERSION, "kind": "Distribution",
+            "metadata": {"name": "m", "namespace": "n", "generation": 1}, "spec": {},
+            "status": {
+                "observedGeneration": 1,
+                "conditions": conditions.collect::<Vec<_>>(),
+                "failures": [{"reason": "MirrorUnused", "message": "once", "count": 1,
+                    "firstTime": "2026-01-01T00:00:00Z", "lastTime": "2026-01-01T00:00:00Z"}],
+            },
+        });
+        serde_json::from_value(found).unwrap()
+    }
+
+    #[test]
+    fn what_keeps_runtimes_from_the_mirror_is_a_problem_while_it_does() {
+        let ready = ("Ready", "True", "");
+        let bad = mesh(&[ready, ("MirrorUsable", "False", "on 1 of 2 nodes x")]);
+        assert_eq!(problems(&bad), ["MirrorUsable: R: on 1 of 2 nodes x"]);
+        assert!(shown(&bad, &[]).starts_with("n/m: NOT WELL\n  x MirrorUsable"));
+        let good = mesh(&[ready, ("MirrorUsable", "True", "nothing on 2 nodes")]);
+        assert!(problems(&good).is_empty());
+        assert_eq!(
+            shown(&good, &[]),
+            "n/m: well\n  mirror   nothing on 2 nodes\n"
+        );
+        // Schedulers of an earlier release say no more than that it was found.
+        let earlier = problems(&mesh(&[ready]));
+        assert!(earlier[0].starts_with("MirrorUnused: once"), "{earlier:?}");
+    }
 }
