@@ -65,7 +65,11 @@ pub(crate) async fn answer(call: &Call, digest: &Digest) -> Answer {
         return beyond(total);
     }
     if avoided(call, digest) {
-        return direct::answer(call, digest, &granted).await;
+        if call.settings.direct {
+            return direct::answer(call, digest, &granted).await;
+        }
+        let text = format!("the mesh got something else for {digest} a moment ago");
+        return Refusal::unavailable(text).answer();
     }
     let begun = tokio::time::timeout(BEGIN, begin(call, digest)).await;
     let failure = match begun {

@@ -153,7 +153,8 @@ async fn content_that_is_not_what_it_is_called_is_neither_served_nor_kept() {
         corrupt: true,
         ..Fault::default()
     });
-    let bed = Bed::start(2, &settings(vec![named(REGISTRY, &registry)])).await;
+    let settings = settings(vec![named(REGISTRY, &registry)]);
+    let bed = Bed::start(2, &settings).await;
     let path = format!("/v2/a/blobs/{}?ns={REGISTRY}", image.blobs[0]);
     let asked = bed.peers.iter().map(|peer| ask(peer.at, "GET", &path, &[]));
     for answer in futures::future::join_all(asked).await {
@@ -161,6 +162,19 @@ async fn content_that_is_not_what_it_is_called_is_neither_served_nor_kept() {
         assert!(answer.cut && answer.body.len() < body.len());
     }
     registry.fail(Fault::default());
+    // Where policy lets nobody past the mesh that is no reason to go there either.
+    let strict = Settings {
+        direct: false,
+        ..settings.clone()
+    };
+    let http = || std::sync::Arc::new(HttpSource::new(HttpOptions::default()).unwrap());
+    let (first, gets) = (&bed.peers[0], || registry.count("GET", "/blobs/"));
+    let before = gets();
+    first.mirror.apply(http(), strict);
+    let answer = ask(first.at, "GET", &path, &[]).await;
+    assert_eq!((answer.status, gets()), (502, before), "{}", answer.text());
+    assert!(answer.text().contains("UNAVAILABLE"), "{}", answer.text());
+    first.mirror.apply(http(), settings);
     for peer in &bed.peers {
         let answer = ask(peer.at, "GET", &path, &[]).await;
         assert!(
