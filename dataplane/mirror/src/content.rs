@@ -218,12 +218,12 @@ fn flow(call: &Call, digest: &Digest, granted: &Granted, begun: Begun) -> Answer
     if let Some(total) = total.filter(|total| *total > 0 && call.asked.of(*total).is_none()) {
         return beyond(total);
     }
-    let meta = begun.reader.task().meta();
-    let kind = Some(meta.content_type).filter(|kind| !kind.is_empty());
+    // The registry's own word first: whoever brought it may have asked for it as a layer.
+    let held = || Some(begun.reader.task().meta().content_type).filter(|kind| !kind.is_empty());
     let (answer, out) = head(
         call,
         digest,
-        kind.or_else(|| granted.kind.clone()),
+        granted.kind.clone().or_else(held),
         (start, end),
         total,
     );
