@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use dragonfly_node::limits::Recent;
 use hyper::header::{AUTHORIZATION, HeaderMap};
 
-use crate::ask::{Digest, Wanted};
+use crate::ask::{Digest, Kind, Wanted};
 
 /// Grants kept: about 200 bytes each.
 const MOST: usize = 16_384;
@@ -96,17 +96,27 @@ impl Access {
 
     /// What the registry said last, however long ago.
     pub(crate) fn granted(&self, who: Who, wanted: &Wanted, digest: &Digest) -> Option<Granted> {
-        let key = self.key(who, wanted, digest.as_str());
+        let key = self.key(who, wanted, &what(wanted, digest));
         let all = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
         all.get(&key).cloned()
     }
 
     /// The registry let somebody read something.
-    pub(crate) fn grant(&self, who: Who, wanted: &Wanted, digest: &Digest, what: Granted) {
-        let key = self.key(who, wanted, digest.as_str());
+    pub(crate) fn grant(&self, who: Who, wanted: &Wanted, digest: &Digest, granted: Granted) {
+        let key = self.key(who, wanted, &what(wanted, digest));
         let mut all = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
-        all.put(key, what);
+        all.put(key, granted);
     }
+}
+
+/// A digest as what it was asked for: registries answer for blobs and for manifests apart, with another
+/// media type, or with a refusal of one.
+fn what(wanted: &Wanted, digest: &Digest) -> String {
+    let part = match wanted.kind {
+        Kind::Blob(_) => "blob",
+        _ => "manifest",
+    };
+    format!("{part} {digest}")
 }
 
 impl std::fmt::Debug for Access {
@@ -151,6 +161,9 @@ mod tests {
         for someone in ["", "Basic YW5uYg==", "Bearer YW5uYQ=="] {
             assert!(!may(access.who(&headers(someone)), "a", &one), "{someone}");
         }
+        let path = format!("/v2/a/blobs/{one}");
+        let blob = Wanted::read(&path, Some("ns=registry.test")).unwrap();
+        assert!(access.granted(anna, &blob, &one).is_none());
         let old = access.granted(anna, &wanted("a"), &one).unwrap();
         assert!(!old.is_fresh(Duration::ZERO));
         assert_ne!(

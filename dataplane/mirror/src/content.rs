@@ -65,7 +65,11 @@ pub(crate) async fn answer(call: &Call, digest: &Digest) -> Answer {
         return beyond(total);
     }
     if avoided(call, digest) {
-        return direct::answer(call, digest, &granted).await;
+        if call.settings.direct {
+            return direct::answer(call, digest, &granted).await;
+        }
+        let text = format!("the mesh got something else for {digest} a moment ago");
+        return Refusal::unavailable(text).answer();
     }
     let begun = tokio::time::timeout(BEGIN, begin(call, digest)).await;
     let failure = match begun {
@@ -166,23 +170,29 @@ async fn begin(call: &Call, digest: &Digest) -> Result<Begun, rpc::Failure> {
     if let Asked::Between(start, end) = call.asked {
         // Part of it alone: whoever reads lazily does not want the rest.
         let wish = Wish::Range(start, Some(end));
-        let reader = Arc::new(node.download(source, wish).await?);
+        let reader = Arc::new(node.download(source.clone(), wish).await?);
         let total = reader.task().geometry().total_len();
-        let end = reader.range().1;
-        return Ok(Begun {
-            reader,
-            whole: None,
-            start,
-            end,
-            total,
-        });
+        if total.is_some() {
+            let end = reader.range().1;
+            return Ok(Begun {
+                reader,
+                whole: None,
+                start,
+                end,
+                total,
+            });
+        }
+        // Which part it is could not be said: all of it, as where other parts are asked for.
     }
     let whole = Arc::new(node.download(source.clone(), Wish::Whole).await?);
     let total = whole.task().geometry().total_len();
-    let start = match total {
-        Some(total) => call.asked.of(total).map_or(total, |(start, _)| start),
+    let (start, end) = match total {
+        Some(total) => {
+            let (start, end) = call.asked.of(total).unwrap_or((total, total));
+            (start, Some(end))
+        }
         // Without a length there is no range to answer with: all of it is sound.
-        None => 0,
+        None => (0, None),
     };
     let goes_on = start > 0 && Some(start) != total;
     let reader = if goes_on {
@@ -192,9 +202,10 @@ async fn begin(call: &Call, digest: &Digest) -> Result<Begun, rpc::Failure> {
     };
     Ok(Begun {
         reader,
-        whole: Some(whole),
+        // Its digest is of no use to who gets less than its end.
+        whole: (end == total).then_some(whole),
         start,
-        end: total,
+        end,
         total,
     })
 }
@@ -207,12 +218,12 @@ fn flow(call: &Call, digest: &Digest, granted: &Granted, begun: Begun) -> Answer
     if let Some(total) = total.filter(|total| *total > 0 && call.asked.of(*total).is_none()) {
         return beyond(total);
     }
-    let meta = begun.reader.task().meta();
-    let kind = Some(meta.content_type).filter(|kind| !kind.is_empty());
+    // The registry's own word first: whoever brought it may have asked for it as a layer.
+    let held = || Some(begun.reader.task().meta().content_type).filter(|kind| !kind.is_empty());
     let (answer, out) = head(
         call,
         digest,
-        kind.or_else(|| granted.kind.clone()),
+        granted.kind.clone().or_else(held),
         (start, end),
         total,
     );
@@ -237,7 +248,9 @@ pub(crate) fn head(
     (start, end): (u64, Option<u64>),
     total: Option<u64>,
 ) -> (Answer, Out) {
-    let part = call.asked != Asked::Whole && total.is_some();
+    // Of nothing there is no part.
+    let some = end.is_some_and(|end| end > start);
+    let part = call.asked != Asked::Whole && total.is_some() && some;
     let (mut answer, out) = answer::flowing(if part { 206 } else { 200 });
     describe(call, &mut answer, digest, kind.as_deref());
     if let Some(end) = end {

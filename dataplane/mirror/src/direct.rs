@@ -41,32 +41,36 @@ pub(crate) async fn answer(call: &Call, digest: &Digest, granted: &Granted) -> A
         Ok(request) => request,
         Err(refusal) => return refusal.answer(),
     };
-    let call = &Call {
-        asked: match (call.asked, granted.len) {
-            // Where the last bytes are nobody said: all of it is sound.
-            (Asked::Last(_), None) => Asked::Whole,
-            (asked, _) => asked,
+    // By what was said of its length before; what comes now says it better.
+    let from = match (call.asked, granted.len) {
+        (asked, Some(total)) => asked.of(total).map_or(0, |(start, _)| start),
+        (Asked::From(start) | Asked::Between(start, _), None) => start,
+        (Asked::Whole | Asked::Last(_), None) => 0,
+    };
+    let mut found = first(call, &request, from).await;
+    if matches!(&found, Ok(First { total: None, begins, .. }) if *begins > 0) {
+        // Which part it is could not be said: all of it is sound.
+        found = first(call, &request, 0).await;
+    }
+    let First {
+        said,
+        begins,
+        total,
+    } = match found {
+        Ok(first) => first,
+        Err(answer) => return *answer,
+    };
+    let (start, end) = match total {
+        None => (0, None),
+        Some(0) => (0, Some(0)),
+        Some(total) => match call.asked.of(total) {
+            Some((start, end)) => (start, Some(end)),
+            None => return content::beyond(total),
         },
-        ..call.clone()
     };
-    let span = match (call.asked, granted.len) {
-        (asked, Some(total)) => asked.of(total),
-        (Asked::From(start), None) => Some((start, u64::MAX)),
-        (Asked::Between(start, end), None) => Some((start, end)),
-        (Asked::Whole | Asked::Last(_), None) => Some((0, u64::MAX)),
+    let Some(skip) = start.checked_sub(begins) else {
+        return other_bytes();
     };
-    let (start, end) = span.unwrap_or((0, u64::MAX));
-    let said = match ask(call, &request, start).await {
-        Ok(said) if said.status < 300 => said,
-        Ok(said) => return upstream::pass_on(call, said),
-        Err(error) => return upstream::no_answer(call, &error),
-    };
-    let Some((skip, total)) = place(&said, start) else {
-        let text = "the registry answers with other bytes than were asked for";
-        return answer::Refusal::unavailable(text).answer();
-    };
-    let end = total.map_or(end, |total| end.min(total));
-    let end = Some(end).filter(|end| *end != u64::MAX);
     let kind = answer::text(&said.headers, CONTENT_TYPE).map(str::to_owned);
     let (answer, out) = content::head(call, digest, kind, (start, end), total);
     let whole = start == 0 && end == total;
@@ -135,22 +139,48 @@ async fn ask(call: &Call, request: &Request, from: u64) -> Result<Said, Error> {
         .await
 }
 
-/// Of an answer to a question for the bytes from `from` on: how many to leave out, and the whole's
+/// A first answer with content.
+struct First {
+    said: Said,
+    /// Where its body begins in the content.
+    begins: u64,
+    /// The whole's length.
+    total: Option<u64>,
+}
+
+/// Asks for the bytes from `from` on; else what the client is told.
+async fn first(call: &Call, request: &Request, from: u64) -> Result<First, Box<Answer>> {
+    let said = match ask(call, request, from).await {
+        Ok(said) if said.status < 300 => said,
+        Ok(said) => return Err(Box::new(upstream::pass_on(call, said))),
+        Err(error) => return Err(Box::new(upstream::no_answer(call, &error))),
+    };
+    let (begins, total) = place(&said, from).ok_or_else(|| Box::new(other_bytes()))?;
+    Ok(First {
+        said,
+        begins,
+        total,
+    })
+}
+
+fn other_bytes() -> Answer {
+    let text = "the registry answers with other bytes than were asked for";
+    answer::Refusal::unavailable(text).answer()
+}
+
+/// Of an answer to a question for the bytes from `from` on: where its body begins, and the whole's
 /// length. `None`: it is about other bytes.
 fn place(said: &Said, from: u64) -> Option<(u64, Option<u64>)> {
     let header = |name| answer::text(&said.headers, name);
     if said.status == 206 {
         let range = header(CONTENT_RANGE).and_then(ContentRange::parse)?;
         return match range {
-            ContentRange::Part { range, total } if range.start() == from => Some((0, total)),
+            ContentRange::Part { range, total } if range.start() == from => Some((from, total)),
             _ => None,
         };
     }
     // The registry knows no ranges.
-    Some((
-        from,
-        header(CONTENT_LENGTH).and_then(|len| len.parse().ok()),
-    ))
+    Some((0, header(CONTENT_LENGTH).and_then(|len| len.parse().ok())))
 }
 
 /// A body on its way from upstream to a client.
@@ -225,8 +255,8 @@ impl Flow {
         if self.body.is_none() {
             match ask(&self.call, &self.request, self.at).await {
                 Ok(said) if said.status < 300 => match place(&said, self.at) {
-                    Some((skip, _)) => {
-                        self.skip = skip;
+                    Some((begins, _)) => {
+                        self.skip = self.at - begins;
                         self.body = Some(said.body);
                     }
                     None => return Next::Failed("the registry sends other bytes".to_owned()),

@@ -168,6 +168,32 @@ async fn private_content_is_only_for_whom_the_registry_lets_in() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manifest_is_one_though_somebody_asked_for_its_bytes_as_a_layer() {
+    let registry = Double::start().await;
+    let image = registry.push("a", "v1", &[bytes(1000, 1)]);
+    let bed = Bed::start(2, &settings(vec![named(REGISTRY, &registry)])).await;
+    let own = ask(
+        registry.addr,
+        "GET",
+        "/v2/a/manifests/v1",
+        &[("accept", MANIFEST)],
+    )
+    .await;
+    // Registries have both in one store.
+    let layer = registry.push("a", "v2", &[own.body.clone()]);
+    assert_eq!(layer.blobs[0], image.manifest);
+    let path = |kind: &str| format!("/v2/a/{kind}/{}?ns={REGISTRY}", image.manifest);
+    let answer = ask(bed.peers[0].at, "GET", &path("blobs"), &[]).await;
+    assert!(answer.status == 200 && answer.body == own.body);
+    for (peer, method) in [(0, "HEAD"), (0, "GET"), (1, "GET")] {
+        let answer = ask(bed.peers[peer].at, method, &path("manifests"), &[]).await;
+        let said = (answer.status, answer.header("content-type"));
+        assert_eq!(said, (200, MANIFEST), "{method} at peer {peer}");
+    }
+    assert_eq!(bed.peers[1].mirror.metrics().fallbacks.get(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tags_are_asked_for_each_time_and_kept_only_where_policy_says_so() {
     let registry = Double::start().await;
     let first = registry.push("a", "latest", &[bytes(1000, 1)]);

@@ -243,6 +243,10 @@ fn container_runtimes_are_told_of_the_mirror_on_chosen_nodes_only() {
         let all = built(&mesh(spec));
         assert!(!all.iter().any(|o| o.name.ends_with("-mirror")), "{spec}");
     }
+    // What is chosen are nodes without a peer.
+    let spec = "{mirror: {nodeSelector: {pool: a}}, peers: {pods: {nodeSelector: {pool: b}}}}";
+    let pods = |o: &Wanted| o.kind.kind == "DaemonSet" && o.name.ends_with("-mirror");
+    assert!(!built(&mesh(spec)).iter().any(pods));
     let all = built(&mesh(
         "{mirror: {nodeSelector: {pool: a}, registries: [{host: docker.io}, {host: 'r:5', url: 'http://10.0.0.1:5'}], \
           others: Never, containerdDirectory: /etc/k3s}, \

@@ -87,14 +87,24 @@ pub fn show(format: Format, table: &Table, data: &Value) -> Result<(), Failed> {
         }
         Format::Table => table.text(false),
         Format::Wide => table.text(true),
-        Format::Json => format!("{data:#}\n"),
-        Format::Yaml => serde_saphyr::to_string(data).map_err(|e| Failed::at("YAML", e))?,
+        Format::Json | Format::Yaml => document(format, data)?,
         Format::Name => table.names.iter().fold(String::new(), |mut text, name| {
             let _ = writeln!(text, "{name}");
             text
         }),
     };
     say(&text)
+}
+
+/// What programs read: JSON where that is asked for, else YAML.
+///
+/// # Errors
+/// What cannot be written as that.
+pub fn document(format: Format, data: &Value) -> Result<String, Failed> {
+    match format {
+        Format::Json => Ok(format!("{data:#}\n")),
+        _ => serde_saphyr::to_string(data).map_err(|e| Failed::at("YAML", e)),
+    }
 }
 
 /// Writes to stdout; a reader that went away is no error.

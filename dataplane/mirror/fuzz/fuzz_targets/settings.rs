@@ -8,7 +8,9 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
     let _ = containerd::findings(text, Path::new("/etc/containerd/certs.d"));
-    if let Ok(made) = hosts::with_entry(text, "http://127.0.0.1:4002", Some("https://a.test"))
+    let url = "http://127.0.0.1:4002";
+    let beside = hosts::Certificates::among(vec![text.to_owned(), format!("{text}.crt")]);
+    if let Ok(made) = hosts::with_entry(text, url, Some("https://a.test"), &beside)
         && !hosts::has_entry(text)
     {
         assert_eq!(hosts::without_entry(&made).as_deref(), Ok(text));

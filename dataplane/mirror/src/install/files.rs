@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::hosts::{self, Unsound};
+use super::hosts::{self, Certificates, Unsound};
 use super::{docker, registries};
 
 const FILE: &str = "hosts.toml";
@@ -105,7 +105,10 @@ impl Entries {
         let mut done = vec![];
         for target in self.targets.iter().filter(|_| self.containerd.is_some()) {
             let wanted = self.hosts(target);
-            done.push((wanted.path.clone(), to_do(&wanted)));
+            // Several may go by one file.
+            if done.iter().all(|(path, _)| *path != wanted.path) {
+                done.push((wanted.path.clone(), to_do(&wanted)));
+            }
         }
         if let Some(directory) = &self.containers {
             let (free, taken) = self.free(directory);
@@ -173,11 +176,18 @@ impl Entries {
             .map(|(host, port)| format!("{host}_{port}_"));
         let other = other.map(|other| directory.join(other));
         let own = other.filter(|other| other.is_dir());
+        let own = own.unwrap_or_else(|| directory.join(name));
+        let any = directory.join(ANY);
+        // A directory made for one registry hides from it what is said of all.
+        let (own, server) = if !own.exists() && is_somebodys(&any) {
+            (any, None)
+        } else {
+            (own, target.server.as_deref())
+        };
+        let beside = certificates(&own);
         Wanted {
-            path: own.unwrap_or_else(|| directory.join(name)).join(FILE),
-            made: Box::new(move |text: &str| {
-                hosts::with_entry(text, &self.url(), target.server.as_deref())
-            }),
+            path: own.join(FILE),
+            made: Box::new(move |text: &str| hosts::with_entry(text, &self.url(), server, &beside)),
         }
     }
 
@@ -250,6 +260,29 @@ impl Wanted<'_> {
         write(path, &made, mode(path))?;
         Ok(change)
     }
+}
+
+/// The certificates in a directory of `certs.d`.
+fn certificates(directory: &Path) -> Certificates {
+    let found = std::fs::read_dir(directory);
+    let files = found.into_iter().flatten().flatten();
+    let files = files.filter(|entry| !entry.path().is_dir());
+    Certificates::among(
+        files
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect(),
+    )
+}
+
+/// Whether a directory of `certs.d` says anything that is not dragonfly's.
+fn is_somebodys(directory: &Path) -> bool {
+    let said = match read(&directory.join(FILE)) {
+        Ok(None) => false,
+        Ok(Some(text)) => hosts::without_entry(&text).map_or(true, |text| !text.is_empty()),
+        // Whose it is cannot be seen.
+        Err(_) => true,
+    };
+    said || !certificates(directory).is_empty()
 }
 
 /// A file as it was before an entry was put into it.
@@ -405,6 +438,66 @@ mod tests {
             .collect();
         assert_eq!(left, ["a.test:5000"]);
         assert!(!backup.exists() && entries.withdraw().is_empty());
+    }
+
+    #[test]
+    fn certificates_as_docker_has_them_go_on_to_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = dir.path().join("a.test:5000/ca.crt");
+        write(&ca, "authority", 0o644).unwrap();
+        let entries = entries(dir.path(), &["a.test:5000"]);
+        assert_eq!(changes(entries.write()), [Change::Made]);
+        let made = std::fs::read_to_string(dir.path().join("a.test:5000/hosts.toml")).unwrap();
+        // Before the first table: of the registry itself.
+        let said = made.find("ca = [\"ca.crt\"]").expect(&made);
+        assert!(said < made.find("[host.").unwrap(), "{made}");
+        // Another one that comes meanwhile counts as it would without the entry.
+        write(&ca.with_file_name("next.crt"), "authority", 0o644).unwrap();
+        assert_eq!(changes(entries.write()), [Change::Changed]);
+        assert_eq!(changes(entries.write()), [Change::Nothing]);
+        assert_eq!(changes(entries.withdraw()), [Change::Restored]);
+        let left = std::fs::read_dir(ca.parent().unwrap()).unwrap().count();
+        assert_eq!(left, 2, "the two certificates");
+    }
+
+    #[test]
+    fn what_somebody_says_of_all_registries_is_not_hidden_from_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let any = dir.path().join("_default/hosts.toml");
+        let corporate = "[host.\"https://proxy.test\"]\n";
+        write(&any, corporate, 0o644).unwrap();
+        write(&dir.path().join("own.test/hosts.toml"), "# mine\n", 0o644).unwrap();
+        let mut entries = entries(dir.path(), &["docker.io", "a.test", "own.test"]);
+        entries.targets[1].server = Some("http://a:5000".to_owned());
+        let paths = |done: &Done| -> Vec<_> {
+            let below =
+                |(path, _): &(PathBuf, _)| path.strip_prefix(dir.path()).unwrap().to_owned();
+            done.iter().map(below).collect()
+        };
+        let done = entries.write();
+        let wanted = ["_default/hosts.toml", "own.test/hosts.toml"];
+        assert_eq!(paths(&done), wanted.map(PathBuf::from));
+        let both = std::fs::read_to_string(&any).unwrap();
+        let (mirror, proxy) = (both.find("127.0.0.1:4002"), both.find("proxy.test"));
+        assert!(
+            mirror.unwrap() < proxy.unwrap() && !both.contains("http://a:5000"),
+            "{both}"
+        );
+        assert_eq!(changes(entries.write()), [Change::Nothing; 2]);
+        assert_eq!(changes(entries.withdraw()), [Change::Restored; 2]);
+        assert_eq!(std::fs::read_to_string(&any).unwrap(), corporate);
+        assert!(!dir.path().join("docker.io").exists());
+        // An entry that is dragonfly's alone says nothing that could be hidden.
+        std::fs::remove_dir_all(dir.path().join("_default")).unwrap();
+        entries.targets.insert(
+            0,
+            Target {
+                registry: None,
+                server: None,
+            },
+        );
+        assert_eq!(changes(entries.write()).len(), 4);
+        assert_eq!(changes(entries.write()), [Change::Nothing; 4]);
     }
 
     #[test]

@@ -24,17 +24,85 @@ pub enum Unsound {
     Torn,
 }
 
+/// Certificates for a registry that lie beside the file, as Docker has them; names of files. containerd
+/// takes them where there is no `hosts.toml`, and no longer where there is one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Certificates {
+    /// `*.crt`: authorities.
+    pub authorities: Vec<String>,
+    /// `*.cert`: what is shown to the registry, with where its key is.
+    pub own: Vec<[String; 2]>,
+}
+
+impl Certificates {
+    /// Those among the names of a directory.
+    #[must_use]
+    pub fn among(mut names: Vec<String>) -> Self {
+        names.sort();
+        let authorities = names.iter().filter(|name| name.ends_with(".crt"));
+        let own = names.iter().filter_map(|name| {
+            let key = format!("{}.key", name.strip_suffix(".cert")?);
+            // The key may be in the same file.
+            let key = if names.contains(&key) {
+                key
+            } else {
+                name.clone()
+            };
+            Some([name.clone(), key])
+        });
+        Self {
+            authorities: authorities.cloned().collect(),
+            own: own.collect(),
+        }
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.authorities.is_empty() && self.own.is_empty()
+    }
+
+    /// As the file says it of the registry itself.
+    fn said(&self) -> String {
+        let list = |items: Vec<String>| format!("[{}]", items.join(", "));
+        // A string of JSON is one of TOML.
+        let quoted = |name: &String| serde_json::Value::from(name.as_str()).to_string();
+        let mut said = String::new();
+        if !self.authorities.is_empty() {
+            let names = self.authorities.iter().map(quoted).collect();
+            said.push_str(&format!("ca = {}\n", list(names)));
+        }
+        if !self.own.is_empty() {
+            let pairs = self
+                .own
+                .iter()
+                .map(|pair| list(pair.iter().map(quoted).collect()));
+            said.push_str(&format!("client = {}\n", list(pairs.collect())));
+        }
+        said
+    }
+}
+
 /// The text with the entry for a mirror at `url` (`http://127.0.0.1:4002`). `server` is named where the
-/// file says none: `None` where the registry is reached by its own name.
+/// file says none: `None` where the registry is reached by its own name. `beside`: what counted while
+/// there was no file.
 ///
 /// # Errors
 /// The text is not what containerd would read.
-pub fn with_entry(text: &str, url: &str, server: Option<&str>) -> Result<String, Unsound> {
+pub fn with_entry(
+    text: &str,
+    url: &str,
+    server: Option<&str>,
+    beside: &Certificates,
+) -> Result<String, Unsound> {
     let text = without_entry(text)?;
     let document = read(&text)?;
     let at = first_table(&text, document.as_table());
     let (before, after) = text.split_at(at);
     let mut entry = String::new();
+    if text.is_empty() {
+        entry.push_str(&beside.said());
+    }
     if let Some(server) = server
         && !document.as_table().contains_key("server")
     {
@@ -139,6 +207,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const NONE: &Certificates = &Certificates {
+        authorities: vec![],
+        own: vec![],
+    };
     const URL: &str = "http://127.0.0.1:4002";
 
     /// The hosts of a file in its order, as containerd takes them.
@@ -163,7 +235,7 @@ mod tests {
             "ca = '''\n[host.\"https://c.test\"]\n'''\n",
         ];
         for text in rows {
-            let made = with_entry(text, URL, None).unwrap();
+            let made = with_entry(text, URL, None, NONE).unwrap();
             assert_eq!(
                 order(&made).first().map(String::as_str),
                 Some(URL),
@@ -171,11 +243,15 @@ mod tests {
             );
             assert!(has_entry(&made) && !has_entry(text));
             assert_eq!(without_entry(&made).unwrap(), text);
-            assert_eq!(with_entry(&made, URL, None).unwrap(), made, "twice is once");
-            let moved = with_entry(&made, "http://127.0.0.1:1", None).unwrap();
+            assert_eq!(
+                with_entry(&made, URL, None, NONE).unwrap(),
+                made,
+                "twice is once"
+            );
+            let moved = with_entry(&made, "http://127.0.0.1:1", None, NONE).unwrap();
             assert!(!moved.contains(URL));
         }
-        let commented = with_entry(rows[5], URL, None).unwrap();
+        let commented = with_entry(rows[5], URL, None, NONE).unwrap();
         assert!(
             commented.contains("dragonfly\n# about a\n# more\n[host"),
             "{commented}"
@@ -184,13 +260,14 @@ mod tests {
 
     #[test]
     fn the_server_is_named_where_the_file_names_none() {
-        let made = with_entry("", URL, Some("http://r.test:5000")).unwrap();
+        let made = with_entry("", URL, Some("http://r.test:5000"), NONE).unwrap();
         let read = Document::parse(made.as_str()).unwrap();
         assert_eq!(read["server"].as_str(), Some("http://r.test:5000"));
         let kept = with_entry(
             "server = \"https://own.test\"\n",
             URL,
             Some("http://r.test"),
+            NONE,
         )
         .unwrap();
         let read = Document::parse(kept.as_str()).unwrap();
@@ -198,26 +275,60 @@ mod tests {
     }
 
     #[test]
+    fn certificates_beside_a_file_that_was_not_there_go_on_to_count() {
+        let names = [
+            "b.key",
+            "b.cert",
+            "ca \"a\".crt",
+            "both.cert",
+            "hosts.toml",
+            "c.key",
+            "ca.crt",
+        ];
+        let beside = Certificates::among(names.map(str::to_owned).to_vec());
+        let server = Some("https://r.test:8443");
+        let made = with_entry("", URL, server, &beside).unwrap();
+        let document = Document::parse(made.as_str()).unwrap();
+        let texts = |all: &toml_edit::Array| -> Vec<String> {
+            let all = all.iter();
+            all.map(|v| v.as_str().unwrap().to_owned()).collect()
+        };
+        let list = |name: &str| document[name].as_array().unwrap().clone();
+        assert_eq!(texts(&list("ca")), ["ca \"a\".crt", "ca.crt"]);
+        let pairs = list("client");
+        let pairs: Vec<_> = pairs.iter().map(|p| texts(p.as_array().unwrap())).collect();
+        assert_eq!(pairs, [["b.cert", "b.key"], ["both.cert", "both.cert"]]);
+        assert_eq!(document["server"].as_str(), server);
+        assert_eq!(with_entry(&made, URL, server, &beside).unwrap(), made);
+        assert_eq!(without_entry(&made).unwrap(), "");
+        // Where there is a file they did not count before either.
+        let own = "server = \"https://r.test\"\n";
+        let made = with_entry(own, URL, None, &beside).unwrap();
+        assert!(!made.contains("ca ="), "{made}");
+        assert!(Certificates::among(vec!["hosts.toml".to_owned()]).is_empty());
+    }
+
+    #[test]
     fn what_cannot_be_read_is_left_alone() {
         for text in ["server = ", "[host", "a = 1\na = 2\n"] {
             assert!(
-                matches!(with_entry(text, URL, None), Err(Unsound::Syntax(_))),
+                matches!(with_entry(text, URL, None, NONE), Err(Unsound::Syntax(_))),
                 "{text}"
             );
         }
         let closed = "host = { \"https://a.test\" = { skip_verify = true } }\n";
         assert!(matches!(
-            with_entry(closed, URL, None),
+            with_entry(closed, URL, None, NONE),
             Err(Unsound::NoPlace(_))
         ));
-        let torn = with_entry("", URL, None).unwrap().replace(END, "");
+        let torn = with_entry("", URL, None, NONE).unwrap().replace(END, "");
         assert_eq!(without_entry(&torn), Err(Unsound::Torn));
     }
 
     proptest! {
         #[test]
         fn any_text_is_left_as_it_was_or_alone(text in "[a-z\\[\\]\"#=.\\n ]{0,60}") {
-            if let Ok(made) = with_entry(&text, URL, Some("https://s.test")) {
+            if let Ok(made) = with_entry(&text, URL, Some("https://s.test"), NONE) {
                 prop_assert_eq!(without_entry(&made).unwrap(), text);
             }
         }

@@ -43,6 +43,10 @@ pub struct Fault {
     pub corrupt: bool,
     /// Ranges are not known.
     pub no_ranges: bool,
+    /// How long blobs are is not said.
+    pub no_length: bool,
+    /// This is said at a HEAD to be the length of every blob.
+    pub head_length: Option<usize>,
     /// Nothing is answered.
     pub silent: bool,
 }
@@ -333,10 +337,15 @@ fn blob(
         }
         bytes = bytes.slice(first..last);
         response = response.status(206);
-        let value = format!("bytes {first}-{}/{total}", last - 1);
+        let all = (!fault.no_length).then(|| total.to_string());
+        let all = all.as_deref().unwrap_or("*");
+        let value = format!("bytes {first}-{}/{all}", last - 1);
         response = response.header("content-range", value);
     }
-    response = response.header("content-length", bytes.len());
+    if !fault.no_length {
+        let len = fault.head_length.filter(|_| method == "HEAD");
+        response = response.header("content-length", len.unwrap_or(bytes.len()));
+    }
     if method == "HEAD" {
         return response.body(full("")).unwrap();
     }

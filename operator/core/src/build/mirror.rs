@@ -20,7 +20,7 @@ const DOCKER: (&str, &str) = ("/host/docker", "/etc/docker");
 /// Memory of a process that asks one question a moment, bytes.
 const MEMORY: u64 = 32 << 20;
 
-/// `None` where no node is to be told.
+/// `None` where no node is to be told, or none is picked that has a peer.
 pub(super) fn daemon_set(mesh: &Mesh, settings: &Settings) -> Option<DaemonSet> {
     const THIS: Component = Component::Mirror;
     let spec = mesh.spec.mirror.as_ref()?;
@@ -29,7 +29,13 @@ pub(super) fn daemon_set(mesh: &Mesh, settings: &Settings) -> Option<DaemonSet> 
     // Where there is no peer there is no mirror either.
     let peers = &mesh.spec.peers;
     let mut node_selector = spec.node_selector.clone().unwrap_or_default();
-    node_selector.extend(peers.pods.node_selector.clone());
+    for (label, value) in &peers.pods.node_selector {
+        let picked = node_selector.insert(label.clone(), value.clone());
+        if picked.is_some_and(|other| other != *value) {
+            // No node has both.
+            return None;
+        }
+    }
     let pods = Pods {
         node_selector,
         resources: Resources::default(),

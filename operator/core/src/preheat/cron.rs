@@ -182,7 +182,7 @@ impl Field {
             None => {
                 let from = self.number(range)?;
                 // `5/15`: from there to the end.
-                (from, if step > 1 { self.most } else { from })
+                (from, if text.contains('/') { self.most } else { from })
             }
         };
         let numbers = (from..=to).step_by(usize::try_from(step).ok()?);
@@ -242,6 +242,11 @@ mod tests {
                 "10/20 0 * * *",
                 "2026-11-26T00:00:00Z",
                 "2026-11-26T00:10:00Z",
+            ),
+            (
+                "30/1 0 * * *",
+                "2026-11-26T00:30:00Z",
+                "2026-11-26T00:31:00Z",
             ),
             // Either of two restricted day fields.
             (

@@ -287,6 +287,21 @@ fn due_of(seen: Seen<'_>, last: Option<&Time>) -> Timestamp {
     last.map_or(seen.created, |last| last.0)
 }
 
+/// Whether the spec became another one since it was looked at, while no run was due: times that only this
+/// one has had until now were not missed.
+fn is_another(seen: Seen<'_>, now: Timestamp) -> bool {
+    let was = seen.status;
+    let looked_at = was.observed_generation.is_some() && was.observed_generation != seen.generation;
+    let hash = spec_hash(seen.spec);
+    let another = was.plan.as_ref().is_none_or(|plan| plan.spec_hash != hash);
+    let was_due = was.next_run_time.as_ref().is_some_and(|at| at.0 <= now);
+    // Of these nothing is said of when the next run is due.
+    let held_up = [reason::SUSPENDED, conditions::reason::PENDING];
+    let ready = was.conditions.iter().find(|c| c.type_ == conditions::READY);
+    let was_held_up = ready.is_some_and(|c| held_up.contains(&c.reason.as_str()));
+    looked_at && another && !was_due && !was_held_up
+}
+
 /// What is due.
 struct Due {
     /// A run begins that was due then.
@@ -311,6 +326,7 @@ fn due(
             return Due { begin: None, next };
         };
         let late = window.is_some_and(|window| now > before(at, window));
+        let late = late || is_another(seen, now);
         let policy = spec.when.cron.as_ref().map(|cron| cron.concurrency_policy);
         let runs = status.plan.is_some() && !over;
         let forbidden = runs && policy != Some(ConcurrencyPolicy::Replace);

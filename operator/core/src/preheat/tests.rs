@@ -45,6 +45,7 @@ struct Life {
     status: PreheatStatus,
     mesh: Mesh,
     of_plugin: bool,
+    generation: i64,
 }
 
 impl Life {
@@ -54,14 +55,21 @@ impl Life {
             status: PreheatStatus::default(),
             mesh: Mesh::There,
             of_plugin: false,
+            generation: 1,
         }
+    }
+
+    /// Somebody applies another spec.
+    fn apply(&mut self, spec: PreheatSpec) {
+        self.spec = spec;
+        self.generation += 1;
     }
 
     fn look(&mut self, now: &str) -> Decision {
         let seen = Seen {
             spec: &self.spec,
             status: &self.status,
-            generation: Some(1),
+            generation: Some(self.generation),
             created: at(NOON),
             of_plugin: self.of_plugin,
             mesh: &self.mesh,
@@ -208,6 +216,55 @@ fn cron_runs_at_its_times_and_counts_a_missed_one_once() {
     );
     life.look("2026-11-26T12:55:01Z");
     assert_eq!(life.run(), 2);
+}
+
+#[test]
+fn times_that_a_changed_schedule_would_have_had_are_not_made_up_for() {
+    let daily = |hour: u8| cron(&format!("0 {hour} * * *"), ConcurrencyPolicy::Forbid, None);
+    let done = |life: &mut Life, end: &str| {
+        life.progress(State::Succeeded, Targeted::default(), end);
+        life.look(end);
+    };
+    // One that ran at three, one that ran once, and one that has not run yet.
+    let mut ran = Life::new(daily(3));
+    ran.look("2026-11-27T03:00:00Z");
+    done(&mut ran, "2026-11-27T03:10:00Z");
+    let mut once = Life::new(spec());
+    once.look("2026-11-26T12:00:00Z");
+    done(&mut once, "2026-11-26T12:10:00Z");
+    let mut fresh = Life::new(daily(3));
+    fresh.look("2026-11-26T12:00:00Z");
+    for (mut life, run, day) in [(ran, 1, 27), (once, 1, 27), (fresh, 0, 26)] {
+        life.apply(daily(13));
+        life.look(&format!("2026-11-{day}T15:00:00Z"));
+        let next = format!("2026-11-{}T13:00:00Z", day + 1);
+        let said = (life.run(), life.status.next_run_time.clone());
+        assert_eq!(said, (run, Some(Time(at(&next)))));
+        life.look(&format!("2026-11-{day}T15:00:01Z"));
+        assert_eq!(life.run(), run);
+        life.look(&next);
+        assert_eq!(life.run(), run + 1);
+    }
+    // What was due is due, whatever else is changed meanwhile: an operator that was away sees both at once.
+    let mut away = Life::new(daily(3));
+    away.look("2026-11-26T12:00:00Z");
+    let mut changed = daily(3);
+    changed.files.push(File {
+        url: "http://origin/another".to_owned(),
+        digest: None,
+    });
+    away.apply(changed.clone());
+    away.look("2026-11-27T04:00:00Z");
+    assert_eq!(away.run(), 1);
+    // And a run that waits for its mesh still begins.
+    let mut waits = Life::new(daily(3));
+    waits.mesh = Mesh::Waiting("it has no policy yet".to_owned());
+    waits.look("2026-11-27T03:00:00Z");
+    waits.apply(changed);
+    waits.look("2026-11-27T03:05:00Z");
+    waits.mesh = Mesh::There;
+    waits.look("2026-11-27T03:06:00Z");
+    assert_eq!(waits.run(), 1);
 }
 
 #[test]

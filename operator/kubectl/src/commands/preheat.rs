@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{MeshArgs, condition, full_name};
 use crate::Failed;
 use crate::cluster::{Cluster, Where};
-use crate::output::{Table, bytes, say, show};
+use crate::output::{Format, Table, bytes, document, say, show};
 
 /// Give nodes content before anybody asks for it
 #[derive(Debug, clap::Args)]
@@ -99,8 +99,7 @@ async fn make(at: &Where, cluster: &Cluster, create: &Create) -> Result<ExitCode
     let mesh = create.mesh.find(cluster).await?;
     let object = object(create, &mesh.name_any())?;
     if create.dry_run {
-        let text = serde_saphyr::to_string(&object).map_err(|e| Failed::at("YAML", e))?;
-        say(&text)?;
+        say(&document(at.output, &object)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let namespace = mesh.namespace().unwrap_or_default();
@@ -108,17 +107,20 @@ async fn make(at: &Where, cluster: &Cluster, create: &Create) -> Result<ExitCode
     let typed: Preheat = serde_json::from_value(object).map_err(|e| Failed::at("the object", e))?;
     let made = api.create(&PostParams::default(), &typed).await?;
     let name = made.name_any();
-    match at.output {
-        crate::output::Format::Json => {
-            let value = serde_json::to_value(&made).map_err(|e| Failed::at("JSON", e))?;
-            say(&format!("{value:#}\n"))?;
-        }
-        _ => say(&format!("preheat.d7y.io/{name}\n"))?,
-    }
+    let value = serde_json::to_value(&made).map_err(|e| Failed::at("JSON", e))?;
+    say(&created(at.output, &name, &value)?)?;
     if create.detach {
         return Ok(ExitCode::SUCCESS);
     }
     follow(cluster, &namespace, &name).await
+}
+
+/// What is said of an object that was created.
+fn created(format: Format, name: &str, made: &Value) -> Result<String, Failed> {
+    match format {
+        Format::Json | Format::Yaml => document(format, made),
+        Format::Table | Format::Wide | Format::Name => Ok(format!("preheat.d7y.io/{name}\n")),
+    }
 }
 
 fn object(create: &Create, mesh: &str) -> Result<Value, Failed> {
@@ -273,4 +275,30 @@ async fn list(at: &Where, cluster: &Cluster) -> Result<ExitCode, Failed> {
     }
     show(at.output, &table, &json!({"items": found.items}))?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_created_is_shown_as_it_was_asked_for() {
+        let made = json!({"metadata": {"name": "p"}});
+        let rows = [
+            (Format::Table, "preheat.d7y.io/p\n"),
+            (Format::Name, "preheat.d7y.io/p\n"),
+            (Format::Yaml, "metadata:\n  name: p\n"),
+            (
+                Format::Json,
+                "{\n  \"metadata\": {\n    \"name\": \"p\"\n  }\n}\n",
+            ),
+        ];
+        for (format, shown) in rows {
+            assert_eq!(created(format, "p", &made).unwrap(), shown, "{format:?}");
+        }
+        // And so is what would be created, which is YAML unless something else is said.
+        for (format, begins) in [(Format::Table, "metadata:"), (Format::Json, "{")] {
+            assert!(document(format, &made).unwrap().starts_with(begins));
+        }
+    }
 }

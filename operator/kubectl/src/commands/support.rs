@@ -6,9 +6,9 @@
 use std::process::ExitCode;
 
 use dragonfly_crds::{Preheat, SchedulerPool};
-use dragonfly_operator_core::names;
+use dragonfly_operator_core::names::{self, Component};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodCondition, Service};
 use k8s_openapi::api::events::v1::Event;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams, LogParams};
@@ -127,9 +127,13 @@ where
 
 async fn logs(cluster: &Cluster, namespace: &str, labels: &str) -> Result<Value, Failed> {
     let pods: Api<Pod> = cluster.within(namespace);
-    let found = pods.list(&ListParams::default().labels(labels)).await?;
+    let mut found = pods
+        .list(&ListParams::default().labels(labels))
+        .await?
+        .items;
+    found.sort_by_key(rank);
     let mut all = Map::new();
-    for pod in found.items.iter().take(MAX_PODS) {
+    for pod in found.iter().take(MAX_PODS) {
         let name = pod.name_any();
         for previous in [false, true] {
             let params = LogParams {
@@ -153,6 +157,24 @@ async fn logs(cluster: &Cluster, namespace: &str, labels: &str) -> Result<Value,
         }
     }
     Ok(Value::Object(all))
+}
+
+/// Whose log tells most comes first, where there are more pods than logs are taken of: schedulers and seeds,
+/// of which there are few; then pods that are not ready.
+fn rank(pod: &Pod) -> (u8, bool, String) {
+    let part = pod.labels().get(names::COMPONENT).map(String::as_str);
+    let of = |component: Component| part == Some(component.as_str());
+    let part = match () {
+        () if of(Component::Scheduler) => 0,
+        () if of(Component::Seed) => 1,
+        () => 2,
+    };
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+    let is_ready = |all: &Vec<PodCondition>| {
+        let mut all = all.iter();
+        all.any(|c| c.type_ == "Ready" && c.status == "True")
+    };
+    (part, conditions.is_some_and(is_ready), pod.name_any())
 }
 
 /// Takes away what no helper needs: managed fields, queries and passwords of URLs, what looks like a
@@ -190,15 +212,23 @@ fn redacted(text: &str) -> String {
     while let Some(at) = rest.find("://") {
         let (before, after) = rest.split_at(at + 3);
         out.push_str(before);
-        let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | ',' | ')');
-        let end = after.find(ends).unwrap_or(after.len());
+        // Commas, quotes and brackets may be in passwords and queries: they end no URL.
+        let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '<' | '>');
+        let mut end = after.find(ends).unwrap_or(after.len());
+        let query = after.find(['?', '#']).unwrap_or(end).min(end);
+        // What comes next in a list.
+        if let Some(next) = after[..query].find("://") {
+            end = next;
+        }
         let (url, then) = after.split_at(end);
         let authority = url.find(['/', '?', '#']).unwrap_or(url.len());
         let host = url[..authority].rfind('@').map_or(0, |at| at + 1);
-        let query = url.find(['?', '#']).unwrap_or(url.len());
+        let query = query.min(url.len());
         out.push_str(&url[host..query.max(host)]);
         if query < url.len() {
             out.push_str("?(redacted)");
+            let bare = url.trim_end_matches([',', ')', '\'']).len();
+            out.push_str(&url[bare.max(query)..]);
         }
         rest = then;
     }
@@ -220,10 +250,52 @@ mod tests {
                 "get https://o:1/a?(redacted) then ftp://x?(redacted), end",
             ),
             ("https://o/a@b", "https://o/a@b"),
+            // What RFC 3986 lets stand in them as it is.
+            (
+                "(https://o/m?parts=a,b&token=hunter2), then",
+                "(https://o/m?(redacted)), then",
+            ),
+            ("http://u:hunter2,hunter2)'@proxy:1/", "http://proxy:1/"),
+            (
+                "'https://u:hunter2@a/x,https://u:hunter2@b?t=hunter2'",
+                "'https://a/x,https://b?(redacted)'",
+            ),
+            ("a://b://c?d", "a://b://c?(redacted)"),
             ("://", "://"),
         ] {
             assert_eq!(redacted(text), left);
         }
+    }
+
+    #[test]
+    fn logs_of_schedulers_and_of_what_is_not_ready_come_first() {
+        let pod = |name: &str, part: &str, ready: &str| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": {"name": name, "labels": {names::COMPONENT: part}},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]},
+            }))
+            .unwrap()
+        };
+        // As the API server lists them.
+        let mut all = vec![
+            pod("m-mirror-1", "mirror", "True"),
+            pod("m-peer-1", "peer", "True"),
+            pod("m-peer-2", "peer", "False"),
+            pod("m-scheduler-0", "scheduler", "True"),
+            pod("m-seed-1", "seed", "True"),
+            pod("m-seed-2", "seed", "False"),
+        ];
+        all.sort_by_key(rank);
+        let names: Vec<_> = all.iter().map(ResourceExt::name_any).collect();
+        let wanted = [
+            "m-scheduler-0",
+            "m-seed-2",
+            "m-seed-1",
+            "m-peer-2",
+            "m-mirror-1",
+            "m-peer-1",
+        ];
+        assert_eq!(names, wanted);
     }
 
     #[test]
