@@ -108,6 +108,36 @@ async fn a_node_that_is_to_keep_content_in_memory_is_started_anew_and_then_does(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_mirrors_port_is_taken_serves_its_clients_and_takes_the_port_when_it_is_free()
+{
+    let at = port().unwrap();
+    let holder = std::net::TcpListener::bind(at).unwrap();
+    let mut mesh = Mesh::prepare(&Options {
+        peers: 1,
+        spec: format!("  mirror: {{port: {}}}\n", at.port()),
+        ..Options::default()
+    })
+    .unwrap();
+    mesh.scheduler.start().unwrap();
+    mesh.scheduler.ready().await.unwrap();
+    let mut peer = mesh.peers.remove(0);
+    peer.start().unwrap();
+    // What a DaemonSet's rollout waits for, and what clients need.
+    tokio::time::timeout(LIMIT, peer.ready())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(peer.socket.exists());
+    assert!(peer.said().contains(&at.to_string()), "it says which");
+    drop(holder);
+    until("the mirror answers", || async {
+        let answer = http::get(at, "/healthz").await;
+        answer.is_ok_and(|(status, _)| status == 200)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_never_had_a_policy_serves_nobody_until_it_has_one() {
     let mut mesh = Mesh::prepare(&Options {
         seeds: 0,

@@ -132,24 +132,17 @@ async fn exit_codes_are_as_documented_and_failures_leave_no_file() {
             "{args:?}: {error}"
         );
     }
-    let interrupted = dragonfly(dir.path(), &["get", &slow, "-O", "f"])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let pid = interrupted.id().unwrap().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-INT", &pid])
-            .status()
-            .await
-            .unwrap()
-            .success()
-    );
-    assert_eq!(
-        interrupted.wait_with_output().await.unwrap().status.code(),
-        Some(130)
-    );
+    // The last when a terminal goes away, with a remote login for example.
+    for signal in ["-INT", "-TERM", "-HUP"] {
+        let interrupted = dragonfly(dir.path(), &["get", &slow, "-O", "f"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        kill(signal, &interrupted).await;
+        let ended = interrupted.wait_with_output().await.unwrap();
+        assert_eq!(ended.status.code(), Some(130), "{signal}");
+    }
     let left = std::fs::read_dir(dir.path())
         .unwrap()
         .map(|e| e.unwrap().file_name());
@@ -157,6 +150,35 @@ async fn exit_codes_are_as_documented_and_failures_leave_no_file() {
     left.sort();
     assert_eq!(left, ["node.sock", "node.sock.side", "store"]);
     served.stop().await;
+}
+
+async fn kill(signal: &str, process: &tokio::process::Child) {
+    let pid = process.id().unwrap().to_string();
+    let sent = Command::new("kill").args([signal, &pid]).status();
+    assert!(sent.await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_to_survive_its_terminal_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let origin = Origin::start(content(4 * MIB), 2 * MIB as u64).await;
+    let _served = Served::start(dir.path()).await;
+    let mut command = Command::new("sh");
+    // As `nohup` does it.
+    let script = "trap '' HUP; exec \"$@\"";
+    command.args(["-c", script, "-", env!("CARGO_BIN_EXE_dragonfly")]);
+    command.args(["get", &origin.url("/slow"), "-O", "f"]);
+    let socket = dir.path().join("node.sock");
+    command
+        .current_dir(dir.path())
+        .env("DRAGONFLY_SOCKET", socket);
+    let mut goes_on = command.kill_on_drop(true).spawn().unwrap();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(goes_on.try_wait().unwrap().is_none(), "it is under way");
+    kill("-HUP", &goes_on).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), goes_on.wait());
+    assert!(ended.await.unwrap().unwrap().success());
+    assert!(dir.path().join("f").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

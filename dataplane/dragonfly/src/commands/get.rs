@@ -117,17 +117,30 @@ pub(crate) async fn run(args: Args, start: &dyn StartNode) -> ExitCode {
     failed.exit.into()
 }
 
+/// Somebody wants this to end, or its terminal is gone.
 async fn interrupted() {
-    let (Ok(mut int), Ok(mut term)) = (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-    ) else {
-        return std::future::pending().await;
-    };
     tokio::select! {
-        _ = int.recv() => {}
-        _ = term.recv() => {}
+        () = told(SignalKind::interrupt()) => {}
+        () = told(SignalKind::terminate()) => {}
+        // `nohup`: it is to go on.
+        () = told(SignalKind::hangup()), if !ignores_hangups() => {}
     }
+}
+
+async fn told(kind: SignalKind) {
+    match signal(kind) {
+        Ok(mut signal) => _ = signal.recv().await,
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Whether this was started so.
+fn ignores_hangups() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    // SIGHUP is 1, the lowest bit.
+    mask.is_some_and(|mask| mask & 1 == 1)
 }
 
 /// `stop` is set when a node of our own has to be stopped afterwards.

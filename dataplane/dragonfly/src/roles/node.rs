@@ -279,16 +279,15 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
         serve_clients(&node, &config, &stop).await?;
         config.ruled.cancel();
     }
-    if let Some(mirrored) = &config.mirrored
-        && let Err(error) = mirrored.follow(&node, &first).await
-    {
-        // Whoever pulls goes to the registry; the rest of the node does its work.
-        tracing::error!(%error, "no registry mirror");
-    }
+    let mirror = mirror(&node, &first, &config).await;
+    let no_mirror = mirror
+        .inspect_err(|error| tracing::error!(%error, "no registry mirror"))
+        .is_err();
     tokio::spawn(follow_policy(
         node.clone(),
         first,
         config.clone(),
+        no_mirror,
         stop.clone(),
     ));
     tokio::spawn(follow_schedulers(node.clone(), config.schedulers.clone()));
@@ -378,14 +377,40 @@ fn ack(policy: &Policy, error: Option<String>) -> rpc::PolicyAck {
     }
 }
 
-/// Runs what schedulers send; what cannot be run is refused and the last good policy stays.
-async fn follow_policy(node: Arc<Node>, mut now: Policy, config: Config, stop: CancellationToken) {
+/// The registry mirror as a policy has it, where this node is to be one. Without it whoever pulls goes to
+/// the registry, and the rest of the node does its work.
+async fn mirror(node: &Arc<Node>, policy: &Policy, config: &Config) -> Result<(), RoleError> {
+    match &config.mirrored {
+        Some(mirrored) => mirrored.follow(node, policy).await,
+        None => Ok(()),
+    }
+}
+
+/// How often a mirror is tried that there should be: who has its port now may let it go.
+const MIRROR_AGAIN: Duration = Duration::from_secs(5);
+
+/// Runs what schedulers send; what cannot be run is refused and the last good policy stays. `no_mirror`:
+/// there should be one by now.
+async fn follow_policy(
+    node: Arc<Node>,
+    mut now: Policy,
+    config: Config,
+    mut no_mirror: bool,
+    stop: CancellationToken,
+) {
     let mut policies = node.policies();
     // One may have come before this was listening.
     policies.mark_changed();
     loop {
         tokio::select! {
             changed = policies.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(MIRROR_AGAIN), if no_mirror => {
+                no_mirror = mirror(&node, &now, &config).await.is_err();
+                if !no_mirror && config.ruled.is_cancelled() {
+                    node.acknowledge(ack(&now, None));
+                }
+                continue;
+            }
             () = stop.cancelled() => return,
         }
         let Some(update) = policies.borrow_and_update().clone() else {
@@ -396,15 +421,6 @@ async fn follow_policy(node: Arc<Node>, mut now: Policy, config: Config, stop: C
             let when = apply(&node, &now, &policy, &update.json, &config)?;
             Ok((policy, when))
         });
-        let taken = match (taken, &config.mirrored) {
-            (Ok((policy, When::Now)), Some(mirrored)) => {
-                let followed = mirrored.follow(&node, &policy).await;
-                followed
-                    .map(|()| (policy, When::Now))
-                    .map_err(|e| e.to_string())
-            }
-            (taken, _) => taken,
-        };
         match taken {
             Ok((policy, When::NextStart)) => {
                 let why = "spec.storage.media: taken with the next start of this node";
@@ -419,7 +435,13 @@ async fn follow_policy(node: Arc<Node>, mut now: Policy, config: Config, stop: C
                 tracing::warn!(why, "start anew");
             }
             Ok((policy, When::Now)) => {
-                node.acknowledge(ack(&policy, None));
+                let failed = mirror(&node, &policy, &config).await.err();
+                no_mirror = failed.is_some();
+                let failed = failed.map(|e| format!("{e}; the rest of it is in force"));
+                if let Some(error) = &failed {
+                    tracing::error!(error, "no registry mirror");
+                }
+                node.acknowledge(ack(&policy, failed));
                 if !config.ruled.is_cancelled() {
                     if let Err(error) = serve_clients(&node, &config, &stop).await {
                         tracing::error!(%error, "this node ends: it cannot serve clients");
