@@ -122,6 +122,8 @@ impl Output {
             ));
         }
         if (start, end) == (0, size) && can_clone(&self.file, from) {
+            // A clone does not shorten what was longer.
+            self.file.set_len(size)?;
             return Ok(How::Cloned);
         }
         let mut at = start;
