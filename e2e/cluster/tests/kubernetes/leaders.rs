@@ -46,7 +46,8 @@ pub(crate) async fn one_of_two_operators_leads(
     }
     one_may_go(cluster, namespace).await?;
 
-    // By force: the pod is gone for the API server, whatever its process does.
+    // By force: the pod is gone for the API server at once. Its kubelet still asks its process to end, which
+    // may give the Lease back or not; one that can do neither is killed in `operator/several`.
     let before = cluster.settled(namespace, RELEASE).await?.len();
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let now = DeleteParams::default().grace_period(0);
