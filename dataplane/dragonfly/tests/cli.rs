@@ -134,8 +134,14 @@ async fn exit_codes_are_as_documented_and_failures_leave_no_file() {
     }
     // The last when a terminal goes away, with a remote login for example.
     for signal in ["-INT", "-TERM", "-HUP"] {
-        let interrupted = dragonfly(dir.path(), &["get", &slow, "-O", "f"])
+        // Whatever these tests were started by: under `nohup` it would go on.
+        let interrupted = Command::new("env")
+            .args(["--default-signal=HUP", env!("CARGO_BIN_EXE_dragonfly")])
+            .args(["get", &slow, "-O", "f"])
+            .current_dir(dir.path())
+            .env("DRAGONFLY_SOCKET", dir.path().join("node.sock"))
             .stderr(Stdio::piped())
+            .kill_on_drop(true)
             .spawn()
             .unwrap();
         tokio::time::sleep(Duration::from_millis(500)).await;

@@ -180,7 +180,7 @@ async fn a_manifest_is_one_though_somebody_asked_for_its_bytes_as_a_layer() {
     )
     .await;
     // Registries have both in one store.
-    let layer = registry.push("a", "v2", &[own.body.clone()]);
+    let layer = registry.push("a", "v2", std::slice::from_ref(&own.body));
     assert_eq!(layer.blobs[0], image.manifest);
     let path = |kind: &str| format!("/v2/a/{kind}/{}?ns={REGISTRY}", image.manifest);
     let answer = ask(bed.peers[0].at, "GET", &path("blobs"), &[]).await;

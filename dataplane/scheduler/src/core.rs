@@ -240,7 +240,7 @@ impl Core {
             // What it was asked may have been lost with its old session.
             self.ask_again(node);
         }
-        self.preheats.came(node);
+        self.preheats.came(self.now, node);
         if self.retired {
             self.send(node, to_node::Message::Retire(rpc::Retire {}));
         }

@@ -23,7 +23,7 @@ pub(crate) enum Lookup {
         at: NodeId,
         ask: u64,
         since: Duration,
-        source: rpc::Source,
+        source: Box<rpc::Source>,
         waiting: Vec<Waiter>,
         tried: Vec<NodeId>,
     },
@@ -150,7 +150,7 @@ impl Core {
                 at,
                 ask,
                 since,
-                source,
+                source: Box::new(source),
                 waiting,
                 tried,
             },
@@ -182,7 +182,7 @@ impl Core {
             // This seed cannot reach it; another may. What the origin itself refused is final.
             let elsewhere = matches!(failure.code(), Code::Internal | Code::NoSpace);
             if elsewhere && self.others_left(&tried) {
-                return self.ask(key, source, waiting, tried);
+                return self.ask(key, *source, waiting, tried);
             }
             for w in waiting {
                 self.fail(w.node, w.id, failure.clone());
@@ -295,7 +295,7 @@ impl Core {
             } if *at == node => Some(rpc::ResolveAt {
                 id: *ask,
                 request_key: key.0.to_vec(),
-                source: Some(source.clone()),
+                source: Some((**source).clone()),
             }),
             _ => None,
         });
@@ -356,7 +356,7 @@ impl Core {
             }) = self.lookups.remove(&key)
             {
                 self.asked.remove(&ask);
-                self.ask(key, source, waiting, tried);
+                self.ask(key, *source, waiting, tried);
             }
         }
     }

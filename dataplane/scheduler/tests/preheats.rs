@@ -234,6 +234,28 @@ fn a_node_that_comes_back_goes_on_and_one_that_does_not_gives_its_place_away() {
 }
 
 #[test]
+fn a_node_that_dies_each_time_it_is_told_has_failed_in_the_end() {
+    let mut job = Job::new(2, plan(Role::Peer));
+    job.told();
+    job.says(1, Outcome::Done, LEN);
+    // A scheduler's restarts and its own are no fault of it, as long as they are few.
+    let mut deaths = 0;
+    while job.progress().state == State::Running {
+        job.w.disconnect(2);
+        job.w.pass(2.0);
+        job.w.connect(hello(2, Role::Peer, "peer-2", 2));
+        deaths += 1;
+        assert!(deaths < 20, "for ever");
+        // Longer than it waits after a failure.
+        job.w.pass(50.0);
+    }
+    assert!(deaths > 3, "{deaths}");
+    let p = job.progress();
+    assert_eq!((p.state, p.succeeded, p.failed), (State::Failed, 1, 1));
+    assert!(p.failures[0].message.contains("session ended"), "{p:?}");
+}
+
+#[test]
 fn where_nobody_can_take_its_place_a_node_that_is_gone_has_failed() {
     let mut job = Job::new(2, plan(Role::Peer));
     job.says(1, Outcome::Done, LEN);

@@ -15,6 +15,8 @@ use crate::core::NodeEntry;
 
 /// How long nodes are waited for that another replica had chosen, or any node at all.
 const GATHER: Duration = Duration::from_secs(30);
+/// Sessions that may end while a node is at it and are no failure: schedulers and nodes are restarted.
+const FORGIVEN: u32 = 3;
 /// A node that is gone for so long gives its place to another one.
 const GONE: Duration = Duration::from_secs(60);
 /// One that is gone for so long has failed.
@@ -47,6 +49,8 @@ struct Member {
     name: String,
     stage: Stage,
     attempts: u32,
+    /// Sessions of it that ended while it was at it.
+    ended: u32,
     gone: Option<Duration>,
     /// While it is at it.
     contents: Vec<rpc::WarmedContent>,
@@ -104,14 +108,26 @@ impl Job {
         })
     }
 
-    /// A node's session began: it is told again.
-    pub(super) fn came(&mut self, node: NodeId) {
-        if let Some(member) = self.members.get_mut(&node) {
-            member.gone = None;
-            if matches!(member.stage, Stage::Active(_)) {
-                member.stage = Stage::Waiting(Duration::ZERO);
-                member.attempts = member.attempts.saturating_sub(1);
-            }
+    /// A node's session began: it is told again. A few sessions may end for other reasons; whoever loses
+    /// one each time that it is told fails by it.
+    pub(super) fn came(&mut self, now: Duration, node: NodeId) {
+        let Some(member) = self.members.get_mut(&node) else {
+            return;
+        };
+        member.gone = None;
+        if !matches!(member.stage, Stage::Active(_)) {
+            return;
+        }
+        member.ended += 1;
+        if member.ended > FORGIVEN {
+            let why = format!(
+                "its session ended {} times while it was at this",
+                member.ended
+            );
+            member.fail(now, &why, &self.plan);
+        } else {
+            member.stage = Stage::Waiting(Duration::ZERO);
+            member.attempts = member.attempts.saturating_sub(1);
         }
     }
 
@@ -339,6 +355,7 @@ impl Member {
             name,
             stage: Stage::Waiting(now),
             attempts: 0,
+            ended: 0,
             gone: None,
             contents: vec![],
             failure: String::new(),

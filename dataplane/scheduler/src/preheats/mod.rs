@@ -144,8 +144,8 @@ impl Preheats {
     }
 
     /// A node's session began: what it was told before may have been lost.
-    pub(crate) fn came(&mut self, node: NodeId) {
-        self.jobs.values_mut().for_each(|job| job.came(node));
+    pub(crate) fn came(&mut self, now: Duration, node: NodeId) {
+        self.jobs.values_mut().for_each(|job| job.came(now, node));
     }
 }
 

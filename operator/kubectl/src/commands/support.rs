@@ -277,7 +277,7 @@ mod tests {
             .unwrap()
         };
         // As the API server lists them.
-        let mut all = vec![
+        let mut all = [
             pod("m-mirror-1", "mirror", "True"),
             pod("m-peer-1", "peer", "True"),
             pod("m-peer-2", "peer", "False"),
