@@ -61,11 +61,14 @@ pub(crate) async fn one_of_two_operators_leads(
     assert!(led < HOLDS * 2, "{led:?}");
 
     // It has looked at everything, and found nothing to do.
-    let found = pods
-        .get(&second)
-        .await
-        .map_err(|e| Failed::at(&second, e))?;
-    let ip = found.status.and_then(|s| s.pod_ip).unwrap_or_default();
+    // Where the deleted one's successor was faster than who stood by, its address is not known at once.
+    let ip = wait_until("its address", READY, || async {
+        let found = pods.get(&second).await;
+        let found = found.map_err(|e| Failed::at(&second, e))?;
+        let ip = found.status.and_then(|s| s.pod_ip);
+        Ok(ip.ok_or_else(|| format!("{second} has none")))
+    })
+    .await?;
     let row = "dragonfly_operator_reconciliations_total{kind=\"Distribution\",outcome=\"done\"}";
     wait_until("a first visit", READY, || async {
         let request = hyper::Request::get("/metrics").body(Default::default());
