@@ -131,7 +131,7 @@ impl Node {
         request: Option<&RequestKey>,
     ) -> Result<rpc::Source, rpc::Failure> {
         let until = Instant::now() + KEYS;
-        let mut error = match open(source.clone(), &self.sealing()) {
+        let mut error = match open(source.clone(), &self.security.sealing()) {
             Ok(source) => return Ok(source),
             Err(error) => error,
         };
@@ -146,18 +146,13 @@ impl Node {
             if tokio::time::timeout_at(until, changed).await.is_err() {
                 break;
             }
-            match open(source.clone(), &self.sealing()) {
+            match open(source.clone(), &self.security.sealing()) {
                 Ok(source) => return Ok(source),
                 Err(again) => error = again,
             }
         }
         let text = format!("what the client shows {}: {error}", source.url);
         Err(rpc::Failure::new(Code::Internal, text))
-    }
-
-    fn sealing(&self) -> Sealing {
-        let tls = self.security.current();
-        tls.map_or_else(Sealing::default, |tls| tls.sealing)
     }
 
     /// Until a certificate is wanted for the keys that come with it: something is sealed for one that

@@ -15,7 +15,7 @@ use std::time::Duration;
 use dragonfly_proto::id::NodeId;
 use dragonfly_proto::rpc::{self, FromNode, failure::Code, from_node, to_node};
 use dragonfly_swarm::membership::rendezvous;
-use dragonfly_transport::{Calls, Sealing, Security};
+use dragonfly_transport::{Calls, Security};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::keep::spawn_keep;
@@ -144,10 +144,8 @@ impl Sessions {
 
     /// As it is sent: what is not for schedulers to read is sealed.
     pub(crate) fn message(&self, message: from_node::Message) -> FromNode {
-        let tls = self.security.current();
-        let keys = tls.map_or_else(Sealing::default, |tls| tls.sealing);
         FromNode {
-            message: Some(sealed(message, &keys)),
+            message: Some(sealed(message, &self.security.sealing())),
         }
     }
 

@@ -16,7 +16,7 @@ use crate::core::Core;
 pub(crate) struct TaskEntry {
     pub(crate) geometry: Option<Geometry>,
     pub(crate) origin: rpc::OriginInfo,
-    /// As a client gave it, headers included, while members want the content.
+    /// As a client's node sent it, what may be secret sealed for seeds, while members want the content.
     pub(crate) source: Option<rpc::Source>,
     /// Without secrets.
     pub(crate) url: String,

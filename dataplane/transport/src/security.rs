@@ -158,6 +158,14 @@ impl Security {
             .clone()
     }
 
+    /// The keys for what is not for every part to read; none in plaintext.
+    #[must_use]
+    pub fn sealing(&self) -> Sealing {
+        let tls = self.tls.read().unwrap_or_else(PoisonError::into_inner);
+        tls.as_ref()
+            .map_or_else(Sealing::default, |tls| tls.sealing.clone())
+    }
+
     /// Who is let in no more.
     #[must_use]
     pub const fn revoked(&self) -> &Revoked {
