@@ -4,6 +4,7 @@ mod bootstrap;
 mod figures;
 mod identity;
 mod kubernetes;
+mod leave;
 mod light;
 mod local;
 pub(crate) mod manifests;

@@ -148,26 +148,9 @@ async fn serve(args: Args, role: Role, stop: CancellationToken) -> Result<(), Ro
     }
     node.shutdown().await;
     if node.is_retired() {
-        leave(&state);
+        super::leave::leave(&state);
     }
     Ok(())
-}
-
-/// The mesh was deleted and this node ends: what it kept goes with it, and nothing else that may be in
-/// that directory.
-fn leave(state: &Path) {
-    tracing::info!(state = %state.display(), "the mesh was deleted: what it held here goes with it");
-    for name in ["store", "policy.json", "node-id"] {
-        let path = state.join(name);
-        let gone = match std::fs::symlink_metadata(&path) {
-            Ok(found) if found.is_dir() => std::fs::remove_dir_all(&path),
-            Ok(_) => std::fs::remove_file(&path),
-            Err(_) => continue,
-        };
-        if let Err(error) = gone {
-            tracing::warn!(path = %path.display(), %error, "stays");
-        }
-    }
 }
 
 fn host_name() -> String {
