@@ -64,7 +64,11 @@ const ARROWS: [(&str, &[&str]); 20] = [
     ),
     (
         "dragonfly-kubectl",
-        &["dragonfly-crds", "dragonfly-operator-core"],
+        &[
+            "dragonfly-crds",
+            "dragonfly-operator-core",
+            "dragonfly-proto",
+        ],
     ),
     ("dragonfly-e2e", &["*"]),
     (

@@ -248,6 +248,40 @@ async fn a_node_that_restarts_under_way_costs_neither_the_download_nor_bytes_twi
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn many_who_ask_at_once_cost_the_origin_one_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let body = content(3 * MIB);
+    let origin = Origin::start(body.clone(), 0).await;
+    let served = Served::start(dir.path()).await;
+    let client = served.client().await;
+    // Without a scheduler who asks may find that he has to read the origin for all: one of them does.
+    for round in 0..20 {
+        let request = Request {
+            digest: digest(&body),
+            ..Request::new(origin.url(&format!("/{round}")))
+        };
+        let before = origin.sent.load(Ordering::Relaxed);
+        let all = (0..8).map(|_| {
+            let (client, request) = (client.clone(), request.clone());
+            tokio::spawn(async move {
+                let mut reader = client.read(&request);
+                let mut len = 0;
+                while let Some(bytes) = reader.next().await.unwrap() {
+                    len += bytes.len();
+                }
+                len
+            })
+        });
+        for one in all.collect::<Vec<_>>() {
+            assert_eq!(one.await.unwrap(), body.len());
+        }
+        let sent = origin.sent.load(Ordering::Relaxed) - before;
+        assert_eq!(sent, body.len() as u64, "round {round}");
+        client.delete(&request).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rate_limit_holds_for_the_stream_and_for_what_is_fetched() {
     let dir = tempfile::tempdir().unwrap();
     let body = content(3 * MIB);

@@ -120,6 +120,8 @@ struct Known {
     progress: Option<Progress>,
     /// The job that was begun here.
     job: Option<String>,
+    /// The plan is not as the job was begun.
+    changed: bool,
     /// Until then it is not tried again, or not written.
     due: Duration,
     labels_due: Duration,
@@ -169,6 +171,7 @@ impl<W: Warmer> Round<W> {
                     self.warmer.end(&job, true);
                 }
                 if known.plan != plan {
+                    known.changed = true;
                     known.due = Duration::ZERO;
                     known.labels_due = Duration::ZERO;
                 }
@@ -181,6 +184,7 @@ impl<W: Warmer> Round<W> {
                     plan,
                     progress,
                     job: None,
+                    changed: false,
                     due: Duration::ZERO,
                     labels_due: Duration::ZERO,
                 };
@@ -243,7 +247,7 @@ impl<W: Warmer> Round<W> {
         };
         let selects = !known.plan.targets.node_selector.is_empty();
         let look = selects && known.plan.when == WhenType::Continuous && now >= known.labels_due;
-        if progress.is_none() || look {
+        if progress.is_none() || look || known.changed {
             if now < known.due && progress.is_none() {
                 return Ok(());
             }
@@ -292,6 +296,7 @@ impl<W: Warmer> Round<W> {
         };
         self.warmer.begin(&job)?;
         known.job = Some(name.to_owned());
+        known.changed = false;
         Ok(())
     }
 

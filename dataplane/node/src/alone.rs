@@ -27,20 +27,28 @@ const NOBODYS: u32 = 0;
 const PROVEN: Duration = Duration::from_secs(3);
 
 impl Node {
-    /// Has this node sign by its own word, for nobody else to believe.
-    pub(crate) fn sign_alone(&self, task: &Arc<Task>, source: &rpc::Source) {
+    /// Has this node sign by its own word, for nobody else to believe. `false`: somebody has it do so
+    /// already, or it has a lease: of two readers of an origin one would be too many.
+    pub(crate) fn sign_alone(&self, task: &Arc<Task>, source: &rpc::Source) -> bool {
         let signer = RunSigner::new(self.signing.clone(), task.key(), NOBODYS);
         let request = self.identify(source.clone()).map(|(key, _)| to_hex(&key.0));
-        task.update_meta(|m| {
-            m.unproven = true;
-            m.request = request.unwrap_or_default();
-            m.domain.clone_from(&source.domain);
-        });
-        let (_, effects): (_, Effects) = task.drive(|s, now| {
+        let (first, effects): (_, Effects) = task.drive(|s, now| {
+            if s.lease.is_some() {
+                return false;
+            }
             s.lease = Some(signer);
             s.engine.start_emitting(now, Stripe::WHOLE, Duration::ZERO);
+            true
         });
+        if first {
+            task.update_meta(|m| {
+                m.unproven = true;
+                m.request = request.unwrap_or_default();
+                m.domain.clone_from(&source.domain);
+            });
+        }
         self.apply(task, effects);
+        first
     }
 
     /// Asks the content's scheduler for a certificate to sign under what was read alone.
@@ -201,9 +209,11 @@ impl Node {
         if task.is_complete() || task.state().lease.is_some() {
             return;
         }
-        tracing::warn!(task = %content.short(), "reading the origin without a lease");
         self.close_streams(task);
-        self.sign_alone(task, &source);
+        if !self.sign_alone(task, &source) {
+            return;
+        }
+        tracing::warn!(task = %content.short(), "reading the origin without a lease");
         let validator = task.meta().validator;
         let lease = rpc::Lease {
             content: content.0.to_vec(),

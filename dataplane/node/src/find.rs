@@ -3,16 +3,13 @@
 use std::sync::Arc;
 
 use dragonfly_proto::geometry::Geometry;
-use dragonfly_proto::id::{ContentKey, RequestKey};
+use dragonfly_proto::id::{ContentKey, RequestKey, credential_domain};
 use dragonfly_proto::rpc::{self, failure::Code};
 use dragonfly_source::{QueryFilter, canonical};
 
 use crate::node::{Node, unix_now_ms};
 use crate::origin::{meta, request};
 use crate::task::{Task, lock};
-
-/// Headers that make a client's content its own.
-const CREDENTIALS: [&str; 3] = ["authorization", "cookie", "x-api-key"];
 
 impl Node {
     /// The request key of a source, and the source with its isolation domain.
@@ -34,23 +31,7 @@ impl Node {
         let canonical =
             canonical(parsed.url(), &filter).map_err(|e| crate::origin::source_failure(&e))?;
         if source.domain.is_empty() {
-            // What one client may read by its credentials another may not: such content is shared
-            // only among those who show the same.
-            let mut secrets: Vec<_> = parsed
-                .headers()
-                .filter(|(n, _)| CREDENTIALS.contains(n))
-                .collect();
-            secrets.sort_unstable();
-            if !secrets.is_empty() {
-                let mut h =
-                    blake3::Hasher::new_derive_key("dragonfly 2026-11 credential domain v1");
-                for (name, value) in secrets {
-                    h.update(&(value.len() as u64).to_le_bytes());
-                    h.update(name.as_bytes());
-                    h.update(value.as_bytes());
-                }
-                source.domain = format!("credential:{}", h.finalize().to_hex());
-            }
+            source.domain = credential_domain(parsed.headers()).unwrap_or_default();
         }
         // Whoever demands a digest asks another question than whoever takes what the origin has: the
         // answer to one, wrong digests included, must not be given to the other.

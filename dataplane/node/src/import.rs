@@ -252,7 +252,8 @@ impl Node {
             coming.geometry,
             meta(&coming.source, &coming.origin),
         )?;
-        self.sign_alone(&task, &coming.source);
+        // Where it is read alone meanwhile, that is by the same word.
+        let _ = self.sign_alone(&task, &coming.source);
         Ok(task)
     }
 }

@@ -82,24 +82,29 @@ enum Which<'a> {
     Task(ContentKey),
     Url(&'a str),
     Prefix(&'a str),
+    Domain(&'a str),
 }
 
 impl<'a> Which<'a> {
     fn of(tend: &'a rpc::Tend) -> Result<Self, rpc::Failure> {
         let invalid = |text: &str| rpc::Failure::new(Code::Invalid, text);
-        match (
-            tend.task.as_str(),
-            tend.url.as_str(),
-            tend.url_prefix.as_str(),
-        ) {
-            ("", "", "") => Err(invalid("which contents? A task, a URL or a prefix of URLs")),
-            (task, "", "") => task
+        let ways = [
+            (tend.task.as_str(), None),
+            (&tend.url, Some(Which::Url as fn(&'a str) -> Self)),
+            (&tend.url_prefix, Some(Which::Prefix)),
+            (&tend.domain, Some(Which::Domain)),
+        ];
+        let mut said = ways.into_iter().filter(|(text, _)| !text.is_empty());
+        match (said.next(), said.next()) {
+            (None, _) => Err(invalid(
+                "which contents? A task, a URL, a prefix of URLs or a domain",
+            )),
+            (Some((text, Some(way))), None) => Ok(way(text)),
+            (Some((task, None)), None) => task
                 .parse()
                 .map(Self::Task)
                 .map_err(|_| invalid("a task id is 64 hexadecimal digits")),
-            ("", url, "") => Ok(Self::Url(url)),
-            ("", "", prefix) => Ok(Self::Prefix(prefix)),
-            _ => Err(invalid("a task, a URL or a prefix: one of them")),
+            _ => Err(invalid("a task, a URL, a prefix or a domain: one of them")),
         }
     }
 
@@ -108,6 +113,7 @@ impl<'a> Which<'a> {
             Self::Task(key) => held.key == *key,
             Self::Url(url) => meta().is_some_and(|meta| meta.url == *url),
             Self::Prefix(prefix) => meta().is_some_and(|meta| meta.url.starts_with(prefix)),
+            Self::Domain(domain) => meta().is_some_and(|meta| meta.domain == *domain),
         }
     }
 }

@@ -7,12 +7,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use dragonfly_node::node::Role;
+use dragonfly_proto::id::credential_domain;
 use dragonfly_proto::rpc::{self, tend::Action};
 use dragonfly_scheduler::core::CoreSettings;
 use dragonfly_scheduler::preheats::{Amount, Plan, Progress, State};
 use dragonfly_scheduler::service::Service;
 use dragonfly_storage::Options;
-use kit::{Origin, SchedulerProcess, TestMesh, authority, bytes, log, read_all, source};
+use kit::{Origin, SchedulerProcess, TestMesh, authority, bytes, log, read, read_all, source};
 
 fn plan(job: &str, urls: &[String]) -> Plan {
     Plan {
@@ -104,6 +105,24 @@ async fn nodes_get_it_once_from_the_origin_and_those_without_room_ask_for_nothin
         .unwrap();
     assert_eq!((done.asked, done.answered, done.contents), (3, 3, 2));
     assert!(large.node.store().list().iter().any(|held| held.pinned));
+
+    // What somebody got by his credentials is his own, and goes without that of others.
+    let shown = ("authorization", "Bearer his");
+    let mut theirs = source(&urls[1]);
+    theirs.headers.push(rpc::Header {
+        name: shown.0.to_owned(),
+        value: shown.1.to_owned(),
+    });
+    assert_eq!(read(&large, theirs).await.unwrap(), *origins[1].body);
+    let theirs = rpc::Tend {
+        domain: credential_domain([shown]).unwrap(),
+        ..wish(Action::Purge, "")
+    };
+    let done = scheduler.service.tend(theirs.clone()).await.unwrap();
+    assert_eq!((done.contents, done.in_use), (2, 0), "{done:?}");
+    let done = scheduler.service.tend(theirs).await.unwrap();
+    assert_eq!((done.contents, done.in_use), (0, 0), "{done:?}");
+
     let done = scheduler
         .service
         .tend(wish(Action::Purge, "http://"))

@@ -164,9 +164,48 @@ impl ContentKey {
     }
 }
 
+/// Headers that make a client's content its own.
+const CREDENTIALS: [&str; 3] = ["authorization", "cookie", "x-api-key"];
+
+/// The isolation domain of what was got with these headers (names in lower case): what one client may
+/// read by its credentials another may not, so such content is shared only among those who show the
+/// same. `None` where they hold none.
+#[must_use]
+pub fn credential_domain<'a>(
+    headers: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Option<String> {
+    let headers = headers.into_iter();
+    let mut secrets: Vec<_> = headers.filter(|(n, _)| CREDENTIALS.contains(n)).collect();
+    if secrets.is_empty() {
+        return None;
+    }
+    secrets.sort_unstable();
+    let mut h = blake3::Hasher::new_derive_key("dragonfly 2026-11 credential domain v1");
+    for (name, value) in secrets {
+        h.update(&(value.len() as u64).to_le_bytes());
+        h.update(name.as_bytes());
+        h.update(value.as_bytes());
+    }
+    Some(format!("credential:{}", h.finalize().to_hex()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credentials_are_a_domain_of_their_own_whatever_else_is_said_and_in_what_order() {
+        let all = [("authorization", "a"), ("cookie", "b"), ("accept", "*/*")];
+        let domain = credential_domain(all);
+        assert!(domain.as_ref().unwrap().starts_with("credential:"));
+        assert_eq!(domain, credential_domain([all[1], all[0]]));
+        assert_ne!(domain, credential_domain([all[0]]));
+        assert_ne!(
+            domain,
+            credential_domain([("authorization", "b"), ("cookie", "a")])
+        );
+        assert_eq!(credential_domain([all[2]]), None);
+    }
 
     #[test]
     fn fields_cannot_run_into_each_other() {

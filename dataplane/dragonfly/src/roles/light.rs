@@ -164,10 +164,11 @@ impl Known {
     fn step(&mut self, mesh: &OwnMesh, warmer: &impl Warmer, now: Timestamp) -> Result<(), String> {
         let before = self.object.status.take().unwrap_or_default();
         let mut status = decided(&self.object, &before, &mesh.distribution, now);
+        let changed = before.plan != status.plan;
         if let Some(why) = news(&before, &status) {
             tracing::info!(preheat = self.object.name_any(), "{why}");
         }
-        let done = self.advance(&mut status, mesh, warmer, now);
+        let done = self.advance(&mut status, changed, mesh, warmer, now);
         self.object.status = Some(status);
         done
     }
@@ -176,6 +177,7 @@ impl Known {
     fn advance(
         &mut self,
         status: &mut PreheatStatus,
+        changed: bool,
         mesh: &OwnMesh,
         warmer: &impl Warmer,
         now: Timestamp,
@@ -198,8 +200,8 @@ impl Known {
         }
         let job = self.job.as_ref();
         match job.and_then(|(job, _)| warmer.progress(job, plan)) {
-            Some(progress) => status.progress = Some(told(progress, plan, now)),
-            None => {
+            Some(progress) if !changed => status.progress = Some(told(progress, plan, now)),
+            _ => {
                 let before = of_run.map(|p| usize::try_from(p.targets.desired).unwrap_or(0));
                 let expect = before.unwrap_or_else(|| mesh.targeted(&plan.targets));
                 self.job = Some(begin(&self.object, plan, expect, warmer, now)?);

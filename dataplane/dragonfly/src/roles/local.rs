@@ -67,6 +67,8 @@ struct Wish {
     url: String,
     #[serde(default)]
     prefix: String,
+    #[serde(default)]
+    domain: String,
 }
 
 async fn tend(
@@ -83,15 +85,18 @@ async fn tend(
         "unpin" => Action::Unpin,
         other => return Err(wrong(format!("`{other}` is not purge, pin or unpin"))),
     };
-    let said = [&wish.task, &wish.url, &wish.prefix];
+    let said = [&wish.task, &wish.url, &wish.prefix, &wish.domain];
     if said.iter().filter(|text| !text.is_empty()).count() != 1 {
-        return Err(wrong("a task, a url or a prefix: one of them".to_owned()));
+        return Err(wrong(
+            "a task, a url, a prefix or a domain: one of them".to_owned(),
+        ));
     }
     tracing::info!(
         action = wish.action,
         task = wish.task,
         url = wish.url,
         prefix = wish.prefix,
+        domain = wish.domain,
         "a person has all nodes tend to contents"
     );
     let tend = rpc::Tend {
@@ -100,6 +105,7 @@ async fn tend(
         task: wish.task,
         url: wish.url,
         url_prefix: wish.prefix,
+        domain: wish.domain,
     };
     let done = scheduler.tend(tend).await;
     let done = done.map_err(|error| (StatusCode::TOO_MANY_REQUESTS, error))?;

@@ -374,9 +374,13 @@ pub fn source(url: &str) -> rpc::Source {
 }
 
 pub async fn read_all(node: &TestNode, url: &str) -> Result<Vec<u8>, rpc::Failure> {
+    read(node, source(url)).await
+}
+
+pub async fn read(node: &TestNode, source: rpc::Source) -> Result<Vec<u8>, rpc::Failure> {
     let mut d = node
         .node
-        .download(source(url), dragonfly_node::download::Wish::Whole)
+        .download(source, dragonfly_node::download::Wish::Whole)
         .await?;
     let mut out = vec![];
     while let Some(b) = d.next_chunk().await? {

@@ -24,15 +24,17 @@ struct Faults {
     len: usize,
     /// No pull takes longer.
     limit: Duration,
+    /// Of what was pulled nothing is kept, for want of room.
+    big: bool,
 }
 
 impl Faults {
-    async fn start(len: usize, limit: Duration) -> Self {
+    async fn start(len: usize, limit: Duration, big: bool) -> Self {
         let bed = Bed::start().await;
         let gate = Gate::before(bed.cluster.registry().address()).await;
         // One node's cache is on a disk of its own, that can be filled.
         let node = bed.node(1);
-        let size = format!("size={}", 3 * len + (96 << 20));
+        let size = format!("size={}", (if big { 2 } else { 3 }) * len + (96 << 20));
         node.run(&["mkdir", "-p", "/var/lib/dragonfly"])
             .await
             .unwrap();
@@ -52,6 +54,7 @@ impl Faults {
             gate,
             len,
             limit,
+            big,
         };
         faults.told().await;
         faults
@@ -63,7 +66,12 @@ impl Faults {
         let mirror = json!({
             "registries": [{"host": FAULTY, "url": url}], "others": "Never", "percent": 100,
         });
-        self.bed.mesh_with(Some(mirror)).await;
+        let mut storage = json!({"reserveFreePercent": 0});
+        if self.big {
+            storage["quota"] = json!((self.len * 3 / 2).to_string());
+        }
+        let spec = json!({"profile": "Light", "storage": storage, "mirror": mirror});
+        self.bed.mesh_of(spec).await;
         for node in self.bed.cluster.nodes() {
             until_told(node, FAULTY, true).await;
         }
@@ -109,13 +117,16 @@ impl Faults {
     }
 
     /// Until every node has run it.
-    async fn all_ran(&self, name: &str) {
+    async fn all_ran(&self, name: &str, layer: &str) {
         let since = Instant::now();
         for (pod, _) in self.pods(name) {
             self.bed.ran_in(self.bed.system(), &pod, self.limit).await;
             self.bed.delete_pod(self.bed.system(), &pod).await;
         }
         eprintln!("{name}: on all nodes {:?} later", since.elapsed());
+        if self.big {
+            self.bed.forget(FAULTY, layer).await;
+        }
     }
 
     /// Faults that a registry has for ever: its own error is what the kubelet says, and once it is well
@@ -130,7 +141,7 @@ impl Faults {
         }
         self.gate.does(Mode::Well, &layer);
         self.ask_for(name).await;
-        self.all_ran(name).await;
+        self.all_ran(name, &layer).await;
     }
 
     /// Ends all pods of a part at once, without a word.
@@ -149,8 +160,9 @@ impl Faults {
     }
 
     async fn cut(&self) {
-        self.begin("cut", Mode::Cut(self.len as u64 / 4)).await;
-        self.all_ran("cut").await;
+        let cut = Mode::Cut(self.len as u64 / 4);
+        let layer = self.begin("cut", cut).await;
+        self.all_ran("cut", &layer).await;
     }
 
     /// The registry is away for some seconds, from the middle of the layer on.
@@ -161,7 +173,7 @@ impl Faults {
         self.gate.does(Mode::Gone, &layer);
         tokio::time::sleep(Duration::from_secs(5)).await;
         self.gate.does(Mode::Well, &layer);
-        self.all_ran("stops").await;
+        self.all_ran("stops", &layer).await;
     }
 
     async fn wrong(&self) {
@@ -177,8 +189,9 @@ impl Faults {
     }
 
     async fn slow(&self) {
-        self.begin("slow", Mode::Slow(self.len as u64 / 10)).await;
-        self.all_ran("slow").await;
+        let slow = Mode::Slow(self.len as u64 / 10);
+        let layer = self.begin("slow", slow).await;
+        self.all_ran("slow", &layer).await;
     }
 
     async fn killed(&self, component: &str) {
@@ -188,7 +201,7 @@ impl Faults {
         self.under_way(&name).await;
         self.kill(component).await;
         self.gate.does(Mode::Well, &layer);
-        self.all_ran(&name).await;
+        self.all_ran(&name, &layer).await;
         // The part is back before the next fault.
         self.told().await;
     }
@@ -202,7 +215,7 @@ impl Faults {
             .await
             .unwrap();
         self.gate.does(Mode::Well, &layer);
-        self.all_ran("without-peer").await;
+        self.all_ran("without-peer", &layer).await;
         self.told().await;
     }
 
@@ -217,13 +230,13 @@ impl Faults {
         let filler = (free - self.len as u64 / 3).to_string();
         let path = "/var/lib/dragonfly/filler";
         node.run(&["fallocate", "-l", &filler, path]).await.unwrap();
-        self.begin("full", Mode::Well).await;
-        self.all_ran("full").await;
+        let layer = self.begin("full", Mode::Well).await;
+        self.all_ran("full", &layer).await;
         node.run(&["rm", path]).await.unwrap();
         let direct = counter(node, "dragonfly_mirror_direct_bytes_total").await;
         eprintln!("past the full disk: {direct:?} bytes");
-        self.begin("room", Mode::Well).await;
-        self.all_ran("room").await;
+        let layer = self.begin("room", Mode::Well).await;
+        self.all_ran("room", &layer).await;
     }
 
     /// The mesh goes in the middle: nothing of it is left, and everybody has the image.
@@ -237,7 +250,7 @@ impl Faults {
             .await
             .unwrap();
         self.gate.does(Mode::Well, &layer);
-        self.all_ran("uninstalled").await;
+        self.all_ran("uninstalled", &layer).await;
         for node in self.bed.cluster.nodes() {
             until_told(node, FAULTY, false).await;
             assert_eq!(hosts(node, FAULTY), None);
@@ -249,7 +262,7 @@ impl Faults {
 /// Those that a user of the world meets first; the others are in the test below.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pulls_under_way_end_with_the_right_image_or_the_registrys_own_error() {
-    let faults = Faults::start(12 << 20, READY).await;
+    let faults = Faults::start(12 << 20, READY, false).await;
     faults.cut().await;
     faults.status(500).await;
     faults.wrong().await;
@@ -259,9 +272,9 @@ async fn pulls_under_way_end_with_the_right_image_or_the_registrys_own_error() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "twelve images of 400 MiB on two nodes each: minutes, and 25 GB of disk"]
+#[ignore = "twelve images of 2 GiB on two nodes each: half an hour, and 25 GB of disk"]
 async fn pulls_of_big_images_survive_every_fault() {
-    let faults = Faults::start(400 << 20, Duration::from_secs(600)).await;
+    let faults = Faults::start(2 << 30, Duration::from_secs(1200), true).await;
     // First, while the cache is empty: what it can evict is no full disk.
     faults.disk_full().await;
     faults.cut().await;

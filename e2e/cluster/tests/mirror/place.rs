@@ -93,6 +93,11 @@ impl Bed {
         if let Some(mirror) = mirror {
             spec["mirror"] = mirror;
         }
+        self.mesh_of(spec).await;
+    }
+
+    /// The mesh with this spec, once it is ready.
+    pub(crate) async fn mesh_of(&self, spec: Value) {
         let object = json!({
             "apiVersion": "d7y.io/v1alpha1", "kind": "Distribution",
             "metadata": {"name": "default"}, "spec": spec,
@@ -136,13 +141,49 @@ impl Bed {
         let image = component("dragonfly")
             .unwrap()
             .image(Architecture::HERE, &program);
-        let mut random = vec![0; len];
-        fastrand::Rng::with_seed(seed).fill(&mut random);
         let mut tree = Tree::default();
-        tree.file("data", 0o644, random);
+        tree.file("data", 0o644, unlike_others(len, seed));
         let image: Image = image.unwrap().layer(tree).unwrap();
         self.cluster.load_image(&image, name).await.unwrap();
         image
+    }
+
+    /// What was pulled of this registry goes from nodes, and its layer from the registry: images that are
+    /// big together fit one after the other.
+    pub(crate) async fn forget(&self, registry: &str, layer: &str) {
+        for node in self.cluster.nodes() {
+            let all = node
+                .run(&["ctr", "-n", "k8s.io", "images", "ls"])
+                .await
+                .unwrap();
+            let rows: Vec<Vec<&str>> = all
+                .lines()
+                .map(|l| l.split_whitespace().collect())
+                .collect();
+            // Reference, media type, digest.
+            let theirs: Vec<_> = rows
+                .iter()
+                .filter(|row| row[0].starts_with(&format!("{registry}/")))
+                .map(|row| row[2])
+                .collect();
+            let mut line = vec!["ctr", "-n", "k8s.io", "images", "rm", "--sync"];
+            line.extend(
+                rows.iter()
+                    .filter(|row| theirs.contains(&row[2]))
+                    .map(|row| row[0]),
+            );
+            node.run(&line).await.unwrap();
+        }
+        let hex = layer.trim_start_matches("sha256:");
+        let blobs = "control-plane/registry/docker/registry/v2/blobs/sha256";
+        let blob = self
+            .cluster
+            .info()
+            .dir
+            .join(blobs)
+            .join(&hex[..2])
+            .join(hex);
+        std::fs::remove_dir_all(blob).unwrap();
     }
 
     /// Starts a pod on a node with an image that is always pulled.
@@ -222,6 +263,21 @@ impl Bed {
             Err(wrong) => self.fail(&wrong.to_string()).await,
         }
     }
+}
+
+/// Bytes of which no block is another's: one random MiB over and over, numbered, which is quick also
+/// where nothing is optimised.
+fn unlike_others(len: usize, seed: u64) -> Vec<u8> {
+    const UNIT: usize = 1 << 20;
+    let mut unit = vec![0; UNIT];
+    fastrand::Rng::with_seed(seed).fill(&mut unit);
+    let mut all = Vec::with_capacity(len.next_multiple_of(UNIT));
+    for number in 0..len.div_ceil(UNIT) as u64 {
+        unit[..8].copy_from_slice(&number.to_le_bytes());
+        all.extend_from_slice(&unit);
+    }
+    all.truncate(len);
+    all
 }
 
 /// A registry that serves what the cluster's has, to who knows the password.

@@ -313,31 +313,8 @@ async fn make_mesh(place: Place) {
 
 /// A preheat: the test is its scheduler.
 async fn carried_out(place: Place) {
-    let preheat = json!({
-        "apiVersion": "d7y.io/v1alpha1", "kind": "Preheat", "metadata": {"name": "once"},
-        "spec": {"files": [{"url": "http://origin.test/file"}]},
-    });
-    place.apply(&preheat.to_string()).await;
-    let run = place
-        .until("once", |preheat: &Preheat| {
-            let plan = preheat.status.as_ref().and_then(|s| s.plan.as_ref());
-            plan.map(|plan| plan.run)
-                .ok_or_else(|| "has no plan".to_owned())
-        })
-        .await;
-    let progress = json!({
-        "apiVersion": "d7y.io/v1alpha1", "kind": "Preheat", "metadata": {"name": "once"},
-        "status": {"progress": {
-            "run": run, "state": "Succeeded", "message": "done", "endTime": "2026-01-02T03:04:05Z",
-            "targets": {"desired": 1, "active": 0, "succeeded": 1, "failed": 0, "skipped": 0},
-        }},
-    });
-    let preheats: Api<Preheat> = place.api();
-    let params = PatchParams::apply("scheduler").force();
-    preheats
-        .patch_status("once", &params, &Patch::Apply(&progress))
-        .await
-        .unwrap();
+    let run = planned(&place).await;
+    reports(&place, run, "Succeeded").await;
     place
         .until("once", |preheat: &Preheat| {
             let ready = preheat.status.iter().flat_map(|s| &s.conditions);
@@ -349,6 +326,45 @@ async fn carried_out(place: Place) {
                 .ok_or_else(|| format!("{:?}", preheat.status))
         })
         .await;
+}
+
+/// Makes a preheat and waits for its plan: the number of its run.
+pub(crate) async fn planned(place: &Place) -> i64 {
+    let preheat = json!({
+        "apiVersion": "d7y.io/v1alpha1", "kind": "Preheat", "metadata": {"name": "once"},
+        "spec": {"files": [{"url": "http://origin.test/file"}]},
+    });
+    place.apply(&preheat.to_string()).await;
+    let planned = |preheat: &Preheat| {
+        let plan = preheat.status.as_ref().and_then(|s| s.plan.as_ref());
+        plan.map(|plan| plan.run)
+            .ok_or_else(|| "has no plan".to_owned())
+    };
+    place.until("once", planned).await
+}
+
+/// Says of a run what a scheduler says of it.
+pub(crate) async fn reports(place: &Place, run: i64, state: &str) {
+    let (active, succeeded) = if state == "Running" { (1, 0) } else { (0, 1) };
+    let mut progress = json!({
+        "run": run, "state": state, "message": state,
+        "targets": {
+            "desired": 1, "active": active, "succeeded": succeeded, "failed": 0, "skipped": 0,
+        },
+    });
+    if active == 0 {
+        progress["endTime"] = json!("2026-01-02T03:04:05Z");
+    }
+    let status = json!({
+        "apiVersion": "d7y.io/v1alpha1", "kind": "Preheat", "metadata": {"name": "once"},
+        "status": {"progress": progress},
+    });
+    let preheats: Api<Preheat> = place.api();
+    let params = PatchParams::apply("scheduler").force();
+    preheats
+        .patch_status("once", &params, &Patch::Apply(&status))
+        .await
+        .unwrap();
 }
 
 /// Until the operator wrote nothing for a while: its writes of the first row.

@@ -15,6 +15,8 @@ use kube::ResourceExt;
 use kube::api::{Api, DynamicObject, ListParams, PostParams};
 use serde_json::json;
 
+use crate::crash::{planned, reports};
+
 /// How long a Lease holds that nobody renews, and how often others look.
 const HOLDS: Duration = Duration::from_secs(15);
 const LOOKS: Duration = Duration::from_secs(2);
@@ -36,17 +38,9 @@ async fn another_operator_leads_within_the_leases_time_and_does_nothing_twice() 
 
     place.mesh("default", "{}").await;
     place.applied("default").await;
-    let preheat = json!({
-        "apiVersion": "d7y.io/v1alpha1", "kind": "Preheat", "metadata": {"name": "once"},
-        "spec": {"files": [{"url": "http://origin.test/file"}]},
-    });
-    place.apply(&preheat.to_string()).await;
-    place
-        .until("once", |preheat: &dragonfly_crds::Preheat| {
-            let plan = preheat.status.as_ref().and_then(|s| s.plan.as_ref());
-            plan.map(|_| ()).ok_or_else(|| "has no plan".to_owned())
-        })
-        .await;
+    let run = planned(&place).await;
+    // Of one that no scheduler begins something else is said a minute later, whoever leads.
+    reports(&place, run, "Running").await;
     let part = Part::of(&place).await;
     for operator in [&first, &second] {
         part.gets_a_certificate(&operator.address("issuer").unwrap())

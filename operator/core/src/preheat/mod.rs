@@ -202,6 +202,10 @@ fn steps(
         // The time that it was to have begins anew.
         plan.end_time = end(&parsed, due_of(seen, status.last_run_time.as_ref()), now).map(Time);
     }
+    // What makes no other run holds for the one that is under way.
+    if let Some(plan) = status.plan.as_mut().filter(|_| over.is_none()) {
+        Pace::of(spec, &parsed).set(plan);
+    }
     let due = due(seen, &parsed, status, over.is_some(), now);
     if let Some(at) = due.begin {
         if let Mesh::Waiting(why) = seen.mesh {
@@ -367,6 +371,7 @@ fn end(parsed: &Parsed, due: Timestamp, now: Timestamp) -> Option<Timestamp> {
 }
 
 fn plan(spec: &PreheatSpec, parsed: &Parsed, run: i64, due: Timestamp, now: Timestamp) -> Plan {
+    let pace = Pace::of(spec, parsed);
     Plan {
         run,
         spec_hash: spec_hash(spec),
@@ -377,9 +382,32 @@ fn plan(spec: &PreheatSpec, parsed: &Parsed, run: i64, due: Timestamp, now: Time
         files: spec.files.clone(),
         targets: spec.targets.clone(),
         when: spec.when.type_,
-        parallelism: spec.parallelism,
-        retries: spec.retry.limit,
-        backoff_milliseconds: parsed.backoff_milliseconds,
+        parallelism: pace.parallelism,
+        retries: pace.retries,
+        backoff_milliseconds: pace.backoff_milliseconds,
+    }
+}
+
+/// How a run goes about it, which may change under way.
+struct Pace {
+    parallelism: i32,
+    retries: i32,
+    backoff_milliseconds: i64,
+}
+
+impl Pace {
+    const fn of(spec: &PreheatSpec, parsed: &Parsed) -> Self {
+        Self {
+            parallelism: spec.parallelism,
+            retries: spec.retry.limit,
+            backoff_milliseconds: parsed.backoff_milliseconds,
+        }
+    }
+
+    const fn set(self, plan: &mut Plan) {
+        plan.parallelism = self.parallelism;
+        plan.retries = self.retries;
+        plan.backoff_milliseconds = self.backoff_milliseconds;
     }
 }
 

@@ -340,6 +340,32 @@ fn what_is_suspended_stops_and_goes_on_as_the_same_run() {
 }
 
 #[test]
+fn the_pace_of_a_run_follows_the_spec_until_it_ends() {
+    let mut life = Life::new(spec());
+    life.look(NOON);
+    let of = |status: &PreheatStatus| {
+        let plan = status.plan.as_ref().unwrap();
+        (plan.parallelism, plan.retries, plan.backoff_milliseconds)
+    };
+    let mut changed = spec();
+    changed.parallelism = 7;
+    changed.retry.limit = 9;
+    changed.retry.backoff = "2s".to_owned();
+    life.apply(changed);
+    life.look("2026-11-26T12:00:10Z");
+    assert_eq!((life.run(), of(&life.status)), (1, (7, 9, 2000)));
+    let all = Targeted {
+        desired: 1,
+        succeeded: 1,
+        ..Targeted::default()
+    };
+    life.progress(State::Succeeded, all, "2026-11-26T12:00:20Z");
+    life.apply(spec());
+    life.look("2026-11-26T12:00:30Z");
+    assert_eq!((life.run(), of(&life.status)), (1, (7, 9, 2000)));
+}
+
+#[test]
 fn continuous_is_ready_while_every_node_has_it_and_never_ends() {
     let mut life = Life::new(PreheatSpec {
         when: When {

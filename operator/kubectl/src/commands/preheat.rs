@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dragonfly_crds::Preheat;
 use dragonfly_crds::conditions::{READY, STALLED};
@@ -177,6 +177,9 @@ fn object(create: &Create, mesh: &str) -> Result<Value, Failed> {
     }))
 }
 
+/// An operator looks at an object within a moment, and after a leader's death within its Lease's time.
+const UNSEEN: Duration = Duration::from_secs(20);
+
 /// Until it is done, or is to be done later; fails as it does.
 async fn follow(cluster: &Cluster, namespace: &str, name: &str) -> Result<ExitCode, Failed> {
     let api: Api<Preheat> = cluster.within(namespace);
@@ -189,6 +192,16 @@ async fn follow(cluster: &Cluster, namespace: &str, name: &str) -> Result<ExitCo
         bar.set_style(style);
     }
     let mut last = String::new();
+    let mut tell = |line: String| {
+        if line != last {
+            bar.set_message(line.clone());
+            if bar.is_hidden() {
+                eprintln!("{line}");
+            }
+            last = line;
+        }
+    };
+    let begun = Instant::now();
     loop {
         let Some(found) = api.get_opt(name).await? else {
             bar.finish_and_clear();
@@ -205,16 +218,17 @@ async fn follow(cluster: &Cluster, namespace: &str, name: &str) -> Result<ExitCo
         let current = status.observed_generation == found.metadata.generation;
         let ready = condition(&status.conditions, READY).filter(|_| current);
         let Some(ready) = ready else {
+            if begun.elapsed() > UNSEEN {
+                tell(
+                    "Pending: no operator has looked at it yet: see whether one runs and leads \
+                      (kubectl dragonfly check)"
+                        .to_owned(),
+                );
+            }
             pause().await;
             continue;
         };
-        if ready.message != last {
-            bar.set_message(ready.message.clone());
-            if bar.is_hidden() {
-                eprintln!("{}: {}", ready.reason, ready.message);
-            }
-            last.clone_from(&ready.message);
-        }
+        tell(format!("{}: {}", ready.reason, ready.message));
         let stalled = condition(&status.conditions, STALLED).is_some_and(|c| c.status == "True");
         if ready.status == "True" || stalled || ready.reason == "Suspended" {
             bar.finish_and_clear();
