@@ -44,7 +44,6 @@ impl Node {
             task.update_meta(|m| {
                 m.unproven = true;
                 m.request = request.unwrap_or_default();
-                m.domain.clone_from(&source.domain);
             });
         }
         self.apply(task, effects);

@@ -28,7 +28,7 @@ pub struct Meta {
     /// request key, hexadecimal.
     #[serde(default)]
     pub request: String,
-    /// And its isolation domain.
+    /// Its isolation domain: empty for shared public content.
     #[serde(default)]
     pub domain: String,
     /// To be deleted when its last reader is done, or with the next start.

@@ -270,6 +270,7 @@ pub(crate) fn meta(source: &rpc::Source, origin: &rpc::OriginInfo) -> Meta {
         content_encoding: origin.content_encoding.clone(),
         validator: origin.validator.clone(),
         digest: source.digest.clone(),
+        domain: source.domain.clone(),
         ..Meta::default()
     }
 }

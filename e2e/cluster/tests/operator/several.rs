@@ -41,6 +41,16 @@ async fn another_operator_leads_within_the_leases_time_and_does_nothing_twice() 
     let run = planned(&place).await;
     // Of one that no scheduler begins something else is said a minute later, whoever leads.
     reports(&place, run, "Running").await;
+    // Which the operator passes on within ten seconds.
+    let passed_on = |preheat: &dragonfly_crds::Preheat| {
+        let all = preheat.status.iter().flat_map(|s| &s.conditions);
+        let mut ready = all.filter(|c| c.type_ == "Ready");
+        match ready.find(|c| c.message == "Running") {
+            Some(_) => Ok(()),
+            None => Err(format!("{:?}", preheat.status)),
+        }
+    };
+    place.until("once", passed_on).await;
     let part = Part::of(&place).await;
     for operator in [&first, &second] {
         part.gets_a_certificate(&operator.address("issuer").unwrap())
