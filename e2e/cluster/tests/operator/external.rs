@@ -274,15 +274,23 @@ async fn seeds_that_run_elsewhere_serve_a_mesh_of_here(cluster: &Cluster, place:
         .await
         .unwrap();
         drop(seed);
-        second.start("seed", &line, up).await
+        let killed = (content.origin.sent(), content.origin.requests());
+        (second.start("seed", &line, up).await, killed)
     };
-    let (ended, seed) = futures::join!(content.get(cluster, "a-seed-is-killed"), replaced);
+    let (ended, (seed, killed)) =
+        futures::join!(content.get(cluster, "a-seed-is-killed"), replaced);
     content.all_well(&ended);
-    let sent = content.origin.sent();
+    let (sent, requests) = (content.origin.sent(), content.origin.requests());
     eprintln!(
-        "a seed was killed: {sent} bytes were sent for {}",
-        content.len
+        "a seed was killed after {} of {} bytes; another read {} in {} requests; downloads took {:?}",
+        killed.0,
+        content.len,
+        sent - killed.0,
+        requests - killed.1,
+        ended.iter().map(|e| e.took).collect::<Vec<_>>()
     );
+    assert!(killed.0 < content.len / 2, "killed in the middle");
+    assert!(requests > killed.1, "the other one read the rest");
     assert!(sent < 2 * content.len, "what nodes held was read again");
 
     // Of a mesh that is deleted it keeps nothing.
