@@ -23,7 +23,6 @@ async fn a_mesh_on_a_cluster_knows_who_is_who() {
     let standing = Standing::up().await;
     mesh::every_part_has_a_certificate_and_a_download_goes_through(&standing).await;
     secrets::secrets_are_where_they_are_needed_and_nowhere_else(&standing).await;
-    rotation::an_issuer_that_moves_is_found(&standing).await;
     rotation::certificates_are_replaced_under_load_and_no_download_fails(&standing).await;
     tokens::tokens_of_others_are_refused_with_the_reason(&standing).await;
     tokens::a_clock_a_day_behind_is_told_so(&standing).await;

@@ -70,7 +70,7 @@ async fn issued(standing: &Standing) -> BTreeMap<String, usize> {
 
 /// The operator's Service is made anew and has another address: every part learns of it where it runs.
 /// What renews certificates from here on does so there, for nobody answers at the old one.
-pub(crate) async fn an_issuer_that_moves_is_found(standing: &Standing) {
+async fn an_issuer_that_moves_is_found(standing: &Standing) {
     const OPERATOR: &str = "dragonfly-operator";
     let place = &standing.place;
     let services: Api<Service> = place.api();
@@ -134,11 +134,12 @@ pub(crate) async fn certificates_are_replaced_under_load_and_no_download_fails(
     standing: &Standing,
 ) {
     let began = Instant::now();
-    let before = issued(standing).await;
-    // Scheduler, seed, two peers.
-    assert!(before.len() >= 4, "{before:?}");
     let done = AtomicBool::new(false);
     let renewed = async {
+        an_issuer_that_moves_is_found(standing).await;
+        let before = issued(standing).await;
+        // Scheduler, seed, two peers.
+        assert!(before.len() >= 4, "{before:?}");
         wait_until("another certificate for everybody", LIMIT, || async {
             let now = issued(standing).await;
             let parts = ["/scheduler/", "/seed/", "/peer/node-0", "/peer/node-1"];
