@@ -106,6 +106,7 @@ fn every_accepted_sample_becomes_a_policy_that_survives_its_encoding() {
         .into_iter()
         .chain(files("profiles"))
         .chain(files("preheats"))
+        .chain(files("external"))
         .chain(files(""))
     {
         // The first mesh refers to a pool in another file of its directory.

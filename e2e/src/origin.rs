@@ -15,7 +15,8 @@ use futures::stream::{self, BoxStream};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{
-    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, IF_RANGE, LOCATION, RANGE,
+    ACCEPT_RANGES, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, IF_RANGE,
+    LOCATION, RANGE,
 };
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -50,6 +51,8 @@ struct Shared {
     due: Mutex<Option<Instant>>,
     /// What every request is answered with, if not 0.
     status: AtomicU64,
+    /// The `Authorization` that every request has to show, if there is one.
+    wanted: Mutex<Option<String>>,
     /// Where names have moved to.
     moved: Mutex<HashMap<String, String>>,
 }
@@ -198,6 +201,12 @@ impl Origin {
         self.shared.rate.store(rate, Ordering::Relaxed);
     }
 
+    /// From now on who shows another `Authorization` than this, or none, is answered with 401.
+    pub fn set_wanted(&self, authorization: &str) {
+        let wanted = self.shared.wanted.lock();
+        *wanted.unwrap_or_else(PoisonError::into_inner) = Some(authorization.to_owned());
+    }
+
     /// From now on every request is answered with this status; 0 ends that.
     pub fn set_status(&self, status: u16) {
         self.shared.status.store(status.into(), Ordering::Relaxed);
@@ -226,6 +235,14 @@ fn answer(request: &Request<Incoming>, shared: &Arc<Shared>) -> Result<Response<
     let forced = u16::try_from(shared.status.load(Ordering::Relaxed)).unwrap_or_default();
     if let Ok(status) = StatusCode::from_u16(forced) {
         return short(status);
+    }
+    let wanted = {
+        let wanted = shared.wanted.lock();
+        wanted.unwrap_or_else(PoisonError::into_inner).clone()
+    };
+    let shown = request.headers().get(AUTHORIZATION);
+    if wanted.is_some_and(|wanted| shown.is_none_or(|shown| shown != wanted.as_str())) {
+        return short(StatusCode::UNAUTHORIZED);
     }
     let to = {
         let moved = shared.moved.lock().unwrap_or_else(PoisonError::into_inner);

@@ -328,6 +328,43 @@ async fn a_node_finds_schedulers_that_are_added_to_its_bootstrap_file_while_it_r
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_scheduler_of_two_addresses_has_one_session_with_a_node_and_it_stays() {
+    let mut mesh = Mesh::start(&Options {
+        seeds: 0,
+        peers: 0,
+        ..Options::default()
+    })
+    .await
+    .unwrap();
+    let file = mesh.work.join("bootstrap.json");
+    let listen = mesh.scheduler.listen;
+    let schedulers = [listen.to_string(), format!("localhost:{}", listen.port())];
+    let text = serde_json::json!({"version": 1, "mesh": "default", "schedulers": schedulers});
+    std::fs::write(&file, text.to_string()).unwrap();
+    let mut peer = mesh.another_by("twice", Part::Peer, &file).unwrap();
+    peer.start().unwrap();
+    peer.ready().await.unwrap();
+    let log = mesh.scheduler.log.clone();
+    let said = || String::from_utf8_lossy(&std::fs::read(&log).unwrap()).into_owned();
+    let began = || said().matches("session began").count();
+    // Each address was tried, and who lost its session to the other may have tried once more.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let settled = began();
+    assert!((1..=6).contains(&settled), "{settled} sessions began");
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(began(), settled, "they end each other");
+    // Whichever it is, it is had again.
+    mesh.scheduler.kill();
+    mesh.scheduler.start().unwrap();
+    mesh.scheduler.ready().await.unwrap();
+    until("a session with the scheduler that is back", || async {
+        let sessions = peer.metric("dragonfly_node_scheduler_sessions").await;
+        began() > settled && sessions.ok() == Some(1.0)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn up_runs_the_samples_and_writes_their_status() {
     let dir = tempfile::tempdir().unwrap();
     let (state, said) = (dir.path().join("state"), dir.path().join("log"));

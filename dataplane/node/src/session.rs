@@ -363,6 +363,16 @@ impl Sessions {
         new
     }
 
+    /// Whether another address is the same replica's and has its session.
+    fn is_elsewhere(&self, address: &str) -> bool {
+        let replicas = lock(&self.replicas);
+        let own = replicas.iter().find(|r| r.address == address);
+        let name = own.map(|r| r.name.as_str());
+        replicas
+            .iter()
+            .any(|r| r.address != address && r.out.is_some() && Some(r.name.as_str()) == name)
+    }
+
     /// Forgets a replica without a session that nobody lists any more. Only its keeper asks, so that
     /// there is never a second one.
     fn let_go(&self, address: &str) -> bool {

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
-use kube::api::{Api, AttachParams, ListParams, LogParams};
+use kube::ResourceExt;
+use kube::api::{Api, AttachParams, ListParams, LogParams, Patch, PatchParams};
 use tokio::io::AsyncReadExt;
 
 use dragonfly_e2e::{Failed, Result};
@@ -118,4 +119,22 @@ pub async fn with_labels(client: &Client, namespace: &str, labels: &str) -> Resu
     let mut all = listed.map_err(|e| Failed::at(labels, e))?.items;
     all.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     Ok(all)
+}
+
+/// Has kubelets look at these pods' ConfigMaps and Secrets now: they do at each change of a pod, and
+/// else once a minute or so.
+///
+/// # Errors
+/// The API server's.
+pub async fn look_again(client: &Client, namespace: &str, labels: &str) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let now = crate::random_name();
+    let change = serde_json::json!({"metadata": {"annotations": {"test/look-again": now}}});
+    for pod in with_labels(client, namespace, labels).await? {
+        let name = pod.name_any();
+        pods.patch(&name, &PatchParams::default(), &Patch::Merge(&change))
+            .await
+            .map_err(|e| Failed::at(name, e))?;
+    }
+    Ok(())
 }

@@ -84,6 +84,8 @@ impl Context {
                 _ => Keys::default(),
             },
         };
+        // It may have had a CA of its own before.
+        self.issuer.forget(&mesh.uid);
         Ok(Held { keys, wait: None })
     }
 

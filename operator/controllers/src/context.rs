@@ -19,10 +19,22 @@ use crate::{At, Metrics, Operator, Options};
 /// How long it is believed whether the cluster knows the PodMonitor kind.
 const KNOWN: Duration = Duration::from_secs(60);
 
+/// How often it is looked whether the operator's Service has another address: it is not watched.
+const MOVES: Duration = Duration::from_secs(15);
+
 /// What the port of the operator's Service is called.
 const ISSUER_PORT: &str = "issuer";
 /// How often numbers alone are worth a write.
 const COUNTED: Duration = Duration::from_secs(10);
+
+/// Where parts reach the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Reached {
+    /// `host:port`.
+    pub(crate) address: String,
+    /// Whether the cluster's pods may have addresses of IPv6.
+    pub(crate) ipv6: bool,
+}
 
 /// Shared by all reconciliations.
 pub struct Context {
@@ -37,7 +49,7 @@ pub struct Context {
     /// By the mesh's UID: the Secret's version and what is in it, so that it is checked once.
     pub(crate) keys: Mutex<HashMap<String, (String, Own)>>,
     pub(crate) issuer: Arc<Issuer>,
-    issuer_address: Mutex<Option<(Instant, String)>>,
+    reached: Mutex<Option<(Instant, Reached)>>,
     pod_monitors: Mutex<Option<(Instant, bool)>>,
 }
 
@@ -64,31 +76,59 @@ impl Context {
             metrics: metrics.clone(),
             keys: Mutex::default(),
             issuer: issuer.clone(),
-            issuer_address: Mutex::default(),
+            reached: Mutex::default(),
             pod_monitors: Mutex::default(),
         };
         (context, streams)
     }
 
-    /// `host:port` at which parts reach this operator for certificates.
+    /// Where parts reach this operator for certificates.
     ///
     /// # Errors
     /// Why it is not known.
-    pub(crate) async fn issuer_address(&self) -> Result<String, String> {
+    pub(crate) async fn reached(&self) -> Result<Reached, String> {
+        match self.last_reached() {
+            Some((asked, reached)) if asked.elapsed() < KNOWN => Ok(reached),
+            _ => self.look_up().await,
+        }
+    }
+
+    fn last_reached(&self) -> Option<(Instant, Reached)> {
+        let known = self.reached.lock();
+        known.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until parts reach this operator elsewhere than at `last`, and says where.
+    pub(crate) async fn moved(&self, mut last: Option<Reached>) -> Reached {
+        loop {
+            tokio::time::sleep(MOVES).await;
+            // No mesh needed to know yet: those that come ask by themselves.
+            let Some((_, known)) = self.last_reached() else {
+                continue;
+            };
+            let before = last.get_or_insert(known);
+            match self.look_up().await {
+                Ok(now) if now != *before => {
+                    tracing::info!(address = now.address, "certificates are given elsewhere");
+                    return now;
+                }
+                Ok(_) => {}
+                // Also while its Service is being made anew.
+                Err(error) => tracing::warn!(error, "where are certificates given?"),
+            }
+        }
+    }
+
+    async fn look_up(&self) -> Result<Reached, String> {
         let (namespace, name) = match &self.options.issuer {
-            At::Address(address) => return Ok(address.clone()),
+            At::Address(address) => {
+                return Ok(Reached {
+                    address: address.clone(),
+                    ipv6: true,
+                });
+            }
             At::Service { namespace, name } => (namespace, name),
         };
-        let lock = || {
-            self.issuer_address
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-        };
-        if let Some((asked, address)) = lock().as_ref()
-            && asked.elapsed() < KNOWN
-        {
-            return Ok(address.clone());
-        }
         let what = format!("the operator's Service {namespace}/{name}");
         let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
         let service = services.get(name).await;
@@ -100,13 +140,19 @@ impl Context {
         let port = port.filter(|port| port.name.as_deref() == Some(ISSUER_PORT));
         let port = port.map(|port| port.port).next();
         let port = port.ok_or_else(|| format!("{what} has no port {ISSUER_PORT}"))?;
-        let address = if ip.contains(':') {
-            format!("[{ip}]:{port}")
-        } else {
-            format!("{ip}:{port}")
+        let v6 = ip.contains(':');
+        let mut families = spec.ip_families.into_iter().flatten();
+        let reached = Reached {
+            address: if v6 {
+                format!("[{ip}]:{port}")
+            } else {
+                format!("{ip}:{port}")
+            },
+            ipv6: v6 || families.any(|family| family == "IPv6"),
         };
-        *lock() = Some((Instant::now(), address.clone()));
-        Ok(address)
+        *self.reached.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((Instant::now(), reached.clone()));
+        Ok(reached)
     }
 
     /// Whether the cluster knows the PodMonitor kind.

@@ -96,7 +96,13 @@ pub(crate) async fn run(context: Arc<Context>, streams: Streams, stop: Cancellat
     for (resource, changes) in streams.children {
         controller = controller.owns_stream_with(changes, resource);
     }
+    // Every bootstrap names the operator's own address.
+    let moves = futures::stream::unfold((context.clone(), None), |(context, last)| async move {
+        let now = context.moved(last).await;
+        Some(((), (context, Some(now))))
+    });
     controller
+        .reconcile_all_on(moves)
         .with_config(Config::default().debounce(TOGETHER).concurrency(AT_ONCE))
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(reconcile, failed, context)
@@ -319,13 +325,16 @@ async fn steps(context: &Context, seen: &Seen<'_>) -> Result<Steps, Stop> {
     let mut addresses = match &mesh.schedulers {
         dragonfly_operator_core::Schedulers::Slots { .. } => Addresses::of_services(&got)
             .ok_or_else(|| Stop::Failed("a Service has no address yet".to_owned()))?,
-        dragonfly_operator_core::Schedulers::External(_) => Addresses {
-            ipv6: true,
+        // There is no Service of schedulers that would say it.
+        dragonfly_operator_core::Schedulers::External(external) => Addresses {
+            ipv6: external.addresses.iter().any(|a| a.starts_with('['))
+                || context.reached().await.map_err(Stop::Failed)?.ipv6,
             ..Addresses::default()
         },
     };
     if mesh.issues() {
-        addresses.issuer = Some(context.issuer_address().await.map_err(Stop::Failed)?);
+        let reached = context.reached().await.map_err(Stop::Failed)?;
+        addresses.issuer = Some(reached.address);
     }
     let monitors = context.pod_monitors().await?;
     let settings = &context.options.settings;

@@ -420,3 +420,45 @@ fn what_an_older_schema_let_through_is_found() {
         assert_eq!(wrong[0].field, "metadata.name", "{name}");
     }
 }
+
+#[test]
+fn pods_are_replaced_when_schedulers_of_elsewhere_are_another_meshs_and_not_when_they_move() {
+    let of = |address: &str, name: &str| {
+        let text = format!(
+            "{{security: {{transport: Plaintext}}, externalSchedulers: {{addresses: ['{address}'], \
+             mesh: {name}}}}}"
+        );
+        let all = built(&mesh(&text));
+        let templates = all.iter().filter_map(|object| {
+            let template = object.body.pointer("/spec/template")?;
+            let name = object.name.trim_start_matches('m').to_owned();
+            Some((name, template.clone()))
+        });
+        templates.collect::<Vec<_>>()
+    };
+    let before = of("a:1", "x");
+    let names: Vec<_> = before.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["-seed", "-peer"]);
+    assert_eq!(of("b:1", "x"), before);
+    for ((name, was), (_, is)) in before.iter().zip(&of("a:1", "y")) {
+        assert_ne!(was, is, "{name}");
+    }
+}
+
+#[test]
+fn the_only_seed_stays_until_its_successor_is_ready() {
+    for (spec, unavailable, surge) in [
+        ("{}", 0, 1),
+        ("{seeds: {replicas: 2}}", 1, 1),
+        ("{seeds: {storage: {hostPath: {path: /data}}}}", 1, 0),
+    ] {
+        let all = built(&mesh(spec));
+        let seed = all.iter().find(|o| o.name.ends_with("m-seed")).unwrap();
+        let rolling = &seed.body["spec"]["strategy"]["rollingUpdate"];
+        assert_eq!(
+            rolling,
+            &json!({"maxUnavailable": unavailable, "maxSurge": surge}),
+            "{spec}"
+        );
+    }
+}

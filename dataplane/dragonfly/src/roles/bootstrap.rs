@@ -182,7 +182,10 @@ async fn follow(
                     tell.schedulers.send_replace(new.schedulers.clone());
                 }
                 if new.issuer() != now.issuer() {
-                    tracing::info!(issuer = ?new.issuer, "another issuer or CA bundle from now on");
+                    tracing::info!(
+                        issuer = new.issuer,
+                        "another issuer or CA bundle from now on"
+                    );
                     tell.issuer.send_replace(new.issuer());
                 }
                 now = new;

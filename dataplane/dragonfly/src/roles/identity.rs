@@ -256,6 +256,7 @@ impl Keeper {
         };
         let mut due = Instant::now() + give.borrow().renew_after;
         let mut last = Instant::now();
+        let mut is_overdue = false;
         loop {
             let wanted = async {
                 tokio::time::sleep_until(last + WANTED).await;
@@ -265,7 +266,8 @@ impl Keeper {
                 () = tokio::time::sleep_until(due) => true,
                 () = wanted => true,
                 changed = changed(&mut issuer) => match changed {
-                    Some(known) => !take_bundle(&give, &known.ca),
+                    // Who did not answer may do so where he is now.
+                    Some(known) => !take_bundle(&give, &known.ca) || is_overdue,
                     None => return,
                 },
                 () = self.stop.cancelled() => return,
@@ -275,7 +277,9 @@ impl Keeper {
                 continue;
             }
             last = Instant::now();
-            let wait = match self.ask().await {
+            let asked = self.ask().await;
+            is_overdue = asked.is_err();
+            let wait = match asked {
                 Ok(new) => {
                     let wait = new.renew_after;
                     self.proof.keep(&new);
@@ -318,6 +322,9 @@ async fn changed(issuer: &mut Option<watch::Receiver<Option<Issuer>>>) -> Option
 /// Trusts another bundle from now on. Whether the certificate is still good with it.
 fn take_bundle(give: &watch::Sender<Credentials>, ca: &str) -> bool {
     let now = give.borrow().clone();
+    if dragonfly_identity::bundle(ca).ok() == dragonfly_identity::bundle(&now.ca).ok() {
+        return now.is_trusted_by(ca);
+    }
     match now.trusting(ca) {
         Ok(new) => {
             let is_good = new.is_trusted_by(ca);

@@ -87,6 +87,17 @@ async fn keep(node: Weak<Node>, address: String) {
             return tracing::info!(%address, "no scheduler of this mesh any more");
         }
         let stop = strong.stop.clone();
+        if strong.sessions.is_elsewhere(&address) {
+            // A second session would end the first, at once and for ever.
+            let mut changes = strong.sessions.changes();
+            drop(strong);
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(RECONNECT_MAX) => {}
+                () = stop.cancelled() => return,
+            }
+            continue;
+        }
         let outcome = tokio::select! {
             outcome = session(&strong, &address) => outcome,
             () = stop.cancelled() => {

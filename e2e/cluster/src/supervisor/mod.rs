@@ -92,6 +92,8 @@ pub struct Info {
     pub server: String,
     /// The registry's `host:port`, plain HTTP.
     pub registry: String,
+    /// What nodes and pods reach the machine at that runs it all, which is outside of the cluster.
+    pub outside: String,
     /// Nodes, in order.
     pub nodes: Vec<NodeInfo>,
     /// Where Kubernetes' programs are, kubectl among them.
@@ -267,6 +269,7 @@ impl Running {
                 "{}:{REGISTRY_PORT}",
                 in_url(plan.address(Machine::ControlPlane))
             ),
+            outside: plan.address(Machine::Host).to_string(),
             nodes: infos.into_iter().map(|(info, _)| info).collect(),
             programs: self.request.programs.clone(),
         };

@@ -5,10 +5,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use dragonfly_cluster::operator::{config, read};
+use dragonfly_cluster::pod;
 use dragonfly_cluster::wait::wait_until;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Secret, Service};
 use kube::ResourceExt;
-use kube::api::Api;
+use kube::api::{Api, DeleteParams};
 use serde_json::json;
 
 use crate::mesh::{NAME, Standing, distribution, operator_log};
@@ -22,8 +24,7 @@ async fn everything_said(standing: &Standing) -> String {
     for part in ["scheduler", "seed", "peer"] {
         for pod in standing.pods(part).await {
             let name = pod.name_any();
-            let log =
-                dragonfly_cluster::pod::log(&standing.place.client, standing.namespace(), &name);
+            let log = pod::log(&standing.place.client, standing.namespace(), &name);
             let log = log.await.unwrap_or_else(|e| e.to_string());
             shown.push_str(&format!("--- {name}\n{log}\n"));
         }
@@ -67,15 +68,78 @@ async fn issued(standing: &Standing) -> BTreeMap<String, usize> {
     all
 }
 
+/// The operator's Service is made anew and has another address: every part learns of it where it runs.
+/// What renews certificates from here on does so there, for nobody answers at the old one.
+async fn an_issuer_that_moves_is_found(standing: &Standing) {
+    const OPERATOR: &str = "dragonfly-operator";
+    let place = &standing.place;
+    let services: Api<Service> = place.api();
+    let address = async || {
+        let service = services.get(OPERATOR).await.unwrap();
+        format!("{}:8443", service.spec.unwrap().cluster_ip.unwrap())
+    };
+    let began = Instant::now();
+    let before = address().await;
+    let now = DeleteParams::default();
+    services.delete(OPERATOR, &now).await.unwrap();
+    let text = config(&read, "operator/service.yaml", standing.namespace()).unwrap();
+    place.apply(&text).await;
+    let after = address().await;
+    assert_ne!(after, before);
+    wait_until("a bootstrap that names it", LIMIT, || async {
+        let bootstrap = standing.bootstrap().await;
+        Ok(if bootstrap.contains(&after) {
+            Ok(())
+        } else {
+            Err(bootstrap)
+        })
+    })
+    .await
+    .unwrap();
+    let named = began.elapsed();
+    // Certificates of these tests live for two minutes, too short for kubelets' own time.
+    let labels = format!("app.kubernetes.io/instance={NAME}");
+    pod::look_again(&place.client, standing.namespace(), &labels)
+        .await
+        .unwrap();
+    wait_until("all parts to know it", LIMIT, || async {
+        let mut missing = vec![];
+        for part in ["scheduler", "seed", "peer"] {
+            for pod in standing.pods(part).await {
+                let name = pod.name_any();
+                let log = pod::log(&place.client, standing.namespace(), &name).await?;
+                let told = log
+                    .lines()
+                    .any(|line| line.contains("another issuer") && line.contains(&after));
+                if !told {
+                    missing.push(name);
+                }
+            }
+        }
+        Ok(if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(missing.join(", "))
+        })
+    })
+    .await
+    .unwrap();
+    eprintln!(
+        "the issuer moved: bootstrap after {named:?}, parts after {:?}",
+        began.elapsed()
+    );
+}
+
 pub(crate) async fn certificates_are_replaced_under_load_and_no_download_fails(
     standing: &Standing,
 ) {
     let began = Instant::now();
-    let before = issued(standing).await;
-    // Scheduler, seed, two peers.
-    assert!(before.len() >= 4, "{before:?}");
     let done = AtomicBool::new(false);
     let renewed = async {
+        an_issuer_that_moves_is_found(standing).await;
+        let before = issued(standing).await;
+        // Scheduler, seed, two peers.
+        assert!(before.len() >= 4, "{before:?}");
         wait_until("another certificate for everybody", LIMIT, || async {
             let now = issued(standing).await;
             let parts = ["/scheduler/", "/seed/", "/peer/node-0", "/peer/node-1"];

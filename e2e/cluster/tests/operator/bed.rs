@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use dragonfly_cluster::{Cluster, ClusterOptions, Installed, Operator, Place};
+use dragonfly_controllers::{Ages, At, Namespaces, Options};
+use dragonfly_operator_core::Settings;
 use tokio::sync::OnceCell;
 
 /// How many tests may share it: the operator is told its namespaces when it starts.
@@ -57,4 +59,19 @@ pub(crate) async fn own() -> (Cluster, Installed, Place) {
     let place = Place::new(&cluster).await.unwrap();
     let installed = Installed::on(&cluster, &[&place.namespace]).await.unwrap();
     (cluster, installed, place)
+}
+
+/// Options of an operator within the test, of all namespaces.
+pub(crate) fn options(issuer: At) -> Options {
+    Options {
+        namespaces: Namespaces::All,
+        settings: Settings {
+            image: "registry.test/dragonfly:dev".to_owned(),
+            image_pull_policy: None,
+            image_pull_secrets: vec![],
+        },
+        instance: None,
+        issuer,
+        ages: Ages::default(),
+    }
 }

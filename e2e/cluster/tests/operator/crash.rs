@@ -12,9 +12,8 @@ use std::time::Duration;
 use dragonfly_cluster::place::SOON;
 use dragonfly_cluster::wait::wait_until;
 use dragonfly_cluster::{Cluster, ClusterOptions, Failed, Installed, Place};
-use dragonfly_controllers::{Ages, At, Metrics, Namespaces, Operator, Options};
+use dragonfly_controllers::{At, Metrics, Operator};
 use dragonfly_crds::{Distribution, Preheat};
-use dragonfly_operator_core::Settings;
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt};
 use http::{Method, Request};
@@ -27,6 +26,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Layer, Service};
 
+use crate::bed::options;
 use crate::several::everything;
 
 /// Most writes of one object's way that there is room for; fails when there are more.
@@ -163,17 +163,7 @@ impl Bed {
         let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await;
         let builder = ClientBuilder::try_from(config.unwrap()).unwrap();
         let client = builder.with_layer(faults).build();
-        let options = Options {
-            namespaces: Namespaces::All,
-            settings: Settings {
-                image: "registry.test/dragonfly:dev".to_owned(),
-                image_pull_policy: None,
-                image_pull_secrets: vec![],
-            },
-            instance: None,
-            issuer: At::Address("192.0.2.1:8443".to_owned()),
-            ages: Ages::default(),
-        };
+        let options = options(At::Address("192.0.2.1:8443".to_owned()));
         let operator = Operator::new(client, options, Arc::new(Metrics::default()));
         let task = tokio::spawn(async move {
             operator

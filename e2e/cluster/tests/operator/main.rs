@@ -11,6 +11,8 @@
 mod bed;
 mod conditions;
 mod crash;
+mod elsewhere;
+mod external;
 mod monitoring;
 mod nodes;
 mod objects;

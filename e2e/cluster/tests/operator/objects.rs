@@ -1,5 +1,6 @@
 //! What a mesh becomes, and that it stays so.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use dragonfly_crds::Distribution;
@@ -14,10 +15,13 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
+use dragonfly_cluster::operator::{config, read};
 use dragonfly_cluster::place::{SOON, condition};
-use dragonfly_cluster::{Operator, Place};
+use dragonfly_cluster::{Operator, Place, apply};
+use dragonfly_controllers::At;
+use tokio_util::sync::CancellationToken;
 
-use crate::bed::{own, place};
+use crate::bed::{options, own, place};
 
 #[tokio::test]
 async fn one_object_becomes_a_mesh() {
@@ -329,4 +333,56 @@ async fn only_peers_need_a_privileged_namespace() {
     assert_eq!(taken_at(&place, "restricted").await, [true, true, false]);
     assert_eq!(taken_at(&place, "baseline").await, [true, true, false]);
     assert_eq!(taken_at(&place, "privileged").await, [true, true, true]);
+}
+
+#[tokio::test]
+async fn an_operators_service_that_is_made_anew_is_in_the_bootstrap_within_seconds() {
+    const NAME: &str = "dragonfly-operator";
+    let (cluster, installed, place) = own().await;
+    let system = place.beside(installed.system.clone());
+    let issuer = At::Service {
+        namespace: installed.system.clone(),
+        name: NAME.to_owned(),
+    };
+    let options = options(issuer);
+    let operator =
+        dragonfly_controllers::Operator::new(place.client.clone(), options, Arc::default());
+    let stop = CancellationToken::new();
+    let leads = operator.lead(Arc::default(), stop.clone());
+    let test = async {
+        place.mesh("m", "{}").await;
+        place.applied("m").await;
+        let address = async || {
+            let services = system.api::<Service>();
+            let service = services.get(NAME).await.unwrap();
+            format!("{}:8443", service.spec.unwrap().cluster_ip.unwrap())
+        };
+        let names = |wanted: String| {
+            move |map: &ConfigMap| {
+                let text = map.data.as_ref().unwrap()["bootstrap.json"].clone();
+                if text.contains(&format!("\"issuer\":\"{wanted}\"")) {
+                    Ok(())
+                } else {
+                    Err(text)
+                }
+            }
+        };
+        let before = address().await;
+        place.until("m-bootstrap", names(before.clone())).await;
+        let services = system.api::<Service>();
+        services
+            .delete(NAME, &DeleteParams::default())
+            .await
+            .unwrap();
+        let text = config(&read, "operator/service.yaml", &installed.system).unwrap();
+        apply::yaml(&system.client, &installed.system, &text)
+            .await
+            .unwrap();
+        let after = address().await;
+        assert_ne!(after, before);
+        place.until("m-bootstrap", names(after)).await;
+        stop.cancel();
+    };
+    futures::join!(leads, test);
+    cluster.stop().await.unwrap();
 }

@@ -90,7 +90,7 @@ pub(crate) fn revision(mesh: &Distribution) -> i64 {
 }
 
 /// Pods of the mesh, and how often they were started.
-async fn restarts(place: &Place) -> Vec<(String, i32)> {
+pub(crate) async fn restarts(place: &Place) -> Vec<(String, i32)> {
     let all = pod::with_labels(
         &place.client,
         &place.namespace,

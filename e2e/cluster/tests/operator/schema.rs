@@ -54,7 +54,9 @@ async fn create(client: &Client, mut object: Value) -> Result<(), String> {
 #[tokio::test]
 async fn every_accepted_sample_is_accepted() {
     let client = shared().await.cluster.client().await.unwrap();
-    for directory in ["accepted", "stalled", "profiles", "preheats", ""] {
+    for directory in [
+        "accepted", "stalled", "profiles", "preheats", "external", "",
+    ] {
         for path in files(directory) {
             let text = std::fs::read_to_string(&path).unwrap();
             for object in parse(&text) {

@@ -95,7 +95,7 @@ pub(super) fn seeds(
                 strategy: Some(if slot.is_some() {
                     recreate()
                 } else {
-                    rolling(root)
+                    rolling(root, mesh.seeds)
                 }),
                 template: template(mesh, part, settings),
                 ..DeploymentSpec::default()
@@ -253,12 +253,14 @@ pub(super) fn apart(mesh: &Mesh) -> Affinity {
     }
 }
 
-/// With a directory of the node the old one goes first: there may be no other node.
-fn rolling(apart: bool) -> DeploymentStrategy {
+/// With a directory of the node the old one goes first: there may be no other node. Else the only seed
+/// stays until its successor is ready, which one with a wrong image or token never is.
+fn rolling(apart: bool, seeds: u32) -> DeploymentStrategy {
+    let stays = !apart && seeds == 1;
     DeploymentStrategy {
         type_: Some("RollingUpdate".to_owned()),
         rolling_update: Some(RollingUpdateDeployment {
-            max_unavailable: Some(IntOrString::Int(1)),
+            max_unavailable: Some(IntOrString::Int(if stays { 0 } else { 1 })),
             max_surge: Some(IntOrString::Int(if apart { 0 } else { 1 })),
         }),
     }
@@ -318,5 +320,10 @@ fn memory(mesh: &Mesh, own: u64) -> u64 {
 /// What a node cannot take from a policy while it runs.
 fn restart_for(mesh: &Mesh) -> String {
     let node = &mesh.policy.node;
-    format!("{:?} {:?}", node.transport, node.storage.media)
+    let own = format!("{:?} {:?}", node.transport, node.storage.media);
+    match &mesh.schedulers {
+        Schedulers::Slots { .. } => own,
+        // Whose mesh it is, is read once.
+        Schedulers::External(external) => format!("{own} {}", external.mesh),
+    }
 }

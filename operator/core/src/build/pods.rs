@@ -115,6 +115,8 @@ pub(super) fn template(mesh: &Mesh, part: Part<'_>, settings: &Settings) -> PodT
             }),
             ..SecurityContext::default()
         }),
+        // A part that ends says why in its last words: `kubectl describe pod` shows them.
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(mounts),
         ..Container::default()
     };
