@@ -247,8 +247,18 @@ impl Bed {
 
     /// Until the kubelet says why an image cannot be pulled, in words that hold one of these.
     pub(crate) async fn refused(&self, namespace: &str, name: &str, words: &[&str]) -> String {
+        self.refused_within(namespace, name, words, READY).await
+    }
+
+    pub(crate) async fn refused_within(
+        &self,
+        namespace: &str,
+        name: &str,
+        words: &[&str],
+        limit: Duration,
+    ) -> String {
         let pods: Api<Pod> = Api::namespaced(self.place.client.clone(), namespace);
-        let said = wait_for(&pods, name, READY, |pod| {
+        let said = wait_for(&pods, name, limit, |pod| {
             let status = pod.and_then(|p| p.status.as_ref()).ok_or("not there")?;
             let containers = status.container_statuses.iter().flatten();
             let mut waiting = containers.filter_map(|c| c.state.as_ref()?.waiting.clone());
