@@ -9,8 +9,11 @@
 )]
 
 mod bed;
+mod cert_manager;
+mod company;
 mod conditions;
 mod crash;
+mod issuers;
 mod monitoring;
 mod nodes;
 mod objects;
