@@ -130,8 +130,9 @@ pub(crate) async fn answers(
     }
     let patch = Patch::Merge(json!({"status": status}));
     let params = PatchParams::default();
-    let patched = requests(place).patch_status("default-ca", &params, &patch);
-    patched.await.unwrap();
+    let all = requests(place);
+    let patched = all.patch_status("default-ca", &params, &patch).await;
+    patched.unwrap();
 }
 
 pub(crate) const APPROVED: (&str, &str, &str, &str) = ("Approved", "True", "test", "approved");

@@ -164,7 +164,7 @@ impl Context {
         let (name, now) = (names::ca(&mesh.name), crate::unix());
         let what = format!("{KIND} {}/{name}", mesh.namespace);
         let wrong = |error: kube::Error| KeysError::Other(format!("{what}: {}", said(&error)));
-        let found = self.requests(mesh).get_opt(&name).await.map_err(wrong)?;
+        let found = self.request_of(mesh).await.map_err(wrong)?;
         let (mut failed, mut last) = (0, None);
         if let Some(found) = found {
             owned(mesh, &found, &what)?;
@@ -235,7 +235,7 @@ impl Context {
     pub(super) async fn withdraw(&self, mesh: &Mesh) -> Result<(), KeysError> {
         let name = names::ca(&mesh.name);
         let what = format!("{KIND} {}/{name}", mesh.namespace);
-        let found = self.requests(mesh).get_opt(&name).await;
+        let found = self.request_of(mesh).await;
         let found = found.map_err(|e| KeysError::Other(format!("{what}: {}", said(&e))))?;
         match found {
             Some(found) if owned(mesh, &found, &what).is_ok() => {
@@ -254,6 +254,15 @@ impl Context {
             plural: "certificaterequests".to_owned(),
         };
         Api::namespaced_with(self.client.clone(), &mesh.namespace, &resource)
+    }
+
+    /// None too where the cluster knows no such kind.
+    async fn request_of(&self, mesh: &Mesh) -> Result<Option<DynamicObject>, kube::Error> {
+        match self.requests(mesh).get(&names::ca(&mesh.name)).await {
+            Ok(found) => Ok(Some(found)),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn delete_request(&self, mesh: &Mesh, found: &DynamicObject) -> Result<(), KeysError> {
