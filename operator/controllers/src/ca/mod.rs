@@ -490,8 +490,10 @@ mod tests {
 
     #[test]
     fn the_first_ca_of_an_issuer_is_none_until_it_is_signed() {
-        let mut asked = Secret::default();
-        asked.data = Some([(ASKED.to_owned(), data("k"))].into());
+        let asked = Secret {
+            data: Some([(ASKED.to_owned(), data("k"))].into()),
+            ..Secret::default()
+        };
         let issuer = Some("Issuer.cert-manager.io/company");
         assert!(times(&asked, issuer).is_none && read(&asked).is_err());
         let (cert, key) = Ca::generate("u", LIFETIME).unwrap();
