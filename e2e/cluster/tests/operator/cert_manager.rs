@@ -19,8 +19,8 @@ use rustls::pki_types::{ServerName, UnixTime};
 use serde_json::json;
 
 use crate::bed::own;
-use crate::company::{Company, Kept, mesh, names, none_asked, says};
 use crate::several::Part;
+use dragonfly_cluster::company::{Company, Kept, mesh, names, none_asked, says};
 
 /// cert-manager's controllers as a process, with an administrator's rights. Secrets of ClusterIssuers are in
 /// this namespace.

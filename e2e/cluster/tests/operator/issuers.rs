@@ -16,11 +16,11 @@ use serde_json::json;
 use tokio::sync::OnceCell;
 
 use crate::bed;
-use crate::company::{
+use crate::several::Part;
+use dragonfly_cluster::company::{
     APPROVED, Company, DAY, Kept, READY, answers, asked, deletes, key_of, mesh, names, none_asked,
     requests, says, signs, told,
 };
-use crate::several::Part;
 
 const ISSUER: &str = "{issuerRef: {name: company}}";
 /// A new CA signs after three seconds; so one is taken for good that holds for eighteen.

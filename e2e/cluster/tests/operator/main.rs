@@ -10,7 +10,6 @@
 
 mod bed;
 mod cert_manager;
-mod company;
 mod conditions;
 mod crash;
 mod issuers;

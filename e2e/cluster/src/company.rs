@@ -1,10 +1,12 @@
-//! A company's CA, and the requests by which it is asked for CAs of meshes.
+//! A company's CA, the requests by which it is asked for the CA of mesh `default`, and what becomes of that.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "what a test expects and does not find ends the test"
+)]
 
 use std::time::{Duration, SystemTime};
 
-use dragonfly_cluster::Place;
-use dragonfly_cluster::place::SOON;
-use dragonfly_cluster::wait::wait_until;
 use dragonfly_crds::Distribution;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -21,13 +23,19 @@ use serde_json::{Value, json};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-pub(crate) const DAY: Duration = Duration::from_secs(86_400);
+use crate::place::{Place, SOON, condition};
+use crate::wait::wait_until;
+use dragonfly_e2e::Failed;
+
+/// A day.
+pub const DAY: Duration = Duration::from_secs(86_400);
 
 /// A company's CA.
-pub(crate) struct Company(CertifiedIssuer<'static, KeyPair>);
+pub struct Company(CertifiedIssuer<'static, KeyPair>);
 
 impl Company {
-    pub(crate) fn new(name: &str) -> Self {
+    /// A new one of this name.
+    pub fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -37,17 +45,17 @@ impl Company {
     }
 
     /// Its certificate, PEM.
-    pub(crate) fn pem(&self) -> String {
+    pub fn pem(&self) -> String {
         self.0.pem()
     }
 
     /// The same, DER.
-    pub(crate) fn der(&self) -> CertificateDer<'static> {
+    pub fn der(&self) -> CertificateDer<'static> {
         self.0.der().clone()
     }
 
     /// As an issuer of type CA wants it.
-    pub(crate) fn secret(&self, name: &str) -> String {
+    pub fn secret(&self, name: &str) -> String {
         let data = json!({"tls.crt": self.pem(), "tls.key": self.0.key().serialize_pem()});
         json!({
             "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
@@ -57,7 +65,7 @@ impl Company {
     }
 
     /// A CA of this key for a day, but for a change; PEM, with the company's own behind it.
-    pub(crate) fn signs(&self, key: &[u8], change: impl FnOnce(&mut CertificateParams)) -> String {
+    pub fn signs(&self, key: &[u8], change: impl FnOnce(&mut CertificateParams)) -> String {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, "a mesh");
@@ -73,14 +81,14 @@ impl Company {
 }
 
 /// Whose name is on a certificate (PEM): subject, and who signed it.
-pub(crate) fn names(pem: &str) -> (String, String) {
+pub fn names(pem: &str) -> (String, String) {
     let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
     let (_, read) = X509Certificate::from_der(&der).unwrap();
     (read.subject().to_string(), read.issuer().to_string())
 }
 
 /// Requests in a place.
-pub(crate) fn requests(place: &Place) -> Api<DynamicObject> {
+pub fn requests(place: &Place) -> Api<DynamicObject> {
     let resource = ApiResource {
         group: "cert-manager.io".to_owned(),
         version: "v1".to_owned(),
@@ -92,11 +100,11 @@ pub(crate) fn requests(place: &Place) -> Api<DynamicObject> {
 }
 
 /// The request of mesh `default`, once there is one that is not the given (a UID).
-pub(crate) async fn asked(place: &Place, but: Option<&str>) -> DynamicObject {
+pub async fn asked(place: &Place, but: Option<&str>) -> DynamicObject {
     let all = requests(place);
     wait_until("a request for a CA", SOON, || async {
         let found = all.get_opt("default-ca").await;
-        let found = found.map_err(|e| dragonfly_cluster::Failed::at("default-ca", e))?;
+        let found = found.map_err(|e| Failed::at("default-ca", e))?;
         let found = found.filter(|found| found.uid().as_deref() != but);
         Ok(found.ok_or_else(|| "none".to_owned()))
     })
@@ -105,7 +113,7 @@ pub(crate) async fn asked(place: &Place, but: Option<&str>) -> DynamicObject {
 }
 
 /// The key of who made a request, as certificates say it.
-pub(crate) fn key_of(request: &DynamicObject) -> Vec<u8> {
+pub fn key_of(request: &DynamicObject) -> Vec<u8> {
     let text: ByteString = serde_json::from_value(request.data["spec"]["request"].clone()).unwrap();
     let der = CertificateSigningRequestDer::from_pem_slice(&text.0).unwrap();
     let (_, read) = X509CertificationRequest::from_der(&der).unwrap();
@@ -113,11 +121,7 @@ pub(crate) fn key_of(request: &DynamicObject) -> Vec<u8> {
 }
 
 /// Writes what an issuer says: conditions as (type, status, reason, message), and a chain.
-pub(crate) async fn answers(
-    place: &Place,
-    conditions: &[(&str, &str, &str, &str)],
-    chain: Option<&str>,
-) {
+pub async fn answers(place: &Place, conditions: &[(&str, &str, &str, &str)], chain: Option<&str>) {
     let conditions: Vec<_> = conditions
         .iter()
         .map(|(type_, status, reason, message)| {
@@ -135,27 +139,29 @@ pub(crate) async fn answers(
     patched.unwrap();
 }
 
-pub(crate) const APPROVED: (&str, &str, &str, &str) = ("Approved", "True", "test", "approved");
-pub(crate) const READY: (&str, &str, &str, &str) = ("Ready", "True", "Issued", "signed");
+/// What an approver says.
+pub const APPROVED: (&str, &str, &str, &str) = ("Approved", "True", "test", "approved");
+/// What an issuer says that has signed.
+pub const READY: (&str, &str, &str, &str) = ("Ready", "True", "Issued", "signed");
 
 /// Has the request signed.
-pub(crate) async fn signs(place: &Place, company: &Company, request: &DynamicObject) {
+pub async fn signs(place: &Place, company: &Company, request: &DynamicObject) {
     let chain = company.signs(&key_of(request), |_| ());
     answers(place, &[APPROVED, READY], Some(&chain)).await;
 }
 
 /// Deletes the request.
-pub(crate) async fn deletes(place: &Place) {
+pub async fn deletes(place: &Place) {
     let params = DeleteParams::default();
     requests(place).delete("default-ca", &params).await.unwrap();
 }
 
 /// Until no request is there.
-pub(crate) async fn none_asked(place: &Place) {
+pub async fn none_asked(place: &Place) {
     let all = requests(place);
     wait_until("no request for a CA", SOON, || async {
         let found = all.get_opt("default-ca").await;
-        let found = found.map_err(|e| dragonfly_cluster::Failed::at("default-ca", e))?;
+        let found = found.map_err(|e| Failed::at("default-ca", e))?;
         Ok(found.map_or(Ok(()), |found| Err(format!("{:?}", found.data))))
     })
     .await
@@ -164,13 +170,17 @@ pub(crate) async fn none_asked(place: &Place) {
 
 /// What the Secret of the mesh's CA holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Kept {
-    pub(crate) ca: Option<String>,
-    pub(crate) next: Option<String>,
-    pub(crate) previous: Option<String>,
-    pub(crate) asked: Option<String>,
+pub struct Kept {
+    /// Signs.
+    pub ca: Option<String>,
+    /// Will.
+    pub next: Option<String>,
+    /// Did.
+    pub previous: Option<String>,
+    /// The key of one that an issuer was asked for.
+    pub asked: Option<String>,
     /// Who signed the newest.
-    pub(crate) issuer: Option<String>,
+    pub issuer: Option<String>,
 }
 
 impl Kept {
@@ -188,13 +198,14 @@ impl Kept {
         }
     }
 
-    pub(crate) async fn of(place: &Place) -> Self {
+    /// What it holds now.
+    pub async fn of(place: &Place) -> Self {
         let secrets: Api<Secret> = place.api();
         Self::read(&secrets.get("default-ca").await.unwrap())
     }
 
     /// Once it is as wanted.
-    pub(crate) async fn once(place: &Place, wanted: impl Fn(&Self) -> bool) -> Self {
+    pub async fn once(place: &Place, wanted: impl Fn(&Self) -> bool) -> Self {
         let as_wanted = |secret: &Secret| {
             let kept = Self::read(secret);
             if wanted(&kept) {
@@ -208,7 +219,7 @@ impl Kept {
 }
 
 /// The CAs that parts are told to trust, PEM.
-pub(crate) async fn told(place: &Place) -> String {
+pub async fn told(place: &Place) -> String {
     let maps: Api<ConfigMap> = place.api();
     let map = maps.get("default-bootstrap").await.unwrap();
     let text = &map.data.unwrap()["bootstrap.json"];
@@ -217,17 +228,17 @@ pub(crate) async fn told(place: &Place) -> String {
 }
 
 /// The mesh with this in `spec.security`.
-pub(crate) async fn mesh(place: &Place, security: &str) {
+pub async fn mesh(place: &Place, security: &str) {
     place
         .mesh("default", &format!("{{security: {security}}}"))
         .await;
 }
 
 /// Until the newest spec of the mesh was looked at and Ready's message says this.
-pub(crate) async fn says(place: &Place, text: &str) -> String {
+pub async fn says(place: &Place, text: &str) -> String {
     place
         .until("default", |mesh: &Distribution| {
-            let ready = dragonfly_cluster::place::condition(mesh, "Ready").ok_or("nothing")?;
+            let ready = condition(mesh, "Ready").ok_or("nothing")?;
             let current = ready.observed_generation == mesh.metadata.generation;
             if current && ready.message.contains(text) {
                 Ok(ready.message.clone())
