@@ -36,6 +36,12 @@ pub mod reason {
     pub const INVALID_SECRET: &str = "InvalidSecret";
     /// The mesh's keys are gone although it has run with them.
     pub const AUTHORITY_MISSING: &str = "AuthorityMissing";
+    /// An issuer has not yet signed the mesh's CA.
+    pub const WAITING_FOR_ISSUER: &str = "WaitingForIssuer";
+    /// An issuer does not sign the mesh's CA, or signed something else.
+    pub const ISSUER_REFUSED: &str = "IssuerRefused";
+    /// An issuer is to sign the mesh's CA, and the cluster does not know what issuers are asked with.
+    pub const CERT_MANAGER_MISSING: &str = "CertManagerMissing";
     /// The API server refuses an object that the spec asks for.
     pub const REFUSED: &str = "Refused";
     /// No reason to be stalled.

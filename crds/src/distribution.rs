@@ -75,6 +75,16 @@ pub(crate) use duration_pattern;
         "rule": "!has(self.externalSchedulers) || self.security.transport == 'Plaintext' || has(self.externalSchedulers.joinTokenSecretRef)",
         "message": "needs joinTokenSecretRef with transport MutualTLS",
         "fieldPath": ".externalSchedulers"
+    },
+    {
+        "rule": "!has(self.security.issuerRef) || self.security.transport != 'Plaintext'",
+        "message": "has no effect with transport Plaintext, which has no certificates",
+        "fieldPath": ".security.issuerRef"
+    },
+    {
+        "rule": "!has(self.security.issuerRef) || !has(self.externalSchedulers)",
+        "message": "has no effect with externalSchedulers, whose mesh has the CA",
+        "fieldPath": ".security.issuerRef"
     }
 ]))]
 #[serde(default, rename_all = "camelCase")]
@@ -215,6 +225,68 @@ pub struct Security {
     #[schemars(range(min = 0, max = 1_000_000))]
     #[serde(skip_serializing_if = "is_zero")]
     pub ca_generation: i32,
+    /// The issuer of cert-manager that signs the mesh's CA. The CA's key stays with the operator, which
+    /// goes on giving parts their certificates; nodes trust the signed CA and not who signed it. None
+    /// when absent: the CA signs itself. Adding, changing or removing it replaces the CA, with overlap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issuer_ref: Option<IssuerRef>,
+}
+
+/// An issuer of cert-manager.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "self.group != 'cert-manager.io' || self.kind in ['Issuer', 'ClusterIssuer']",
+    "message": "of group cert-manager.io must be Issuer or ClusterIssuer",
+    "fieldPath": ".kind"
+}]))]
+#[schemars(inline)]
+#[serde(rename_all = "camelCase")]
+pub struct IssuerRef {
+    /// Name of the issuer: in this namespace, or of the cluster's.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
+    )]
+    pub name: String,
+    /// Issuer, ClusterIssuer, or what the group calls its own.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Z][A-Za-z0-9]*$"))]
+    #[serde(default = "issuer_kind")]
+    pub kind: String,
+    /// Whose kind it is: cert-manager's, or that of an issuer that is installed beside it.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
+    )]
+    #[serde(default = "issuer_group")]
+    pub group: String,
+}
+
+/// cert-manager's own group of kinds.
+pub const CERT_MANAGER: &str = "cert-manager.io";
+
+fn issuer_kind() -> String {
+    "Issuer".to_owned()
+}
+
+fn issuer_group() -> String {
+    CERT_MANAGER.to_owned()
+}
+
+impl IssuerRef {
+    /// Whether cert-manager's own group has such a kind; of other groups nothing is known.
+    pub fn is_known(&self) -> bool {
+        self.group != CERT_MANAGER || ["Issuer", "ClusterIssuer"].contains(&self.kind.as_str())
+    }
+}
+
+/// `Issuer company`, with its group where that is not cert-manager's.
+impl std::fmt::Display for IssuerRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.group.as_str() {
+            CERT_MANAGER => write!(f, "{} {}", self.kind, self.name),
+            group => write!(f, "{}.{group} {}", self.kind, self.name),
+        }
+    }
 }
 
 /// For what is left out of objects at its default.

@@ -143,6 +143,30 @@ fn a_mistake_that_only_the_resolver_finds_has_its_line_too() {
 }
 
 #[test]
+fn what_needs_a_cluster_and_would_be_missed_is_refused_without_one() {
+    let text = "kind: Distribution\napiVersion: d7y.io/v1alpha1\nmetadata: {name: d}\nspec:\n  \
+        security:\n    issuerRef: {name: company}\n";
+    let read = |text: &str| parse("x.yaml", text.as_bytes()).unwrap();
+    let manifests = read(text);
+    let chosen = manifests.choose(None).unwrap();
+    let chosen = manifests.resolve(chosen, None).unwrap();
+    let said = chosen.runs_alone().unwrap_err().to_string();
+    let place = "x.yaml:6:5: Distribution default/d: spec.security.issuerRef: Invalid value: ";
+    assert!(
+        said.starts_with(place) && said.contains("leave it out"),
+        "{said}"
+    );
+    let without = text.replace("issuerRef: {name: company}", "caGeneration: 1");
+    let manifests = read(&without);
+    let chosen = manifests.choose(None).unwrap();
+    manifests
+        .resolve(chosen, None)
+        .unwrap()
+        .runs_alone()
+        .unwrap();
+}
+
+#[test]
 fn exactly_one_distribution_is_chosen() {
     let none = load(&[]).unwrap();
     assert_eq!(none.choose(None), Err(ChooseError::None));

@@ -121,6 +121,29 @@ pub struct Chosen<'a> {
     pub policy: Policy,
 }
 
+impl Chosen<'_> {
+    /// Whether a mesh can be run without Kubernetes. Most of what only a cluster has means nothing there;
+    /// this is about what would be promised and not kept.
+    ///
+    /// # Errors
+    /// The field that asks for it.
+    pub fn runs_alone(&self) -> Result<(), ManifestError> {
+        let item = self.distribution;
+        if item.object.spec.security.issuer_ref.is_none() {
+            return Ok(());
+        }
+        let message = "there is no cert-manager without Kubernetes, where the mesh's CA signs itself: \
+                       leave it out";
+        let error = Invalid {
+            object: object::label("Distribution", &item.object.metadata),
+            field: "spec.security.issuerRef".to_owned(),
+            reason: Reason::InvalidValue,
+            message: message.to_owned(),
+        };
+        Err(place(item, error))
+    }
+}
+
 /// Why there is not exactly one Distribution.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChooseError {

@@ -65,6 +65,12 @@ pub enum IdentityError {
     /// A CA's certificate and key that cannot be used together.
     #[error("the CA's certificate and key: {0}")]
     Mismatch(String),
+    /// A CA that is past its end signs nothing.
+    #[error("the mesh's CA is over: it has to be replaced before it signs anything")]
+    Over,
+    /// What another CA made of a request for a CA is of no use.
+    #[error("the certificate that was signed {0}")]
+    Signed(String),
     /// What should be a signing request is none, or another key signed it.
     #[error("the signing request: {0}")]
     Request(String),
@@ -287,7 +293,7 @@ impl Authority {
             chain: vec![cert.to_vec()],
             roots: vec![ca.der().to_vec()],
             node: ask.node.clone(),
-            lifetime: lifetime.as_secs(),
+            lifetime: ca.lifetime(lifetime).as_secs().max(1),
             sealing: ca.opening().public().to_vec(),
             opening: match role {
                 As::Seed => vec![ca.opening().secret().to_vec()],

@@ -1,6 +1,6 @@
 //! A mesh's CA: ECDSA P-256, signs certificates of parts and nothing else.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dragonfly_transport::{OpeningKey, Who};
 use rcgen::{
@@ -21,6 +21,45 @@ pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
     der: CertificateDer<'static>,
     opening: OpeningKey,
+    holds: Holds,
+}
+
+/// For how long a certificate is good, in seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holds {
+    /// From when on.
+    pub from: u64,
+    /// Until when.
+    pub until: u64,
+}
+
+impl Holds {
+    /// What a certificate (PEM) says.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn of(cert: &str) -> Result<Self, IdentityError> {
+        let der = CertificateDer::from_pem_slice(cert.as_bytes()).map_err(IdentityError::Ca)?;
+        Self::read(&der)
+    }
+
+    fn read(der: &CertificateDer<'_>) -> Result<Self, IdentityError> {
+        let read = x509_parser::parse_x509_certificate(der);
+        let (_, read) = read.map_err(|e| IdentityError::Mismatch(format!("unreadable ({e})")))?;
+        let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp());
+        Ok(Self {
+            from: seconds(read.validity().not_before).unwrap_or_default(),
+            until: seconds(read.validity().not_after).unwrap_or_default(),
+        })
+    }
+
+    /// How much of it is left at a time; none when it is over.
+    #[must_use]
+    pub fn left(&self, now: SystemTime) -> Option<Duration> {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let left = Duration::from_secs(self.until).checked_sub(now)?;
+        (!left.is_zero()).then_some(left)
+    }
 }
 
 impl std::fmt::Debug for Ca {
@@ -36,10 +75,7 @@ impl Ca {
     /// No randomness.
     pub fn generate(mesh: &str, lifetime: Duration) -> Result<(String, String), IdentityError> {
         let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(Vec::<String>::new())?;
-        params
-            .distinguished_name
-            .push(DnType::CommonName, format!("Dragonfly mesh {mesh}"));
+        let mut params = named(mesh)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let now = SystemTime::now();
@@ -49,7 +85,7 @@ impl Ca {
         Ok((cert.pem(), key.serialize_pem()))
     }
 
-    /// Reads what [`Self::generate`] made.
+    /// Reads what [`Self::generate`] made, or [`signed_ca`](crate::signed_ca) found good.
     ///
     /// # Errors
     /// They are no certificate, no key, or do not belong together.
@@ -67,10 +103,12 @@ impl Ca {
         }
         let opening = OpeningKey::derived(&key.serialize_der())?;
         let issuer = Issuer::from_ca_cert_der(&der, key)?;
+        let holds = Holds::read(&der)?;
         Ok(Self {
             issuer,
             der,
             opening,
+            holds,
         })
     }
 
@@ -87,11 +125,25 @@ impl Ca {
         &self.der
     }
 
-    /// A certificate for the holder of a public key, good from now. `names`: the DNS names that it may
+    /// For how long it is good.
+    #[must_use]
+    pub const fn holds(&self) -> Holds {
+        self.holds
+    }
+
+    /// For how long what it signs now is good: as long as wanted, and no longer than itself.
+    #[must_use]
+    pub fn lifetime(&self, wanted: Duration) -> Duration {
+        let left = self.holds.left(SystemTime::now()).unwrap_or_default();
+        wanted.min(left)
+    }
+
+    /// A certificate for the holder of a public key, good from now, and no longer than the CA itself:
+    /// who checks a chain does not look at how old its root is. `names`: the DNS names that it may
     /// serve under; without any it is good for asking only, and nobody takes it for a server or a node.
     ///
     /// # Errors
-    /// A name that no certificate can hold.
+    /// A name that no certificate can hold; the CA is over.
     pub fn issue(
         &self,
         key: &impl PublicKeyData,
@@ -111,6 +163,10 @@ impl Ca {
             .push(SanType::URI(uri.as_str().try_into()?));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = purposes;
+        let lifetime = self.lifetime(lifetime);
+        if lifetime.is_zero() {
+            return Err(IdentityError::Over);
+        }
         let now = SystemTime::now();
         params.not_before = (now - SKEW).into();
         params.not_after = (now + lifetime).into();
@@ -134,6 +190,16 @@ impl Ca {
             .map_err(|e| IdentityError::Request(e.to_string()))?;
         self.issue(&request.public_key, names, who, lifetime)
     }
+}
+
+/// What CAs of a mesh are called.
+pub(crate) fn named(mesh: &str) -> Result<CertificateParams, IdentityError> {
+    let mut params = CertificateParams::new(Vec::<String>::new())?;
+    params.distinguished_name = DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("Dragonfly mesh {mesh}"));
+    Ok(params)
 }
 
 /// All certificates of a bundle, PEM.
@@ -189,6 +255,23 @@ mod tests {
         let error = ca.issue_to(&forged, vec![], &who(), hour).unwrap_err();
         assert!(matches!(error, IdentityError::Request(_)), "{error}");
         assert!(ca.issue_to(b"", vec![], &who(), hour).is_err());
+    }
+
+    #[test]
+    fn no_certificate_outlives_its_ca() {
+        let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3600));
+        let (cert, key) = Ca::generate("m", minute).unwrap();
+        let ca = Ca::read(&cert, &key).unwrap();
+        assert!(ca.lifetime(hour) <= minute && ca.lifetime(Duration::from_secs(1)) < minute);
+        let part = KeyPair::generate().unwrap();
+        let given = ca.issue(&part, vec![], &who(), hour).unwrap();
+        assert!(Holds::read(&given).unwrap().until <= ca.holds().until);
+
+        let (cert, key) = Ca::generate("m", Duration::ZERO).unwrap();
+        let over = Ca::read(&cert, &key).unwrap();
+        assert_eq!(over.holds(), Holds::of(&cert).unwrap());
+        let error = over.issue(&part, vec![], &who(), hour).unwrap_err();
+        assert!(matches!(error, IdentityError::Over), "{error}");
     }
 
     #[test]

@@ -8,6 +8,8 @@
 //! ([`enroll_projected`]); schedulers pass on what join tokens ask for ([`Relay`]) and hold no key of
 //! the CA. Identities there follow from where a pod runs ([`assigned()`]).
 //!
+//! Another CA may sign that CA's certificate ([`ca_request`], [`signed_ca`]); its key stays where it was made.
+//!
 //! Private keys of parts never leave the process they were made in but for a directory in memory that
 //! the same pod alone reads ([`keep`]), and are never on a disk.
 
@@ -18,14 +20,16 @@ mod enroll;
 mod incoming;
 mod kept;
 mod relay;
+mod signed;
 mod token;
 
 pub use assigned::{Subject, assigned};
 pub use authority::{Authority, IdentityError, signing_key};
-pub use ca::{Ca, bundle};
+pub use ca::{Ca, Holds, bundle};
 pub use dragonfly_transport::{OpeningKey, Role, SCHEDULER_NAME, Who, issuer_name, node_name};
 pub use enroll::{Credentials, Projected, enroll, enroll_projected, view};
 pub use incoming::{Caller, incoming};
 pub use kept::{keep, kept};
 pub use relay::{Issuer, Relay};
+pub use signed::{ca_key, ca_request, signed_ca};
 pub use token::JoinToken;

@@ -40,6 +40,7 @@ pub mod argocd;
 pub mod audit;
 mod cgroup;
 mod cluster;
+pub mod company;
 pub mod control;
 pub mod definitions;
 pub mod diagnostics;

@@ -37,6 +37,8 @@ pub enum Tool {
     Lua,
     /// The Prometheus operator.
     PrometheusOperator,
+    /// Controllers of cert-manager.
+    CertManager,
     /// The program of the container that holds a pod's namespaces.
     Pause,
 }
@@ -47,6 +49,8 @@ struct Recipe {
     version: &'static str,
     go_mod: &'static str,
     go_sum: &'static str,
+    /// A `main.go` of ours in that module, whose path is then the command; none where it is empty.
+    main: &'static str,
     /// Import paths of commands.
     commands: &'static [&'static str],
     tags: &'static str,
@@ -88,6 +92,7 @@ impl Tool {
             version: "1.35.4",
             go_mod: include_str!("../go/kubernetes/go.mod"),
             go_sum: include_str!("../go/kubernetes/go.sum"),
+            main: "",
             commands: &[
                 "k8s.io/kubernetes/cmd/kube-controller-manager",
                 "k8s.io/kubernetes/cmd/kube-scheduler",
@@ -128,6 +133,7 @@ impl Tool {
                 version: "2.4.2",
                 go_mod: include_str!("../go/containerd/go.mod"),
                 go_sum: include_str!("../go/containerd/go.sum"),
+                main: "",
                 commands: &[
                     "github.com/containerd/containerd/v2/cmd/containerd",
                     "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
@@ -141,6 +147,7 @@ impl Tool {
                 version: "3.22.0",
                 go_mod: include_str!("../go/helm/go.mod"),
                 go_sum: include_str!("../go/helm/go.sum"),
+                main: "",
                 commands: &["helm.sh/helm/v3/cmd/helm"],
                 tags: "",
                 set: &[],
@@ -150,6 +157,7 @@ impl Tool {
                 version: "0.4.4",
                 go_mod: include_str!("../go/krew/go.mod"),
                 go_sum: include_str!("../go/krew/go.sum"),
+                main: "",
                 commands: &["sigs.k8s.io/krew/cmd/krew"],
                 tags: "",
                 set: &[],
@@ -159,6 +167,7 @@ impl Tool {
                 version: "0.8.0",
                 go_mod: include_str!("../go/kwok/go.mod"),
                 go_sum: include_str!("../go/kwok/go.sum"),
+                main: "",
                 commands: &["sigs.k8s.io/kwok/cmd/kwok"],
                 tags: "",
                 set: &[],
@@ -168,6 +177,7 @@ impl Tool {
                 version: "1.1.1",
                 go_mod: include_str!("../go/lua/go.mod"),
                 go_sum: include_str!("../go/lua/go.sum"),
+                main: "",
                 commands: &["github.com/yuin/gopher-lua/cmd/glua"],
                 tags: "",
                 set: &[],
@@ -177,7 +187,18 @@ impl Tool {
                 version: "0.85.0",
                 go_mod: include_str!("../go/prometheus-operator/go.mod"),
                 go_sum: include_str!("../go/prometheus-operator/go.sum"),
+                main: "",
                 commands: &["github.com/prometheus-operator/prometheus-operator/cmd/operator"],
+                tags: "",
+                set: &[],
+            },
+            Self::CertManager => Recipe {
+                name: "cert-manager",
+                version: "1.21.2",
+                go_mod: include_str!("../go/cert-manager/go.mod"),
+                go_sum: include_str!("../go/cert-manager/go.sum"),
+                main: include_str!("../go/cert-manager/main.go"),
+                commands: &["dragonfly/e2e/cert-manager"],
                 tags: "",
                 set: &[],
             },
@@ -206,6 +227,9 @@ impl Tool {
         for part in recipe.commands.iter().chain(recipe.set) {
             all = digest_of(&[&all, part]);
         }
+        if !recipe.main.is_empty() {
+            all = digest_of(&[&all, recipe.main]);
+        }
         let entry = format!("{}-{}-{}", recipe.name, recipe.version, &all[..12]);
         programs(&cached(&entry, |dir| recipe.build(dir))?)
     }
@@ -215,7 +239,12 @@ impl Recipe {
     fn build(&self, dir: &Path) -> Result<()> {
         let source = dir.join("source");
         fs::create_dir_all(&source).map_err(|e| Failed::at(source.display(), e))?;
-        for (name, text) in [("go.mod", self.go_mod), ("go.sum", self.go_sum)] {
+        let files = [
+            ("go.mod", self.go_mod),
+            ("go.sum", self.go_sum),
+            ("main.go", self.main),
+        ];
+        for (name, text) in files.into_iter().filter(|(_, text)| !text.is_empty()) {
             let path = source.join(name);
             fs::write(&path, text).map_err(|e| Failed::at(path.display(), e))?;
         }
@@ -402,6 +431,7 @@ mod tests {
             Tool::Kwok,
             Tool::Lua,
             Tool::PrometheusOperator,
+            Tool::CertManager,
         ] {
             let recipe = tool.recipe().unwrap();
             let wanted = format!("v{}", recipe.version);

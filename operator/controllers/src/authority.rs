@@ -35,6 +35,14 @@ pub enum KeysError {
     /// Somebody has to do something.
     #[error("{}", .0.message)]
     Stalled(Stalled),
+    /// Somebody else has to do his part first, and may.
+    #[error("{message}")]
+    Waits {
+        /// For whom, and what is said of it.
+        message: String,
+        /// When to look again.
+        wait: Duration,
+    },
     /// It may work the next time.
     #[error("{0}")]
     Other(String),
@@ -48,6 +56,18 @@ fn stalled(reason: &'static str, message: String) -> KeysError {
 pub(crate) struct Held {
     pub(crate) keys: Keys,
     pub(crate) wait: Option<Duration>,
+    /// Why the CA is not the one that is wanted.
+    pub(crate) trouble: Option<KeysError>,
+}
+
+impl Held {
+    fn for_good(keys: Keys) -> Self {
+        Self {
+            keys,
+            wait: None,
+            trouble: None,
+        }
+    }
 }
 
 /// What is in the Secret of a mesh's own keys, as far as the operator uses it.
@@ -86,7 +106,7 @@ impl Context {
         };
         // It may have had a CA of its own before.
         self.issuer.forget(&mesh.uid);
-        Ok(Held { keys, wait: None })
+        Ok(Held::for_good(keys))
     }
 
     /// The mesh's own, with its CA, which from here on gives certificates.
@@ -101,9 +121,9 @@ impl Context {
         };
         if !mesh.issues() {
             self.issuer.forget(&mesh.uid);
-            return Ok(Held { keys, wait: None });
+            return Ok(Held::for_good(keys));
         }
-        let in_use = self.ca(mesh).await?;
+        let mut in_use = self.ca(mesh).await?;
         let token = JoinToken {
             ca: in_use.bundle.clone(),
             secret: join_secret.clone(),
@@ -114,13 +134,18 @@ impl Context {
             ..keys
         };
         let wait = Some(in_use.wait);
+        let trouble = in_use.trouble.take();
         let known = self.cache.distributions.state();
         let is_there = |uid: &str| known.iter().any(|d| d.meta().uid.as_deref() == Some(uid));
         self.issuer.retain(is_there);
         self.issuer
             .serve(mesh, in_use, join_secret)
             .map_err(|error| KeysError::Other(format!("the issuer's certificate: {error}")))?;
-        Ok(Held { keys, wait })
+        Ok(Held {
+            keys,
+            wait,
+            trouble,
+        })
     }
 
     pub(crate) async fn secret(

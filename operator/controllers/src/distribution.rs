@@ -47,6 +47,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(15);
 /// Why a mesh is not as its spec says.
 enum Stop {
     Stalled(Stalled),
+    /// For an issuer: what is said of it, and when to look again.
+    Waits(String, Duration),
     Failed(String),
 }
 
@@ -65,6 +67,7 @@ impl From<KeysError> for Stop {
     fn from(error: KeysError) -> Self {
         match error {
             KeysError::Stalled(stalled) => Self::Stalled(stalled),
+            KeysError::Waits { message, wait } => Self::Waits(message, wait),
             KeysError::Other(text) => Self::Failed(text),
         }
     }
@@ -150,11 +153,16 @@ async fn visit(context: &Context, namespace: &str, name: &str) -> Result<Action,
     let mut again = RESYNC;
     let outcome = if allowed {
         match steps(context, &seen).await {
-            Ok((mesh, applied, wait)) => {
-                again = again.min(wait.unwrap_or(again));
-                Ok((Some(mesh), applied))
+            Ok(done) => {
+                again = again.min(done.wait.unwrap_or(again));
+                Ok(done)
             }
-            Err(stop) => Err(stop),
+            Err(stop) => {
+                if let Stop::Waits(_, wait) = &stop {
+                    again = again.min(*wait);
+                }
+                Err(stop)
+            }
         }
     } else {
         Err(Stop::Stalled(Stalled::new(
@@ -169,14 +177,24 @@ async fn visit(context: &Context, namespace: &str, name: &str) -> Result<Action,
     };
     let mut policy = seen.policy.clone();
     let (outcome, components) = match outcome {
-        Ok((mesh, applied)) => {
-            policy = mesh.as_ref().and_then(|mesh| seen.in_force(mesh));
-            let workloads = applied
+        Ok(done) => {
+            policy = seen.in_force(&done.mesh);
+            let workloads = done
+                .applied
                 .iter()
                 .filter(|(kind, _)| matches!(*kind, Kind::DEPLOYMENT | Kind::DAEMON_SET));
             let troubles = workloads.filter_map(|(_, object)| status::trouble(object));
-            let counted = status::components(applied.iter().map(|(kind, value)| (*kind, value)));
-            (Outcome::Applied(troubles.collect()), counted)
+            let troubles = troubles.collect();
+            let live = done.applied.iter().map(|(kind, value)| (*kind, value));
+            let counted = status::components(live);
+            let outcome = match done.trouble {
+                None => Outcome::Applied(troubles),
+                Some(KeysError::Stalled(stalled)) => Outcome::Stalled(stalled),
+                Some(KeysError::Waits { message, .. } | KeysError::Other(message)) => {
+                    Outcome::Noted(troubles, message)
+                }
+            };
+            (outcome, counted)
         }
         Err(stop) => {
             let uid = live.metadata.uid.clone().unwrap_or_default();
@@ -187,6 +205,7 @@ async fn visit(context: &Context, namespace: &str, name: &str) -> Result<Action,
             };
             let outcome = match stop {
                 Stop::Stalled(stalled) => Outcome::Stalled(stalled),
+                Stop::Waits(message, _) => Outcome::Waiting(reason::WAITING_FOR_ISSUER, message),
                 Stop::Failed(why) => Outcome::Failed(why),
             };
             (outcome, counted)
@@ -232,7 +251,9 @@ async fn visit(context: &Context, namespace: &str, name: &str) -> Result<Action,
     }
     match outcome {
         Outcome::Failed(why) => Err(Error(why)),
-        Outcome::Applied(_) => Ok(Action::requeue(later(again))),
+        Outcome::Applied(_) | Outcome::Noted(..) | Outcome::Waiting(..) => {
+            Ok(Action::requeue(later(again)))
+        }
         Outcome::Stalled(stalled) => Ok(match stalled.reason {
             // Nothing but a change of objects that are watched helps.
             reason::INVALID_SPEC | reason::NAMESPACE_NOT_ALLOWED => Action::await_change(),
@@ -299,11 +320,19 @@ impl Seen<'_> {
     }
 }
 
-/// A mesh, its live objects, and when to look again although nothing changes.
-type Steps = (Mesh, Vec<(Kind, Value)>, Option<Duration>);
+/// What was done.
+struct Done {
+    mesh: Mesh,
+    /// Its live objects.
+    applied: Vec<(Kind, Value)>,
+    /// When to look again although nothing changes.
+    wait: Option<Duration>,
+    /// What keeps it from being wholly as its spec says.
+    trouble: Option<KeysError>,
+}
 
 /// From what was seen to what is wanted, applied.
-async fn steps(context: &Context, seen: &Seen<'_>) -> Result<Steps, Stop> {
+async fn steps(context: &Context, seen: &Seen<'_>) -> Result<Done, Stop> {
     let namespace = seen.live.namespace().unwrap_or_default();
     let filled = context.cache.filled(&namespace).await;
     filled.map_err(Stop::Failed)?;
@@ -311,7 +340,11 @@ async fn steps(context: &Context, seen: &Seen<'_>) -> Result<Steps, Stop> {
     if let Some(why) = claimed(context, seen) {
         return Err(Stop::Stalled(Stalled::new(reason::NODES_CLAIMED, why)));
     }
-    let Held { keys, wait } = context.keys(&mesh).await?;
+    let Held {
+        keys,
+        wait,
+        trouble,
+    } = context.keys(&mesh).await?;
 
     let first = Objects {
         services: services(&mesh),
@@ -345,7 +378,12 @@ async fn steps(context: &Context, seen: &Seen<'_>) -> Result<Steps, Stop> {
         applied.push((wanted.kind, context.apply(&mesh, wanted).await?));
     }
     context.prune(&mesh, &all).await?;
-    Ok((mesh, applied, wait))
+    Ok(Done {
+        mesh,
+        applied,
+        wait,
+        trouble,
+    })
 }
 
 fn unwritable(error: serde_json::Error) -> Stop {

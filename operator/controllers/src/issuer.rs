@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use dragonfly_identity::{Ca, OpeningKey, Role, Who, bundle, incoming, issuer_name};
+use dragonfly_identity::{Ca, IdentityError, OpeningKey, Role, Who, bundle, incoming, issuer_name};
 use dragonfly_operator_core::Mesh;
 use dragonfly_operator_core::names;
 use dragonfly_proto::rpc;
@@ -40,7 +40,7 @@ use crate::tokens::{self, Granted, Seeds, claims, joined, judge, shortened};
 const AT_ONCE: usize = 32;
 /// How long the API server may take to judge a token.
 const REVIEW: Duration = Duration::from_secs(5);
-/// How long the issuer's own certificates are good; others are made at a third.
+/// How long the issuer's own certificates are good, unless the CA is over before.
 const OWN: Duration = Duration::from_secs(72 * 3600);
 /// How long somebody who only looks at a mesh holds a certificate.
 const VIEW: Duration = Duration::from_secs(3600);
@@ -56,6 +56,8 @@ struct Known {
     /// What the issuer shows to parts of this mesh, and since when.
     shown: Arc<CertifiedKey>,
     since: Instant,
+    /// How long that is good; another one is made at a third.
+    lifetime: Duration,
 }
 
 /// Gives certificates.
@@ -95,11 +97,15 @@ impl Issuer {
         join_secret: String,
     ) -> Result<(), String> {
         let before = self.mesh(&mesh.uid);
-        let same = before
-            .filter(|known| known.ca.der() == in_use.ca.der() && known.since.elapsed() < OWN / 3);
-        let (shown, since) = match same {
-            Some(known) => (known.shown.clone(), known.since),
-            None => (shown(&in_use.ca, &mesh.uid)?, Instant::now()),
+        let same = before.filter(|known| {
+            known.ca.der() == in_use.ca.der() && known.since.elapsed() < known.lifetime / 3
+        });
+        let (shown, since, lifetime) = match same {
+            Some(known) => (known.shown.clone(), known.since, known.lifetime),
+            None => {
+                let lifetime = in_use.ca.lifetime(OWN);
+                (shown(&in_use.ca, &mesh.uid)?, Instant::now(), lifetime)
+            }
         };
         let trusted = bundle(&in_use.bundle).map_err(|e| e.to_string())?;
         let of = tokens::Mesh {
@@ -123,6 +129,7 @@ impl Issuer {
             opening: in_use.opening,
             shown,
             since,
+            lifetime,
         };
         let mut meshes = self.meshes.write().unwrap_or_else(PoisonError::into_inner);
         meshes.insert(mesh.uid.clone(), Arc::new(known));
@@ -198,14 +205,18 @@ impl Issuer {
         let cert = known
             .ca
             .issue_to(&ask.csr, granted.names, &granted.who, lifetime)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+            .map_err(|error| match error {
+                // It will be replaced, and then there is one.
+                IdentityError::Over => Status::unavailable(error.to_string()),
+                _ => Status::invalid_argument(error.to_string()),
+            })?;
         tracing::info!(who = %granted.who, "issued a certificate");
         self.metrics.issued(granted.who.role.as_str());
         Ok(rpc::IssueReply {
             chain: vec![cert.to_vec()],
             roots: known.trusted.clone(),
             node: granted.node.map(|id| id.0.to_vec()).unwrap_or_default(),
-            lifetime: lifetime.as_secs(),
+            lifetime: known.ca.lifetime(lifetime).as_secs().max(1),
             sealing: known.ca.opening().public().to_vec(),
             opening: match granted.who.role {
                 Role::Seed => known.opening.iter().map(|k| k.secret().to_vec()).collect(),

@@ -23,6 +23,9 @@ pub const AUTHORITY: &str = "d7y.io/authority";
 pub const CA_GENERATION: &str = "d7y.io/ca-generation";
 /// Annotation of the CA's Secret: since when, in seconds since 1970, the CA that signs does so.
 pub const CA_SINCE: &str = "d7y.io/ca-since";
+/// Annotation of the CA's Secret: which issuer (`spec.security.issuerRef`) signed its newest CA; absent
+/// where that signed itself.
+pub const CA_ISSUER: &str = "d7y.io/ca-issuer";
 /// Annotation of pods: what of the policy they cannot take without a restart.
 pub const RESTART_FOR: &str = "d7y.io/restart-for";
 

@@ -47,7 +47,11 @@ pub enum Outcome {
     /// All was applied; whether it is ready is in the counts. With what there is to say of parts that
     /// are not as they should be.
     Applied(Vec<String>),
-    /// Nothing was changed, and cannot be.
+    /// The same, and what else there is to say, by which the mesh does no less.
+    Noted(Vec<String>, String),
+    /// Somebody else has to do his part first, and may: the reason, and for whom it waits.
+    Waiting(&'static str, String),
+    /// It cannot be as the spec says until somebody does something.
     Stalled(Stalled),
     /// It will be tried again.
     Failed(String),
@@ -190,28 +194,32 @@ pub fn of_mesh(
     components: &Components,
     now: &Time,
 ) -> Vec<Condition> {
-    let counted = summary(components);
     let rows = match outcome {
-        Outcome::Applied(troubles) if troubles.is_empty() && is_ready(components) => {
-            let message = if components.peers.desired == 0 {
-                format!("{counted}; no node is selected by spec.peers.pods")
-            } else {
-                counted
-            };
-            done(message)
-        }
-        Outcome::Applied(troubles) => {
-            let mut message = counted;
-            for trouble in troubles {
-                message.push_str("; ");
-                message.push_str(trouble);
-            }
-            progressing(reason::PROGRESSING, cut(message))
-        }
+        Outcome::Applied(troubles) => applied(components, troubles, None),
+        Outcome::Noted(troubles, note) => applied(components, troubles, Some(note)),
+        Outcome::Waiting(why, message) => progressing(why, cut(message.clone())),
         Outcome::Failed(why) => progressing(reason::FAILED, cut(why.clone())),
         Outcome::Stalled(stalled) => stopped(stalled),
     };
     conditions(previous, generation, rows, now)
+}
+
+/// What is said of a mesh whose objects are all as they should be.
+fn applied(components: &Components, troubles: &[String], note: Option<&String>) -> [Row; 3] {
+    let is_done = troubles.is_empty() && is_ready(components);
+    let mut message = summary(components);
+    if is_done && components.peers.desired == 0 {
+        message.push_str("; no node is selected by spec.peers.pods");
+    }
+    for more in troubles.iter().chain(note) {
+        message.push_str("; ");
+        message.push_str(more);
+    }
+    if is_done {
+        done(cut(message))
+    } else {
+        progressing(reason::PROGRESSING, cut(message))
+    }
 }
 
 /// The conditions of a pool that serves so many meshes with so many schedulers.
@@ -272,6 +280,8 @@ fn stopped(stalled: &Stalled) -> [Row; 3] {
 pub(crate) fn rows_of(outcome: &Outcome) -> [Row; 3] {
     match outcome {
         Outcome::Applied(said) => done(cut(said.join("; "))),
+        Outcome::Noted(said, note) => done(cut([said.join("; "), note.clone()].join("; "))),
+        Outcome::Waiting(why, message) => progressing(why, cut(message.clone())),
         Outcome::Failed(why) => progressing(reason::FAILED, cut(why.clone())),
         Outcome::Stalled(stalled) => stopped(stalled),
     }
@@ -348,6 +358,31 @@ mod tests {
         assert_eq!(row(&after, STALLED).last_transition_time, at(3));
         assert_eq!(row(&after, RECONCILING).last_transition_time, at(1));
         assert!(after.iter().all(|c| !c.reason.is_empty()));
+    }
+
+    #[test]
+    fn a_note_makes_a_mesh_no_less_ready_and_waiting_is_no_stall() {
+        let counts = Components::default();
+        let said = |outcome: &Outcome| of_mesh(&[], Some(1), outcome, &counts, &at(1));
+        let noted = said(&Outcome::Noted(vec![], "its next CA waits".to_owned()));
+        let ready = row(&noted, READY);
+        assert!(ready.status == "True" && ready.message.ends_with("; its next CA waits"));
+        let troubled = said(&Outcome::Noted(vec!["a: b".to_owned()], "c".to_owned()));
+        let ready = row(&troubled, READY);
+        assert!(ready.status == "False" && ready.message.ends_with("; a: b; c"));
+        let waits = said(&Outcome::Waiting(
+            reason::WAITING_FOR_ISSUER,
+            "for x".to_owned(),
+        ));
+        let status = |type_| {
+            (
+                row(&waits, type_).status.as_str(),
+                row(&waits, type_).reason.as_str(),
+            )
+        };
+        assert_eq!(status(RECONCILING), ("True", "WaitingForIssuer"));
+        assert_eq!(status(READY), ("False", "WaitingForIssuer"));
+        assert_eq!(status(STALLED).0, "False");
     }
 
     #[test]

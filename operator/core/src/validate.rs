@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-use dragonfly_crds::distribution::{DistributionSpec, Transport};
+use dragonfly_crds::distribution::{DistributionSpec, IssuerRef, Transport};
 use dragonfly_crds::field::{Invalid, Reason, quoted};
 use dragonfly_crds::placement::{ExternalSchedulers, Location, Pods};
 use dragonfly_crds::policy::Policy;
@@ -110,6 +110,9 @@ pub fn validate(
     }
     if let Some(external) = &spec.external_schedulers {
         check.external(external, spec);
+    }
+    if let Some(issuer) = &spec.security.issuer_ref {
+        check.issuer(issuer, spec);
     }
     if let Some(other) = claims::within(distribution) {
         check.wrong("spec.seeds.storage.hostPath.path", other);
@@ -243,6 +246,25 @@ impl Check {
                 let message = format!("{}: must be a network such as 10.0.0.0/16", quoted(network));
                 self.wrong(&format!("{FIELD}[{index}]"), message);
             }
+        }
+    }
+
+    fn issuer(&mut self, issuer: &IssuerRef, spec: &DistributionSpec) {
+        const FIELD: &str = "spec.security.issuerRef";
+        if spec.security.transport == Transport::Plaintext {
+            let message = "has no effect with transport Plaintext, which has no certificates";
+            self.wrong(FIELD, message.to_owned());
+        }
+        if spec.external_schedulers.is_some() {
+            let message = "has no effect with externalSchedulers, whose mesh has the CA";
+            self.wrong(FIELD, message.to_owned());
+        }
+        if !issuer.is_known() {
+            let message = format!(
+                "{}: of group cert-manager.io must be Issuer or ClusterIssuer",
+                quoted(&issuer.kind)
+            );
+            self.wrong(&format!("{FIELD}.kind"), message);
         }
     }
 

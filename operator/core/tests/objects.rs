@@ -407,6 +407,19 @@ fn what_an_older_schema_let_through_is_found() {
             "{security: {transport: Plaintext}, externalSchedulers: {addresses: [], mesh: x}}",
             "spec.externalSchedulers.addresses",
         ),
+        (
+            "{security: {transport: Plaintext, issuerRef: {name: c}}}",
+            "spec.security.issuerRef",
+        ),
+        (
+            "{security: {issuerRef: {name: c}}, \
+              externalSchedulers: {addresses: ['a:1'], mesh: x, joinTokenSecretRef: {name: t}}}",
+            "spec.security.issuerRef",
+        ),
+        (
+            "{security: {issuerRef: {name: c, kind: Secret}}}",
+            "spec.security.issuerRef.kind",
+        ),
     ];
     for (spec, field) in rows {
         let found = mistakes(spec);

@@ -48,6 +48,7 @@ pub(crate) fn read(
         None => RoleError(e.to_string()),
     })?;
     let chosen = manifests.resolve(distribution, previous).map_err(joined)?;
+    chosen.runs_alone().map_err(|error| joined(vec![error]))?;
     let object = &chosen.distribution.object;
     let distribution = (object.namespace().unwrap_or_default(), object.name_any());
     let policy = chosen.policy;
@@ -139,4 +140,22 @@ fn stamp(dir: &Path) -> Vec<(PathBuf, u64, Option<SystemTime>)> {
         .collect();
     all.sort();
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mesh_whose_ca_somebody_of_the_cluster_should_sign_is_not_run_without_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = "apiVersion: d7y.io/v1alpha1\nkind: Distribution\nmetadata: {name: d}\n\
+                    spec: {security: {issuerRef: {name: company}}}\n";
+        std::fs::write(dir.path().join("d.yaml"), text).unwrap();
+        let Err(said) = read(Some(dir.path()), None, None) else {
+            panic!("it would run")
+        };
+        let said = said.to_string();
+        assert!(said.contains("spec.security.issuerRef"), "{said}");
+    }
 }

@@ -34,4 +34,5 @@ async fn a_mesh_on_a_cluster_knows_who_is_who() {
 async fn a_mesh_on_a_cluster_outlives_its_ca() {
     let standing = Standing::up().await;
     rotation::the_ca_is_replaced_under_load_and_no_download_fails(&standing).await;
+    rotation::an_issuer_signs_the_ca_under_load_and_no_download_fails(&standing).await;
 }

@@ -9,10 +9,12 @@
 )]
 
 mod bed;
+mod cert_manager;
 mod conditions;
 mod crash;
 mod elsewhere;
 mod external;
+mod issuers;
 mod monitoring;
 mod nodes;
 mod objects;

@@ -208,14 +208,15 @@ pub(crate) async fn everything(place: &Place) -> Vec<(String, Vec<DynamicObject>
 }
 
 /// A peer's pod as the API server knows it, with the token that its kubelet would bring.
-struct Part {
+pub(crate) struct Part {
     mesh: String,
     token: tempfile::NamedTempFile,
     ca: String,
 }
 
 impl Part {
-    async fn of(place: &Place) -> Self {
+    /// Of the mesh `default`.
+    pub(crate) async fn of(place: &Place) -> Self {
         let mesh = place.get("default").await.metadata.uid.unwrap();
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "machine"}});
         place.apply(&node.to_string()).await;
@@ -264,7 +265,7 @@ impl Part {
     }
 
     /// As a peer does it; also of an operator that is about to learn of the mesh.
-    async fn gets_a_certificate(&self, issuer: &str) {
+    pub(crate) async fn gets_a_certificate(&self, issuer: &str) {
         let at = Projected {
             mesh: self.mesh.clone(),
             token_file: self.token.path().to_owned(),

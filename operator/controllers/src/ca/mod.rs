@@ -4,14 +4,21 @@
 //! it is *promoted*: it signs, and the one before is trusted for as long as certificates by it are good.
 //! Then that one is *forgotten*. So at every moment each part trusts whatever another may show.
 //!
-//! Invariants: the decision (`step`) knows no clock and no cluster; a step is one write of the Secret
+//! Where `spec.security.issuerRef` names an issuer of cert-manager, that one signs each new CA
+//! (`request`). Its key is made here and stays in the Secret; while it is asked for, the CA before stays in
+//! use, and where that is the first, the mesh waits.
+//!
+//! Invariants: the decision (`steps`) knows no clock and no cluster; a step is one write of the Secret
 //! in the state in which it was read, so that of two operators one does it; a Secret that is lost is
 //! made anew, for parts that hold a certificate of a CA that is trusted no more get another at once.
 
-use std::time::Duration;
+mod request;
+mod steps;
+
+use std::time::{Duration, SystemTime};
 
 use dragonfly_crds::conditions::reason;
-use dragonfly_identity::{Ca, OpeningKey};
+use dragonfly_identity::{Ca, Holds, OpeningKey, ca_key};
 use dragonfly_operator_core::status::Stalled;
 use dragonfly_operator_core::{Mesh, names};
 use k8s_openapi::ByteString;
@@ -24,6 +31,9 @@ use crate::Context;
 use crate::authority::KeysError;
 use crate::context::said;
 
+pub use steps::Ages;
+use steps::{Step, Times, step};
+
 const CERT: &str = "ca.pem";
 const KEY: &str = "ca.key";
 const NEXT_CERT: &str = "next.pem";
@@ -31,88 +41,14 @@ const NEXT_KEY: &str = "next.key";
 const PREVIOUS: &str = "previous.pem";
 /// What was sealed while those gave certificates is opened by these: their secrets, in the same order.
 const PREVIOUS_OPENING: &str = "previous.opening";
+/// The key of a CA that an issuer was asked to sign: whoever takes over goes on with the same request.
+const ASKED: &str = "asked.key";
 /// Annotation: since when there is a next one, in seconds since 1970.
 const NEXT_SINCE: &str = "d7y.io/ca-next-since";
-/// How long a CA is good.
+/// How long a CA is good, and for how long an issuer is asked.
 const LIFETIME: Duration = Duration::from_secs(365 * 86_400);
-/// Certificates hold from a little before they are made, by clocks that differ.
-const SKEW: u64 = 600;
 /// Former ones that are trusted at once, at most: somebody replaces CAs as fast as he can.
 const FORMER: usize = 4;
-
-/// How CAs and certificates age.
-#[derive(Clone, Copy, Debug)]
-pub struct Ages {
-    /// How long parts have to learn of a new CA before it signs. The kubelet brings a changed ConfigMap
-    /// within about 90 s.
-    pub overlap: Duration,
-    /// How long the certificates of parts are good.
-    pub certificate: Duration,
-}
-
-impl Default for Ages {
-    fn default() -> Self {
-        Self {
-            overlap: Duration::from_secs(600),
-            certificate: Duration::from_secs(72 * 3600),
-        }
-    }
-}
-
-/// What is known of a mesh's CAs; times in seconds since 1970.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Times {
-    /// What the newest one answers.
-    generation: i64,
-    /// Since when the one that signs does so.
-    since: u64,
-    /// Since when there is a next one.
-    next: Option<u64>,
-    has_previous: bool,
-}
-
-/// What is to be done now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    Prepare,
-    Promote,
-    Forget,
-    /// Nothing for so many seconds.
-    Wait(u64),
-}
-
-fn step(at: Times, wanted: i64, now: u64, ages: &Ages) -> Step {
-    let overlap = ages.overlap.as_secs();
-    if let Some(made) = at.next {
-        let due = made.saturating_add(overlap);
-        return if now >= due {
-            Step::Promote
-        } else {
-            Step::Wait(due - now)
-        };
-    }
-    if wanted > at.generation {
-        return Step::Prepare;
-    }
-    // What was signed a moment before the promotion is good for this long.
-    let forget = at
-        .since
-        .saturating_add(ages.certificate.as_secs())
-        .saturating_add(SKEW);
-    if at.has_previous && now >= forget {
-        return Step::Forget;
-    }
-    let prepare = at.since.saturating_add(LIFETIME.as_secs() / 3 * 2);
-    if now >= prepare {
-        return Step::Prepare;
-    }
-    let due = if at.has_previous {
-        forget.min(prepare)
-    } else {
-        prepare
-    };
-    Step::Wait(due - now)
-}
 
 /// The CAs of a mesh, as they are in use.
 pub(crate) struct InUse {
@@ -124,6 +60,16 @@ pub(crate) struct InUse {
     pub(crate) opening: Vec<OpeningKey>,
     /// When to look again.
     pub(crate) wait: Duration,
+    /// Why it is not the one that is wanted.
+    pub(crate) trouble: Option<KeysError>,
+}
+
+/// What came of preparing a CA.
+enum Made {
+    /// A certificate and its key.
+    Ca(String, String),
+    /// A key to ask an issuer with.
+    Key(String),
 }
 
 impl Context {
@@ -135,6 +81,7 @@ impl Context {
         let name = names::ca(&mesh.name);
         let what = format!("Secret {}/{name}", mesh.namespace);
         let wanted = i64::from(mesh.spec.security.ca_generation);
+        let issuer = mesh.spec.security.issuer_ref.as_ref().map(request::id);
         let mut secret = match self.secret(mesh, &name).await? {
             Some(secret) => secret,
             None => self.create_ca(mesh, &name, wanted).await?,
@@ -142,24 +89,37 @@ impl Context {
         owned(mesh, &secret, &what)?;
         let ages = &self.options.ages;
         // Each step is followed by waiting, by which the next look comes.
-        for _ in 0..3 {
+        for _ in 0..6 {
             let now = crate::unix();
-            let todo = step(times(&secret), wanted, now, ages);
+            let times = times(&secret, issuer.as_deref());
+            let todo = step(times, wanted, now, ages);
             let patch = match todo {
+                // It was signed, or nobody wants it any more.
+                Step::Wait(_) if text(&secret, ASKED).is_some() => {
+                    match self.withdraw(mesh).await {
+                        Ok(()) => json!({"data": {ASKED: null}}),
+                        Err(trouble) => return meanwhile(usable(&secret, &what)?, trouble),
+                    }
+                }
                 Step::Wait(seconds) => {
-                    let in_use = read(&secret).map_err(|why| {
-                        let hint =
-                            "delete it for a new CA: parts get new certificates by themselves";
-                        let text = format!("{what} {why}; {hint}");
-                        KeysError::Stalled(Stalled::new(reason::INVALID_SECRET, text))
-                    })?;
                     let wait = Duration::from_secs(seconds);
+                    let in_use = usable(&secret, &what)?;
                     return Ok(InUse { wait, ..in_use });
                 }
-                Step::Prepare => {
-                    let (cert, key) = self.generate_ca(mesh).await?;
-                    prepared(&cert, &key, wanted.max(times(&secret).generation), now)
-                }
+                Step::Prepare => match self.make_ca(mesh, &secret).await {
+                    Ok(Made::Key(key)) => json!({"data": {ASKED: data(&key)}}),
+                    Ok(Made::Ca(cert, key)) => {
+                        let generation = wanted.max(times.generation);
+                        let issuer = issuer.as_deref();
+                        if times.is_none {
+                            first(&cert, &key, generation, issuer, now)
+                        } else {
+                            prepared(&cert, &key, generation, issuer, now)
+                        }
+                    }
+                    Err(trouble) if times.is_none => return Err(trouble),
+                    Err(trouble) => return meanwhile(usable(&secret, &what)?, trouble),
+                },
                 Step::Promote => promoted(&secret, now),
                 Step::Forget => forgotten(),
             };
@@ -169,6 +129,24 @@ impl Context {
         Err(KeysError::Other(format!(
             "{what}: its CA is not settled yet"
         )))
+    }
+
+    /// A CA that signs itself, or what an issuer says to one.
+    async fn make_ca(&self, mesh: &Mesh, secret: &Secret) -> Result<Made, KeysError> {
+        let Some(issuer) = &mesh.spec.security.issuer_ref else {
+            let (cert, key) = self.generate_ca(mesh).await?;
+            return Ok(Made::Ca(cert, key));
+        };
+        // A key that is in use already is asked for no second time.
+        let used = [KEY, NEXT_KEY].map(|key| text(secret, key));
+        let asked = text(secret, ASKED).filter(|key| !used.contains(&Some(*key)));
+        match asked {
+            Some(key) => {
+                let cert = self.ask(mesh, issuer, key).await?;
+                Ok(Made::Ca(cert, key.to_owned()))
+            }
+            None => new_key().map(Made::Key),
+        }
     }
 
     async fn generate_ca(&self, mesh: &Mesh) -> Result<(String, String), KeysError> {
@@ -186,29 +164,24 @@ impl Context {
         generation: i64,
     ) -> Result<Secret, KeysError> {
         let what = format!("Secret {}/{name}", mesh.namespace);
-        let (cert, key) = self.generate_ca(mesh).await?;
-        let annotations = [
-            (names::CA_GENERATION, generation.to_string()),
-            (names::CA_SINCE, crate::unix().to_string()),
-        ];
-        let data = [(CERT, cert), (KEY, key)];
+        let patch = if mesh.spec.security.issuer_ref.is_some() {
+            json!({"data": {ASKED: data(&new_key()?)}})
+        } else {
+            let (cert, key) = self.generate_ca(mesh).await?;
+            first(&cert, &key, generation, None, crate::unix())
+        };
+        let made: Secret = serde_json::from_value(patch)
+            .map_err(|error| KeysError::Other(format!("{what}: {error}")))?;
         let secret = Secret {
             metadata: ObjectMeta {
                 name: Some(name.to_owned()),
                 namespace: Some(mesh.namespace.clone()),
                 labels: Some(names::labels(&mesh.name, None)),
-                annotations: Some(
-                    annotations
-                        .map(|(key, value)| (key.to_owned(), value))
-                        .into(),
-                ),
+                annotations: made.metadata.annotations,
                 owner_references: Some(vec![mesh.owner()]),
                 ..ObjectMeta::default()
             },
-            data: Some(
-                data.map(|(key, value)| (key.to_owned(), ByteString(value.into_bytes())))
-                    .into(),
-            ),
+            data: made.data,
             ..Secret::default()
         };
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &mesh.namespace);
@@ -216,7 +189,7 @@ impl Context {
         let created =
             created.map_err(|error| KeysError::Other(format!("{what}: {}", said(&error))))?;
         self.metrics.wrote("Secret", "create");
-        tracing::info!(what, "made a CA for the mesh");
+        tracing::info!(what, "made the Secret of the mesh's CA");
         Ok(created)
     }
 
@@ -241,8 +214,8 @@ impl Context {
 }
 
 /// A CA that somebody else put there would be trusted by all.
-pub(crate) fn owned(mesh: &Mesh, secret: &Secret, what: &str) -> Result<(), KeysError> {
-    let owners = secret.owner_references();
+pub(crate) fn owned(mesh: &Mesh, object: &impl ResourceExt, what: &str) -> Result<(), KeysError> {
+    let owners = object.owner_references();
     if owners.iter().any(|owner| owner.uid == mesh.uid) {
         return Ok(());
     }
@@ -267,27 +240,61 @@ fn bytes<'a>(secret: &'a Secret, key: &str) -> &'a [u8] {
     bytes.map_or(&[], |bytes| &bytes.0)
 }
 
-fn times(secret: &Secret) -> Times {
+fn data(text: &str) -> ByteString {
+    ByteString(text.as_bytes().to_vec())
+}
+
+fn new_key() -> Result<String, KeysError> {
+    ca_key().map_err(|error| KeysError::Other(format!("a key for the mesh's CA: {error}")))
+}
+
+/// `issuer`: who is to sign CAs; `None` where they sign themselves.
+fn times(secret: &Secret, issuer: Option<&str>) -> Times {
     let number = |name: &str| secret.annotations().get(name)?.parse::<u64>().ok();
+    let since = number(names::CA_SINCE).unwrap_or_default();
+    let holds = |key: &str| Holds::of(text(secret, key)?).ok();
+    let own = holds(CERT);
+    let newest = secret.annotations().get(names::CA_ISSUER);
     Times {
+        is_none: text(secret, CERT).is_none() && text(secret, ASKED).is_some(),
         generation: number(names::CA_GENERATION)
             .and_then(|n| i64::try_from(n).ok())
             .unwrap_or_default(),
-        // Unknown counts as long ago: a new one is made, with overlap.
-        since: number(names::CA_SINCE).unwrap_or_default(),
-        next: text(secret, NEXT_CERT).map(|_| number(NEXT_SINCE).unwrap_or_default()),
+        is_anothers: newest.map(String::as_str) != issuer,
+        since,
+        // What cannot be read is not replaced, but said.
+        old: own.map_or(u64::MAX, |holds| steps::old(holds, since)),
+        until: own.map_or(u64::MAX, |holds| holds.until),
+        next: text(secret, NEXT_CERT).map(|_| {
+            let until = holds(NEXT_CERT).map_or(u64::MAX, |holds| holds.until);
+            (number(NEXT_SINCE).unwrap_or_default(), until)
+        }),
         has_previous: text(secret, PREVIOUS).is_some(),
     }
 }
 
-fn prepared(cert: &str, key: &str, generation: i64, now: u64) -> Value {
-    let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
+fn first(cert: &str, key: &str, generation: i64, issuer: Option<&str>, now: u64) -> Value {
+    let mut annotations = json!({
+        names::CA_GENERATION: generation.to_string(),
+        names::CA_SINCE: now.to_string(),
+    });
+    if let Some(issuer) = issuer {
+        annotations[names::CA_ISSUER] = json!(issuer);
+    }
+    json!({
+        "metadata": {"annotations": annotations},
+        "data": {CERT: data(cert), KEY: data(key)},
+    })
+}
+
+fn prepared(cert: &str, key: &str, generation: i64, issuer: Option<&str>, now: u64) -> Value {
     json!({
         "metadata": {"annotations": {
             names::CA_GENERATION: generation.to_string(),
             NEXT_SINCE: now.to_string(),
+            names::CA_ISSUER: issuer,
         }},
-        "data": {NEXT_CERT: bytes(cert), NEXT_KEY: bytes(key)},
+        "data": {NEXT_CERT: data(cert), NEXT_KEY: data(key)},
     })
 }
 
@@ -316,6 +323,31 @@ fn promoted(secret: &Secret, now: u64) -> Value {
 
 fn forgotten() -> Value {
     json!({"data": {PREVIOUS: null, PREVIOUS_OPENING: null}})
+}
+
+/// What is in the Secret, or what to do about it.
+fn usable(secret: &Secret, what: &str) -> Result<InUse, KeysError> {
+    read(secret).map_err(|why| {
+        let hint = "delete it for a new CA: parts get new certificates by themselves";
+        let text = format!("{what} {why}; {hint}");
+        KeysError::Stalled(Stalled::new(reason::INVALID_SECRET, text))
+    })
+}
+
+/// The CA that stays in use while another one is wanted: as long as it holds.
+fn meanwhile(in_use: InUse, trouble: KeysError) -> Result<InUse, KeysError> {
+    if in_use.ca.holds().left(SystemTime::now()).is_none() {
+        return Err(trouble);
+    }
+    let wait = match &trouble {
+        KeysError::Waits { wait, .. } => *wait,
+        KeysError::Stalled(_) | KeysError::Other(_) => request::LOOK,
+    };
+    Ok(InUse {
+        wait,
+        trouble: Some(trouble),
+        ..in_use
+    })
 }
 
 /// `Err`: what is wrong, after the Secret's name.
@@ -349,17 +381,14 @@ pub(crate) fn read(secret: &Secret) -> Result<InUse, String> {
         bundle,
         opening,
         wait: Duration::ZERO,
+        trouble: None,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const AGES: Ages = Ages {
-        overlap: Duration::from_secs(600),
-        certificate: Duration::from_secs(1000),
-    };
+    use steps::tests::{AGES, FORGET};
 
     fn secret() -> Secret {
         let (cert, key) = Ca::generate("u", LIFETIME).unwrap();
@@ -395,12 +424,18 @@ mod tests {
 
     #[test]
     fn a_ca_that_is_replaced_is_trusted_before_it_signs_and_after() {
+        // Because somebody asked, and because another is to sign it.
+        replaced(1, None);
+        replaced(0, Some("Issuer.cert-manager.io/company"));
+    }
+
+    fn replaced(wanted: i64, issuer: Option<&str>) {
         let mut secret = secret();
         let mut trusted = vec![read(&secret).unwrap()];
         let mut now = 6000;
         let mut steps = vec![];
         loop {
-            let todo = step(times(&secret), 1, now, &AGES);
+            let todo = step(times(&secret, issuer), wanted, now, &AGES);
             let patch = match todo {
                 Step::Wait(seconds) if seconds > 100_000 => break,
                 Step::Wait(seconds) => {
@@ -409,7 +444,7 @@ mod tests {
                 }
                 Step::Prepare => {
                     let (cert, key) = Ca::generate("u", LIFETIME).unwrap();
-                    prepared(&cert, &key, 1, now)
+                    prepared(&cert, &key, wanted, issuer, now)
                 }
                 Step::Promote => promoted(&secret, now),
                 Step::Forget => forgotten(),
@@ -423,9 +458,11 @@ mod tests {
             [
                 (Step::Prepare, 6000),
                 (Step::Promote, 6600),
-                (Step::Forget, 6600 + 1000 + SKEW)
+                (Step::Forget, 6600 + FORGET)
             ]
         );
+        let signer = secret.annotations().get(names::CA_ISSUER);
+        assert_eq!(signer.map(String::as_str), issuer);
         // What is sealed at one moment is opened at the moment before and after.
         for pair in trusted.windows(2) {
             for (seals, opens) in [(&pair[0], &pair[1]), (&pair[1], &pair[0])] {
@@ -452,58 +489,46 @@ mod tests {
     }
 
     #[test]
-    fn a_ca_ages_is_replaced_when_asked_once_and_never_twice_at_once() {
-        let at = |since, next, has_previous| Times {
-            generation: 3,
-            since,
-            next,
-            has_previous,
+    fn the_first_ca_of_an_issuer_is_none_until_it_is_signed() {
+        let asked = Secret {
+            data: Some([(ASKED.to_owned(), data("k"))].into()),
+            ..Secret::default()
         };
-        let year = LIFETIME.as_secs();
-        let rows = [
-            (
-                "young",
-                at(1000, None, false),
-                3,
-                1001,
-                Step::Wait(year / 3 * 2 - 1),
-            ),
-            ("asked", at(1000, None, false), 4, 1001, Step::Prepare),
-            (
-                "asked for less",
-                at(1000, None, false),
-                2,
-                1001,
-                Step::Wait(year / 3 * 2 - 1),
-            ),
-            ("old", at(0, None, false), 3, year / 3 * 2, Step::Prepare),
-            ("prepared", at(0, Some(100), false), 9, 150, Step::Wait(550)),
-            (
-                "known to all",
-                at(0, Some(100), false),
-                9,
-                700,
-                Step::Promote,
-            ),
-            (
-                "both are trusted",
-                at(700, None, true),
-                3,
-                701,
-                Step::Wait(1000 + SKEW - 1),
-            ),
-            (
-                "the old one is over",
-                at(700, None, true),
-                3,
-                1700 + SKEW,
-                Step::Forget,
-            ),
-            ("asked again", at(700, None, true), 4, 701, Step::Prepare),
-        ];
-        for (what, times, wanted, now, todo) in rows {
-            assert_eq!(step(times, wanted, now, &AGES), todo, "{what}");
-        }
+        let issuer = Some("Issuer.cert-manager.io/company");
+        assert!(times(&asked, issuer).is_none && read(&asked).is_err());
+        let (cert, key) = Ca::generate("u", LIFETIME).unwrap();
+        let now = crate::unix();
+        let mut signed = merged(
+            &serde_json::from_value(json!({"metadata": {"annotations": {}}, "data": asked.data}))
+                .unwrap(),
+            &first(&cert, &key, 2, issuer, now),
+        );
+        let known = times(&signed, issuer);
+        assert!(!known.is_none && !known.is_anothers && known.generation == 2);
+        assert!(read(&signed).unwrap().trouble.is_none());
+        assert!(times(&signed, None).is_anothers);
+        assert!(times(&signed, Some("ClusterIssuer.cert-manager.io/company")).is_anothers);
+        // A CA that lost its certificate is no first one: somebody has to look.
+        let data = signed.data.as_mut().unwrap();
+        data.remove(CERT);
+        data.remove(ASKED);
+        assert!(!times(&signed, issuer).is_none);
+    }
+
+    #[test]
+    fn a_ca_that_is_over_is_in_use_no_more() {
+        let over = |lifetime| {
+            let (cert, key) = Ca::generate("u", lifetime).unwrap();
+            merged(&secret(), &first(&cert, &key, 0, None, 0))
+        };
+        let trouble = || KeysError::Stalled(Stalled::new(reason::ISSUER_REFUSED, "no"));
+        let in_use = read(&over(LIFETIME)).unwrap();
+        assert!(meanwhile(in_use, trouble()).unwrap().trouble.is_some());
+        let in_use = read(&over(Duration::ZERO)).unwrap();
+        assert!(matches!(
+            meanwhile(in_use, trouble()),
+            Err(KeysError::Stalled(_))
+        ));
     }
 
     #[test]
