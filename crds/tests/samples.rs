@@ -140,7 +140,7 @@ fn the_directory_of_the_first_mesh_holds_exactly_one() {
             .iter()
             .filter(|what| **what == "a directory")
             .count(),
-        5
+        6
     );
 }
 
