@@ -173,6 +173,12 @@ async fn nodes_are_told_in_waves_and_what_keeps_containerd_from_the_mirror_is_sa
     let findings = plan["nodes"][1]["findings"].to_string();
     assert!(findings.contains("lists several directories"), "{plan}");
 
+    // The older way to name mirrors instead: another reason.
+    let older = "mirrors.\"docker.io\".endpoint = [\"https://mirror.test\"]";
+    std::fs::write(&config, before.replace(own, older)).unwrap();
+    let part = "sets registry.mirrors";
+    says(bed, Some(("False", mirror::REGISTRY_MIRRORS, part))).await;
+
     // It is mended: the condition says so. Then no mirror is asked for: it goes.
     std::fs::write(&config, before).unwrap();
     let message = says(bed, Some(("True", mirror::USABLE, "on the 2 nodes"))).await;
