@@ -253,6 +253,7 @@ async fn seeds_that_run_elsewhere_serve_a_mesh_of_here(cluster: &Cluster, place:
 
     let content = Content::served(cluster).await;
     credentials_that_clients_show_are_opened_by_it(cluster, &content).await;
+    what_was_got_by_credentials_is_purged_by_them(cluster, place).await;
 
     // kill -9 in the middle, and another one comes.
     let content = Content::served(cluster).await;
@@ -331,4 +332,23 @@ async fn credentials_that_clients_show_are_opened_by_it(cluster: &Cluster, conte
         let got = get(cluster.node(0).unwrap(), other).await;
         assert!(got.starts_with("3\n") && !got.contains(digest), "{got}");
     }
+}
+
+/// By the file that clients showed them with, on every node: the seed elsewhere too.
+async fn what_was_got_by_credentials_is_purged_by_them(cluster: &Cluster, place: &Place) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut purged = async |header: &str| {
+        std::fs::write(file.path(), header).unwrap();
+        let path = file.path().display().to_string();
+        let line = ["purge", "--credentials", &path];
+        let (said, err, _) = crate::preheat::plugin(cluster, &place.namespace, &line);
+        assert!(said.contains("on 3 of 3 nodes"), "{said}{err}");
+        said
+    };
+    let others = purged("Authorization: Bearer of-others").await;
+    assert!(others.contains(": 0 contents"), "{others}");
+    // Nodes say for a while that somebody uses what was just got.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let mine = purged("Authorization: Bearer of-mine\n").await;
+    assert!(mine.contains(": 3 contents"), "{mine}");
 }
