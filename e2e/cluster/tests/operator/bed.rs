@@ -1,10 +1,14 @@
-//! The API server that most tests share, with the operator as a process beside it.
+//! The API server that most tests share, with the operator as a process beside it; and a scheduler's
+//! part, where a test plays it.
 
 use std::sync::{Arc, Mutex};
 
 use dragonfly_cluster::{Cluster, ClusterOptions, Installed, Operator, Place};
 use dragonfly_controllers::{Ages, At, Namespaces, Options};
+use dragonfly_crds::Preheat;
 use dragonfly_operator_core::Settings;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::json;
 use tokio::sync::OnceCell;
 
 /// How many tests may share it: the operator is told its namespaces when it starts.
@@ -74,4 +78,43 @@ pub(crate) fn options(issuer: At) -> Options {
         issuer,
         ages: Ages::default(),
     }
+}
+
+/// Makes a preheat and waits for its plan: the number of its run.
+pub(crate) async fn planned(place: &Place) -> i64 {
+    let preheat = json!({
+        "apiVersion": "d7y.io/v1alpha1", "kind": "Preheat", "metadata": {"name": "once"},
+        "spec": {"files": [{"url": "http://origin.test/file"}]},
+    });
+    place.apply(&preheat.to_string()).await;
+    let planned = |preheat: &Preheat| {
+        let plan = preheat.status.as_ref().and_then(|s| s.plan.as_ref());
+        plan.map(|plan| plan.run)
+            .ok_or_else(|| "has no plan".to_owned())
+    };
+    place.until("once", planned).await
+}
+
+/// Says of a run what a scheduler says of it.
+pub(crate) async fn reports(place: &Place, run: i64, state: &str) {
+    let (active, succeeded) = if state == "Running" { (1, 0) } else { (0, 1) };
+    let mut progress = json!({
+        "run": run, "state": state, "message": state,
+        "targets": {
+            "desired": 1, "active": active, "succeeded": succeeded, "failed": 0, "skipped": 0,
+        },
+    });
+    if active == 0 {
+        progress["endTime"] = json!("2026-01-02T03:04:05Z");
+    }
+    let status = json!({
+        "apiVersion": "d7y.io/v1alpha1", "kind": "Preheat", "metadata": {"name": "once"},
+        "status": {"progress": progress},
+    });
+    let preheats: Api<Preheat> = place.api();
+    let params = PatchParams::apply("scheduler").force();
+    preheats
+        .patch_status("once", &params, &Patch::Apply(&status))
+        .await
+        .unwrap();
 }

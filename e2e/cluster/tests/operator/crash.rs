@@ -18,7 +18,7 @@ use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt};
 use http::{Method, Request};
 use k8s_openapi::api::core::v1::Service as KubeService;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::Api;
 use kube::client::{Body, ClientBuilder};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Config, ResourceExt};
@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Layer, Service};
 
-use crate::bed::options;
+use crate::bed::{options, planned, reports};
 use crate::several::everything;
 
 /// Most writes of one object's way that there is room for; fails when there are more.
@@ -316,45 +316,6 @@ async fn carried_out(place: Place) {
                 .ok_or_else(|| format!("{:?}", preheat.status))
         })
         .await;
-}
-
-/// Makes a preheat and waits for its plan: the number of its run.
-pub(crate) async fn planned(place: &Place) -> i64 {
-    let preheat = json!({
-        "apiVersion": "d7y.io/v1alpha1", "kind": "Preheat", "metadata": {"name": "once"},
-        "spec": {"files": [{"url": "http://origin.test/file"}]},
-    });
-    place.apply(&preheat.to_string()).await;
-    let planned = |preheat: &Preheat| {
-        let plan = preheat.status.as_ref().and_then(|s| s.plan.as_ref());
-        plan.map(|plan| plan.run)
-            .ok_or_else(|| "has no plan".to_owned())
-    };
-    place.until("once", planned).await
-}
-
-/// Says of a run what a scheduler says of it.
-pub(crate) async fn reports(place: &Place, run: i64, state: &str) {
-    let (active, succeeded) = if state == "Running" { (1, 0) } else { (0, 1) };
-    let mut progress = json!({
-        "run": run, "state": state, "message": state,
-        "targets": {
-            "desired": 1, "active": active, "succeeded": succeeded, "failed": 0, "skipped": 0,
-        },
-    });
-    if active == 0 {
-        progress["endTime"] = json!("2026-01-02T03:04:05Z");
-    }
-    let status = json!({
-        "apiVersion": "d7y.io/v1alpha1", "kind": "Preheat", "metadata": {"name": "once"},
-        "status": {"progress": progress},
-    });
-    let preheats: Api<Preheat> = place.api();
-    let params = PatchParams::apply("scheduler").force();
-    preheats
-        .patch_status("once", &params, &Patch::Apply(&status))
-        .await
-        .unwrap();
 }
 
 /// Until the operator wrote nothing for a while: its writes of the first row.

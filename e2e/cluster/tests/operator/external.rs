@@ -337,7 +337,7 @@ async fn credentials_that_clients_show_are_opened_by_it(cluster: &Cluster, conte
 /// By the file that clients showed them with, on every node: the seed elsewhere too.
 async fn what_was_got_by_credentials_is_purged_by_them(cluster: &Cluster, place: &Place) {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let mut purged = async |header: &str| {
+    let purged = async |header: &str| {
         std::fs::write(file.path(), header).unwrap();
         let path = file.path().display().to_string();
         let line = ["purge", "--credentials", &path];

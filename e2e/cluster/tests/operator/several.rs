@@ -15,7 +15,7 @@ use kube::ResourceExt;
 use kube::api::{Api, DynamicObject, ListParams, PostParams};
 use serde_json::json;
 
-use crate::crash::{planned, reports};
+use crate::bed::{planned, reports};
 
 /// How long a Lease holds that nobody renews, and how often others look.
 const HOLDS: Duration = Duration::from_secs(15);

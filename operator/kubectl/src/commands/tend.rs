@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use dragonfly_proto::id::credential_domain;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{MeshArgs, full_name};
 use crate::Failed;
@@ -111,7 +111,6 @@ pub async fn run(at: &Where, action: &str, args: &Args) -> Result<ExitCode, Fail
     if nothing {
         eprintln!("no node holds such content: `kubectl dragonfly tasks` shows what they hold");
     }
-    let _: &Value = &done;
     Ok(ExitCode::from(u8::from(!all || nothing)))
 }
 
