@@ -87,16 +87,20 @@ pub fn names(pem: &str) -> (String, String) {
     (read.subject().to_string(), read.issuer().to_string())
 }
 
-/// Requests in a place.
-pub fn requests(place: &Place) -> Api<DynamicObject> {
-    let resource = ApiResource {
+/// The kind of requests.
+pub fn request_kind() -> ApiResource {
+    ApiResource {
         group: "cert-manager.io".to_owned(),
         version: "v1".to_owned(),
         api_version: "cert-manager.io/v1".to_owned(),
         kind: "CertificateRequest".to_owned(),
         plural: "certificaterequests".to_owned(),
-    };
-    Api::namespaced_with(place.client.clone(), &place.namespace, &resource)
+    }
+}
+
+/// Requests in a place.
+pub fn requests(place: &Place) -> Api<DynamicObject> {
+    Api::namespaced_with(place.client.clone(), &place.namespace, &request_kind())
 }
 
 /// The request of mesh `default`, once there is one that is not the given (a UID).

@@ -8,14 +8,10 @@
 
 mod ends;
 mod harness;
-mod installed;
-mod leaders;
 mod lifecycle;
 mod mesh;
 mod neighbours;
-mod reports;
 mod trace;
-mod ways_in;
 
 use std::sync::Arc;
 

@@ -1,0 +1,7 @@
+//! What is installed as people install it: the charts, the bases, the samples; who leads; and what policy
+//! and reports cost.
+
+mod leaders;
+mod reports;
+mod samples;
+mod ways_in;
