@@ -43,14 +43,21 @@ soak: ## Load and random faults over real processes for MINUTES=5 (SEED= repeats
 	target/release/soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 # One selection of packages for all, with one set of features: everything is compiled once.
-CLUSTER_TESTS = $(patsubst e2e/cluster/tests/%/main.rs,--test %,$(wildcard e2e/cluster/tests/*/main.rs)) \
-	$(patsubst e2e/cluster/tests/%.rs,--test %,$(wildcard e2e/cluster/tests/*.rs))
+tests_of = $(notdir $(patsubst %/main.rs,%,$(wildcard $(1)/*/main.rs)) $(basename $(wildcard $(1)/*.rs)))
+tests_in = $(patsubst %,--test %,$(sort $(foreach dir,$(1),$(call tests_of,$(dir)))))
+CLUSTER_TESTS = $(call tests_in,e2e/cluster/tests)
+OTHER_TESTS = $(call tests_in,crds/tests e2e/tests $(wildcard dataplane/*/tests operator/*/tests))
+CLUSTER_TOOLS = api-server kubernetes containerd pause helm kwok lua
 
+# Kubernetes is built from its modules while tests run that wait for one another rather than for the processor.
 .PHONY: test
 test: setup ## All tests that are quick; needs Rust and Go on a Debian, and root for a real Kubernetes
 	cargo build --locked --workspace --bins --tests
-	target/debug/cluster build api-server kubernetes containerd pause helm kwok lua >/dev/null
-	cargo test --locked --workspace
+	nice -n 19 target/debug/cluster build $(CLUSTER_TOOLS) >/dev/null & tools=$$!; \
+		cargo test --locked --workspace --lib --bins $(OTHER_TESTS) || { kill $$tools; exit 1; }; \
+		wait $$tools
+	cargo test --locked --workspace $(CLUSTER_TESTS)
+	cargo test --locked --workspace --doc
 	cargo test --locked --workspace --test python -- --ignored
 
 .PHONY: test-full

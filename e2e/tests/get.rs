@@ -3,12 +3,16 @@
 
 mod common;
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
 
-use common::{LIMIT, MIB, Setting, run, text};
-use dragonfly_e2e::mesh::{Mesh, Options};
+use common::{LIMIT, MIB, Setting, run, text, until};
+use dragonfly_e2e::mesh::{Mesh, Options, port};
 use dragonfly_e2e::origin::Origin;
+use dragonfly_e2e::process::{Process, log};
 use dragonfly_e2e::{binary, sample};
+use rustix::process::Signal;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_node_it_starts_one_of_its_own_and_leaves_only_the_file() {
@@ -190,4 +194,97 @@ async fn what_moved_is_followed_and_the_proxy_that_policy_names_is_used() {
         assert_eq!(from.sent(), source.len, "{url}");
     }
     assert_eq!(first.sent(), 0);
+}
+
+/// What runs as a user without rights, where this is root.
+fn unprivileged(program: &std::path::Path, dir: &std::path::Path) -> std::process::Command {
+    let mut command = std::process::Command::new(program);
+    command.current_dir(dir);
+    if rustix::process::geteuid().is_root() {
+        command.uid(65534).gid(65534);
+    }
+    command
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hard_link_is_the_nodes_copy_and_stays_when_the_node_lets_go_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let program = at("dragonfly");
+    std::fs::copy(binary::dragonfly().unwrap(), &program).unwrap();
+    std::fs::create_dir(at("manifests")).unwrap();
+    let mesh = "{apiVersion: d7y.io/v1alpha1, kind: Distribution, metadata: {name: default}, spec: {profile: Light}}";
+    std::fs::write(at("manifests/mesh.yaml"), mesh).unwrap();
+    let origin = Origin::start(0).await.unwrap();
+    let source = sample::random(&at("source"), 16 * MIB, 5).unwrap();
+    let url = origin.serve("file", &source.path).unwrap();
+    if rustix::process::geteuid().is_root() {
+        for name in ["", "manifests"] {
+            std::os::unix::fs::chown(at(name), Some(65534), Some(65534)).unwrap();
+        }
+    }
+    let port = port().unwrap().to_string();
+    let up = || {
+        let mut command = unprivileged(&program, dir.path());
+        command.args(["up", "-f", "manifests", "--peers", "1", "--state", "state"]);
+        command.args(["--listen", &port]);
+        command
+            .stdout(Stdio::null())
+            .stderr(log(&at("log")).unwrap());
+        Process::spawn("up", &mut command).unwrap()
+    };
+    let get = async |output: &str| {
+        let mut command = unprivileged(&program, dir.path());
+        let socket = at("state/peer-0/node.sock");
+        command.args(["get", &url, "--hard-link", "-O", output, "--socket"]);
+        let got = command.arg(socket).output().unwrap();
+        let log = std::fs::read(at("log")).unwrap();
+        assert!(got.status.success(), "{}{}", text(&got.stderr), text(&log));
+        assert_eq!(sample::digest(&at(output)).unwrap(), source.digest);
+        std::fs::metadata(at(output)).unwrap()
+    };
+    let mut node = up();
+    until("the node runs", || async {
+        at("state/peer-0/node.sock").exists()
+    })
+    .await;
+    let first = get("first").await;
+    // A file system that clones has two files of one content.
+    let linked = first.nlink() > 1;
+    assert!(
+        linked || first.nlink() == 1 && clones(dir.path()),
+        "{first:?}"
+    );
+    if linked {
+        assert_eq!(first.mode() & 0o777, 0o444);
+        // Whoever wants one of its own still gets it.
+        let second = get("second").await;
+        assert_eq!((second.ino(), second.nlink()), (first.ino(), 3));
+    }
+    // Nor does it keep the node from its content: what it held it holds when it comes back.
+    node.signal(Signal::TERM).unwrap();
+    assert!(node.wait(LIMIT).await.unwrap().success());
+    let node = up();
+    until("the node runs again", || async {
+        at("state/peer-0/node.sock").exists()
+    })
+    .await;
+    let third = get("third").await;
+    assert!(!linked || third.ino() == first.ino());
+    assert_eq!(origin.sent(), source.len);
+    // What it gives up is the clients' still.
+    let socket = at("state/peer-0/node.sock").display().to_string();
+    let gone = unprivileged(&program, dir.path())
+        .args(["rm", "--socket", &socket, &url])
+        .output();
+    assert!(gone.unwrap().status.success());
+    drop(node);
+    assert_eq!(sample::digest(&at("first")).unwrap(), source.digest);
+}
+
+/// Whether files of a directory can be clones of each other.
+fn clones(dir: &std::path::Path) -> bool {
+    let from = std::fs::File::open(dir.join("source")).unwrap();
+    let to = std::fs::File::create(dir.join("clone")).unwrap();
+    rustix::fs::ioctl_ficlone(&to, &from).is_ok()
 }

@@ -21,7 +21,7 @@ use crate::follow::{Copied, Follower};
 use crate::hash::digest_of;
 use crate::output::{Filling, Output};
 use crate::reader::Reader;
-use crate::request::Request;
+use crate::request::{Range, Request};
 
 /// Content that changed while its file was written is begun again this often.
 const RESTARTS: usize = 3;
@@ -38,6 +38,10 @@ pub struct FileOptions {
     /// End only when the file would survive a power loss. Without this it is whole under its name for
     /// every process at once, and on the disk when the system writes it there.
     pub fsync: bool,
+    /// Share the node's copy instead of copying it, where it is this user's own and on the same mount:
+    /// no space, no time. The file is read-only then; who writes to it all the same, as root can, spoils
+    /// the node's copy. Where the file system can clone, that is done instead.
+    pub hard_link: bool,
 }
 
 /// How the bytes came into the file.
@@ -45,6 +49,8 @@ pub struct FileOptions {
 pub enum How {
     /// Shared with the node's cache: took no space.
     Cloned,
+    /// Another name of the file in the node's cache: read-only, takes no space.
+    Linked,
     /// Copied from the node's cache.
     Copied,
     /// Streamed.
@@ -78,6 +84,7 @@ impl Client {
         mut on_event: impl FnMut(Event),
     ) -> Result<Fetched> {
         let mut output = Output::create(path.as_ref(), options.make_directories)?;
+        output.may_link = options.hard_link && output.is_regular();
         let mut tries = 0;
         loop {
             let got = self
@@ -221,7 +228,9 @@ impl Client {
                         && let Ok(to) = output.file.try_clone()
                     {
                         let range = started.as_ref().and_then(|s| s.range).unwrap_or_default();
-                        let copying = Follower::start(from, to, range.start, filling.clone());
+                        let whole = request.range == Range::Whole && output.can_link(&from);
+                        let copying =
+                            Follower::start(from, to, range.start, whole, filling.clone());
                         follower = Some(copying);
                     }
                     if let Some(follower) = &follower {

@@ -21,12 +21,18 @@ pub(crate) struct Follower {
 
 impl Follower {
     /// `from` begins with byte 0 of the content, `to` with byte `base`. Where the file system can
-    /// clone, nothing is copied: the end clones the whole at once.
-    pub(crate) fn start(from: File, to: File, base: u64, filling: Arc<Filling>) -> Self {
+    /// clone, or `whole`, nothing is copied: the end clones or links the whole at once.
+    pub(crate) fn start(
+        from: File,
+        to: File,
+        base: u64,
+        whole: bool,
+        filling: Arc<Filling>,
+    ) -> Self {
         let (ranges, said) = mpsc::channel::<(u64, u64)>();
         let thread = tokio::task::spawn_blocking(move || {
             let mut copied = vec![];
-            let clones = base == 0 && can_clone(&to, &from);
+            let clones = base == 0 && (whole || can_clone(&to, &from));
             // Ends when who says them lets go.
             for range in said.iter().filter(|_| !clones) {
                 copy(&from, &to, range, base, &filling)?;

@@ -1,8 +1,9 @@
 //! A file that appears whole or not at all, and the cheapest way to fill it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -28,6 +29,8 @@ pub(crate) struct Output {
     target: PathBuf,
     /// Under which name it is written; none for what is written in place.
     temporary: Option<PathBuf>,
+    /// Whether it may be another name of the node's file.
+    pub(crate) may_link: bool,
 }
 
 impl Output {
@@ -45,6 +48,7 @@ impl Output {
                     file,
                     target: target.to_owned(),
                     temporary: None,
+                    may_link: false,
                 });
             }
             _ => {}
@@ -69,7 +73,30 @@ impl Output {
             file,
             target,
             temporary: Some(temporary),
+            may_link: false,
         })
+    }
+
+    /// Whether it could be another name of this file: the user's own, on the same mount.
+    pub(crate) fn can_link(&self, from: &File) -> bool {
+        let Some(temporary) = self.temporary.as_ref().filter(|_| self.may_link) else {
+            return false;
+        };
+        let name = temporary.with_extension("link");
+        let can = link(from, &name).is_ok();
+        can && std::fs::remove_file(&name).is_ok()
+    }
+
+    /// Makes it another name of this file, which nobody is to write to any more.
+    fn link(&mut self, from: &File) -> io::Result<()> {
+        let temporary = self.temporary.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let mode = self.file.metadata()?.mode();
+        let name = temporary.with_extension("link");
+        link(from, &name)?;
+        std::fs::rename(&name, temporary)?;
+        self.file = File::open(temporary)?;
+        let read_only = Permissions::from_mode(mode & 0o444);
+        self.file.set_permissions(read_only)
     }
 
     pub(crate) fn target(&self) -> &Path {
@@ -105,7 +132,7 @@ impl Output {
         Ok(())
     }
 
-    /// Fills it with bytes `start..end` of `from`: cloned, copied in the kernel, or by hand. `copied`:
+    /// Fills it with bytes `start..end` of `from`: cloned, linked, copied in the kernel, or by hand. `copied`:
     /// what is in it already, as bytes of `from`, in order and apart.
     pub(crate) fn fill(
         &mut self,
@@ -126,6 +153,9 @@ impl Output {
             self.file.set_len(size)?;
             return Ok(How::Cloned);
         }
+        if self.may_link && (start, end) == (0, size) && self.link(from).is_ok() {
+            return Ok(How::Linked);
+        }
         let mut at = start;
         for (from_byte, to_byte) in copied.iter().copied().chain([(end, end)]) {
             if at < from_byte {
@@ -137,6 +167,17 @@ impl Output {
         self.file.set_len(end - start)?;
         Ok(How::Copied)
     }
+}
+
+/// A name for an open file that is this user's own: another's would be read-only to its owner from then
+/// on, and whoever has a name for it could be kept out of a directory only.
+fn link(from: &File, name: &Path) -> io::Result<()> {
+    if from.metadata()?.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let open = format!("/proc/self/fd/{}", from.as_raw_fd());
+    let (here, follow) = (rustix::fs::CWD, rustix::fs::AtFlags::SYMLINK_FOLLOW);
+    Ok(rustix::fs::linkat(here, open, here, name, follow)?)
 }
 
 /// Makes `to` a clone of `from` as it is now, where their file system can.

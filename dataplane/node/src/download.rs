@@ -279,16 +279,20 @@ impl Download {
         };
         let held = async {
             loop {
-                let changed = self.task.changed.notified();
-                tokio::pin!(changed);
-                changed.as_mut().enable();
+                let goes_on = if whole {
+                    self.task.ended.notified()
+                } else {
+                    self.task.changed.notified()
+                };
+                tokio::pin!(goes_on);
+                goes_on.as_mut().enable();
                 if self.is_done() {
                     return Ok(());
                 }
                 if let Some(failure) = self.task.failure() {
                     return Err(failure);
                 }
-                let _ = tokio::time::timeout(Duration::from_secs(1), changed).await;
+                let _ = tokio::time::timeout(Duration::from_secs(1), goes_on).await;
             }
         };
         tokio::try_join!(held, check).map(|_| ())

@@ -150,7 +150,12 @@ impl Node {
                 {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
-                outcome => return outcome,
+                outcome => {
+                    // A fast origin always has more: without this a thread would read and sign for a tenth
+                    // of a second at a time, and send nobody what is there.
+                    tokio::task::yield_now().await;
+                    return outcome;
+                }
             }
         }
     }

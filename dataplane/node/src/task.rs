@@ -129,6 +129,9 @@ pub struct Task {
     /// Before `state`.
     pub(crate) signing: Mutex<()>,
     pub(crate) changed: Notify,
+    /// Wakes who waits for the whole content alone, once it is there or failed. Clients are served by
+    /// other threads: to wake one for every block would cost a tenth of what the block costs.
+    pub(crate) ended: Notify,
     /// Wakes the holder of the lease: what is wanted may have changed.
     pub(crate) emission: Notify,
     /// As the client gave it, with its own headers, while the task is in use here: another seed may
@@ -202,6 +205,7 @@ impl Task {
             meta: Mutex::new(meta),
             signing: Mutex::default(),
             changed: Notify::new(),
+            ended: Notify::new(),
             emission: Notify::new(),
             source: Mutex::default(),
             digest: tokio::sync::OnceCell::new(),
@@ -366,6 +370,9 @@ impl Task {
     /// Tells everybody who waits for the task that it went on.
     pub(crate) fn notify(&self) {
         self.changed.notify_waiters();
+        if self.is_complete() {
+            self.ended.notify_waiters();
+        }
     }
 
     /// Tells the holder of the lease that what is wanted may have changed.
@@ -393,6 +400,7 @@ impl Task {
         tracing::warn!(task = %self.key.short(), code = failure.code, "{}", failure.message);
         self.state().failure.get_or_insert(failure);
         self.notify();
+        self.ended.notify_waiters();
     }
 
     /// Why the task failed.

@@ -43,7 +43,7 @@ impl Task {
             }
             Err(e) => {
                 // What was copied so far would only take space.
-                let _ = self.files.data.set_len(0);
+                let _ = self.files.data.discard();
                 self.store.unreserve(entry, total);
                 Err(self.io("copy a file into it", e))
             }

@@ -218,7 +218,7 @@ fn scan(header: Header, files: &Files, data_len: u64, boot: [u8; 16]) -> io::Res
     })?;
     if held.count() == 0 && data_len > 0 {
         // Blocks that were never acknowledged, or an import that was cut off.
-        files.data.set_len(0)?;
+        files.data.discard()?;
     }
     let key = header.key;
     let entry = Entry::new(header, held, bytes);

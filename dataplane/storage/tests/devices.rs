@@ -146,3 +146,18 @@ fn a_small_file_system_fills_up_and_recovers() {
     check_held(&task, &small);
     assert!(store.stat(&key(1)).is_none());
 }
+
+#[test]
+fn what_a_client_has_a_name_for_is_given_up_without_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let media = DiskMedia::new(dir.path().join("store")).unwrap();
+    let file = media.create("content").unwrap();
+    file.write_all_at(b"bytes", 0).unwrap();
+    let linked = dir.path().join("linked");
+    std::fs::hard_link(dir.path().join("store/content"), &linked).unwrap();
+    file.discard().unwrap();
+    assert_eq!(std::fs::read(&linked).unwrap(), b"bytes");
+    std::fs::remove_file(&linked).unwrap();
+    file.discard().unwrap();
+    assert!(file.is_empty().unwrap());
+}

@@ -66,7 +66,7 @@ fn forge(media: &DiskMedia, n: u64) {
     media
         .create(&format!("{key}.data"))
         .unwrap()
-        .set_len(TOTAL)
+        .write_all_at(&[0], TOTAL - 1)
         .unwrap();
 }
 

@@ -109,7 +109,7 @@ fn change(media: &MemoryMedia, name: &str, edits: &[Edit]) {
     let mut bytes = vec![0; file.len().unwrap() as usize];
     file.read_exact_at(&mut bytes, 0).unwrap();
     let bytes = edited(bytes, edits);
-    file.set_len(0).unwrap();
+    file.discard().unwrap();
     file.write_all_at(&bytes, 0).unwrap();
 }
 

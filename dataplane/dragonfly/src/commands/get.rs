@@ -39,6 +39,10 @@ pub(crate) struct Args {
     /// End only when the file would survive a power loss
     #[arg(long)]
     fsync: bool,
+    /// Share the node's copy where user and mount are the same: the file takes no space and is read-only
+    /// (root, who can write all the same, would spoil the node's copy). It is copied where that cannot be
+    #[arg(long)]
+    hard_link: bool,
     /// What the whole content must hash to: sha256:<64 hex digits>
     #[arg(long, value_parser = parse_digest)]
     digest: Option<String>,
@@ -255,6 +259,7 @@ async fn fetch(
         let options = FileOptions {
             make_directories: args.make_directories,
             fsync: args.fsync,
+            hard_link: args.hard_link,
             ..Default::default()
         };
         let got = client

@@ -54,7 +54,7 @@ impl Default for FetchOptions {
             parallel: 4,
             range_len: 16 << 20,
             skip_len: 256 << 10,
-            buffered: 32,
+            buffered: 8,
             retry: RetryPolicy::default(),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -137,10 +137,20 @@ impl Media for DiskMedia {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn MediaFile>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(self.path(name))?;
+        let path = self.path(name);
+        let open = || OpenOptions::new().read(true).write(true).open(&path);
+        let file = match open() {
+            // Read-only since a client shares it: ours all the same.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                let shared = fs::metadata(&path)?.permissions();
+                let mode = shared.mode() | 0o600;
+                fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+                let file = open();
+                fs::set_permissions(&path, shared)?;
+                file?
+            }
+            file => file?,
+        };
         Ok(Arc::new(Handle::disk(file)))
     }
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 
 use rustix::fs::{SealFlags, SeekFrom};
 
@@ -48,8 +48,11 @@ impl MediaFile for Handle {
         Ok(self.file.metadata()?.len())
     }
 
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
+    fn discard(&self) -> io::Result<()> {
+        if self.file.metadata()?.nlink() > 1 {
+            return Ok(());
+        }
+        self.file.set_len(0)
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {

@@ -136,11 +136,12 @@ pub trait MediaFile: Debug + Send + Sync {
         Ok(self.len()? == 0)
     }
 
-    /// Cuts or extends (with a hole) to `len` bytes.
+    /// Gives up all that is in it, unless somebody else has a name for it: a client's hard link stays
+    /// as it is.
     ///
     /// # Errors
     /// Of the medium.
-    fn set_len(&self, len: u64) -> io::Result<()>;
+    fn discard(&self) -> io::Result<()>;
 
     /// First byte at or after `offset` that is not in a hole, `None` when only holes follow. May
     /// answer `offset` itself when the medium cannot tell.

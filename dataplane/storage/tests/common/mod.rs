@@ -360,9 +360,9 @@ impl MediaFile for FaultyFile {
     fn len(&self) -> io::Result<u64> {
         self.inner.len()
     }
-    fn set_len(&self, len: u64) -> io::Result<()> {
+    fn discard(&self) -> io::Result<()> {
         self.faults.whole()?;
-        self.inner.set_len(len)
+        self.inner.discard()
     }
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
         self.inner.next_data(offset)

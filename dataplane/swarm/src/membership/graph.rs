@@ -259,6 +259,10 @@ impl<K: NodeKey> Swarm<K> {
             if let Some(member) = self.members.get_mut(&one)
                 && !member.edges.contains(&other)
             {
+                // Most have as many as they should, twelve; doubling would leave room for four more.
+                if member.edges.len() == member.edges.capacity() {
+                    member.edges.reserve_exact(4);
+                }
                 member.edges.push(other);
             }
         }

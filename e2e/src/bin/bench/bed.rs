@@ -12,7 +12,7 @@ use dragonfly_e2e::process::Process;
 use dragonfly_e2e::{Failed, Result, sample};
 
 use crate::case::{Case, Fault};
-use crate::net::{GOODPUT, Net};
+use crate::net::Net;
 use crate::systems::{Client, Mesh, System, clients};
 use crate::usage;
 
@@ -118,7 +118,7 @@ impl<'a> Bed<'a> {
         done.run.rss_mib = peak.fold(done.run.rss_mib, f64::max);
         done.run.cpu += after - before;
         drop(done.stay);
-        done.run.seed_bytes = (self.net.sent(0)? - sent) as f64 * GOODPUT;
+        done.run.seed_bytes = (self.net.sent(0)? - sent) as f64;
         done.run.origin_bytes = if system.has_origin() {
             (self.origin_sent() - origin) as f64
         } else {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::bed::{Run, prime};
 use crate::case::Case;
-use crate::net::{GOODPUT, Link, Net};
+use crate::net::{Link, Net};
 use crate::report;
 use crate::systems::wait_for;
 
@@ -365,7 +365,7 @@ impl<'a> Bed<'a> {
             Way::Direct => usage::memory(self.registry.id(), "VmHWM"),
             Way::Cache => usage::memory(self.cache.id(), "VmHWM"),
         };
-        run.seed_bytes = (self.net.sent(0)? - sent) as f64 * GOODPUT;
+        run.seed_bytes = (self.net.sent(0)? - sent) as f64;
         run.origin_bytes = self.registry_sent(&repository) as f64;
         run.times.sort_by(f64::total_cmp);
         Ok(run)

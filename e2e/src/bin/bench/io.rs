@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use dragonfly_e2e::process::Process;
@@ -84,12 +85,26 @@ fn resident(mesh: &Mesh, which: &str) -> f64 {
 
 /// Runs a client to its end: seconds.
 fn get(bed: &Bed<'_>, mesh: &Mesh, node: usize, path: &str, out: &Path) -> Result<f64> {
+    timed(&mut client(bed, mesh, node, path, out))
+}
+
+fn client(bed: &Bed<'_>, mesh: &Mesh, node: usize, path: &str, out: &Path) -> Command {
     let mut c = bed.net.command(node, &bed.bin);
     c.args(["get", "--quiet", "--socket"])
         .arg(&mesh.sockets[node]);
     c.arg("-O").arg(out);
     c.arg(format!("http://{}:8080/{path}", bed.net.ip(0)));
-    timed(&mut c)
+    c
+}
+
+/// What a row is called: the client copies from its node, or shares the node's copy.
+const fn named(system: System, hard_link: bool) -> &'static str {
+    match (system, hard_link) {
+        (System::DragonflyTls, false) => "dragonfly-tls",
+        (System::DragonflyTls, true) => "dragonfly-tls, --hard-link",
+        (_, false) => "dragonfly-plaintext",
+        (_, true) => "dragonfly-plaintext, --hard-link",
+    }
 }
 
 fn curl(bed: &Bed<'_>, path: &str, out: &Path) -> Result<f64> {
@@ -99,7 +114,7 @@ fn curl(bed: &Bed<'_>, path: &str, out: &Path) -> Result<f64> {
     timed(&mut c)
 }
 
-fn timed(command: &mut std::process::Command) -> Result<f64> {
+fn timed(command: &mut Command) -> Result<f64> {
     let started = Instant::now();
     let status = command.status().map_err(|e| Failed::at("a client", e))?;
     if !status.success() {
@@ -113,9 +128,10 @@ fn throughput(bed: &Bed<'_>, size: u64, runs: usize) -> Result<Vec<Value>> {
     let out = bed.dir.join("out");
     let mut rows: Vec<(&str, Vec<Value>)> = vec![];
     for run in 0..runs.max(1) {
-        for mesh in &bed.meshes {
-            let name = mesh.system().name();
-            let path = format!("run-io-{name}-{run}");
+        let all = bed.meshes.iter();
+        for (mesh, hard_link) in all.flat_map(|mesh| [(mesh, false), (mesh, true)]) {
+            let name = named(mesh.system(), hard_link);
+            let path = format!("run-io-{}-{hard_link}-{run}", mesh.system().name());
             get(bed, mesh, 0, &path, &out)?;
             let _ = fs::remove_file(&out);
             prime(&bed.dir, 3 * size)?;
@@ -123,7 +139,11 @@ fn throughput(bed: &Bed<'_>, size: u64, runs: usize) -> Result<Vec<Value>> {
                 mesh.nodes.iter().map(|n| usage::cpu(n.id())).sum::<f64>() + usage::ended_children()
             };
             let before = spent();
-            let seconds = get(bed, mesh, 1, &path, &out)?;
+            let mut client = client(bed, mesh, 1, &path, &out);
+            if hard_link {
+                client.arg("--hard-link");
+            }
+            let seconds = timed(&mut client)?;
             let cpu = spent() - before;
             compare(&bed.digest, &out)?;
             mesh.forget(&bed.bin)?;

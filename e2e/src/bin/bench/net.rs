@@ -86,7 +86,8 @@ impl Net {
         c
     }
 
-    /// Bytes that left a node, Ethernet's headers among them.
+    /// Bytes that left a node. The kernel counts what TCP hands over in one piece with one header, so these
+    /// are nearly the bytes of contents and of what is said about them.
     pub(crate) fn sent(&self, n: usize) -> Result<u64> {
         let path = "/sys/class/net/eth0/statistics/tx_bytes";
         let text = ip(&["netns", "exec", &self.ns(n), "cat", path])?;

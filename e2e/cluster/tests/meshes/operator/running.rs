@@ -35,7 +35,8 @@ async fn two_objects_make_a_mesh_that_serves_every_node_and_goes_without_a_trace
 
     let url = origin_url(&place).await;
     super::preheat::content_is_there_before_anybody_asks(&cluster, &place, &url).await;
-    super::preheat::the_pace_of_a_run_is_changed_under_way(&cluster, &place).await;
+    super::preheat::a_run_goes_on_when_its_pace_is_changed_and_when_its_seed_dies(&cluster, &place)
+        .await;
     let sent = every_node_gets(&cluster, &place).await;
     // What was preheated was purged.
     assert_eq!(sent, mesh::CONTENT.1, "each byte once");
