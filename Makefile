@@ -71,7 +71,7 @@ test-full: test arm64 ## make test, then what takes long: simulated scenarios, t
 	for api in oldest-api-server newest-api-server; do \
 		at=$$(target/debug/cluster build $$api | grep -o '/.*/kube-apiserver'); \
 		KUBEBUILDER_ASSETS=$${at%/*} cargo test --locked --workspace --test meshes operator:: -- \
-			--skip running:: --skip shapes:: --skip external::; \
+			--skip life:: --skip shapes:: --skip external::; \
 	done
 
 .PHONY: arm64

@@ -19,8 +19,8 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use super::elsewhere::{Content, MIB, Machine, documented};
+use super::life::restarts;
 use super::nodes::{every_node_gets, with_operator};
-use super::running::restarts;
 
 const MESH: &str = "app.kubernetes.io/instance=default";
 

@@ -9,11 +9,12 @@ mod crash;
 mod elsewhere;
 mod external;
 mod issuers;
+mod life;
 mod monitoring;
 mod nodes;
 mod objects;
 mod preheat;
-mod running;
+
 mod schema;
 mod several;
 mod shapes;

@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 
 use dragonfly_cluster::place::READY;
 
+use super::life::revision;
 use super::nodes::origin_sent;
-use super::running::revision;
 
 /// The plugin on a cluster: what it wrote to stdout and stderr, and how it ended.
 pub(crate) fn plugin(cluster: &Cluster, namespace: &str, line: &[&str]) -> (String, String, bool) {
@@ -148,7 +148,10 @@ pub(crate) async fn content_is_there_before_anybody_asks(
 
 /// `parallelism` and `retry` hold for the run under way, which goes on, also when the only seed dies. The
 /// origin is outside, and slow.
-pub(crate) async fn a_run_goes_on_when_its_pace_is_changed_and_when_its_seed_dies(cluster: &Cluster, place: &Place) {
+pub(crate) async fn a_run_goes_on_when_its_pace_is_changed_and_when_its_seed_dies(
+    cluster: &Cluster,
+    place: &Place,
+) {
     let outside = format!("{}:0", cluster.info().outside);
     let origin = Origin::start_on(&outside, 1 << 20).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -177,7 +180,11 @@ pub(crate) async fn a_run_goes_on_when_its_pace_is_changed_and_when_its_seed_die
     wait_until("a quarter", READY, || async {
         let sent = origin.sent();
         let quarter = sent > content.len / 4;
-        Ok::<_, Failed>(if quarter { Ok(()) } else { Err(format!("{sent} bytes")) })
+        Ok::<_, Failed>(if quarter {
+            Ok(())
+        } else {
+            Err(format!("{sent} bytes"))
+        })
     })
     .await
     .unwrap();
@@ -189,7 +196,10 @@ pub(crate) async fn a_run_goes_on_when_its_pace_is_changed_and_when_its_seed_die
     let targets = status.progress.unwrap().targets;
     assert_eq!((status.runs, targets.succeeded), (1, 2));
     let again = origin.sent() - content.len;
-    eprintln!("a seed died after {before} bytes of {}: {again} were sent again", content.len);
+    eprintln!(
+        "a seed died after {before} bytes of {}: {again} were sent again",
+        content.len
+    );
     assert!(again < content.len / 8, "{again} bytes again");
 
     let tries = |limit: i32| {
