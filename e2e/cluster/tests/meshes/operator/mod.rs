@@ -14,7 +14,6 @@ mod monitoring;
 mod nodes;
 mod objects;
 mod preheat;
-
 mod schema;
 mod several;
 mod shapes;
