@@ -196,10 +196,8 @@ async fn what_moved_is_followed_and_the_proxy_that_policy_names_is_used() {
     assert_eq!(first.sent(), 0);
 }
 
-/// What runs as a user without rights, where this is root.
-fn unprivileged(program: &std::path::Path, dir: &std::path::Path) -> std::process::Command {
-    let mut command = std::process::Command::new(program);
-    command.current_dir(dir);
+/// Runs it as a user without rights, where this is root.
+fn unprivileged(command: &mut std::process::Command) -> &mut std::process::Command {
     if rustix::process::geteuid().is_root() {
         command.uid(65534).gid(65534);
     }
@@ -225,7 +223,8 @@ async fn a_hard_link_is_the_nodes_copy_and_stays_when_the_node_lets_go_of_it() {
     }
     let port = port().unwrap().to_string();
     let up = || {
-        let mut command = unprivileged(&program, dir.path());
+        let mut command = std::process::Command::new(&program);
+        unprivileged(command.current_dir(dir.path()));
         command.args(["up", "-f", "manifests", "--peers", "1", "--state", "state"]);
         command.args(["--listen", &port]);
         command
@@ -233,16 +232,17 @@ async fn a_hard_link_is_the_nodes_copy_and_stays_when_the_node_lets_go_of_it() {
             .stderr(log(&at("log")).unwrap());
         Process::spawn("up", &mut command).unwrap()
     };
-    let get = async |output: &str| {
-        let mut command = unprivileged(&program, dir.path());
+    let get_by = async |mut command: std::process::Command, output: &str| {
+        command.arg(&program).current_dir(dir.path());
         let socket = at("state/peer-0/node.sock");
         command.args(["get", &url, "--hard-link", "-O", output, "--socket"]);
-        let got = command.arg(socket).output().unwrap();
+        let got = unprivileged(command.arg(socket)).output().unwrap();
         let log = std::fs::read(at("log")).unwrap();
         assert!(got.status.success(), "{}{}", text(&got.stderr), text(&log));
         assert_eq!(sample::digest(&at(output)).unwrap(), source.digest);
         std::fs::metadata(at(output)).unwrap()
     };
+    let get = async |output: &str| get_by(std::process::Command::new("env"), output).await;
     let mut node = up();
     until("the node runs", || async {
         at("state/peer-0/node.sock").exists()
@@ -257,9 +257,13 @@ async fn a_hard_link_is_the_nodes_copy_and_stays_when_the_node_lets_go_of_it() {
     );
     if linked {
         assert_eq!(first.mode() & 0o777, 0o444);
-        // Whoever wants one of its own still gets it.
         let second = get("second").await;
         assert_eq!((second.ino(), second.nlink()), (first.ino(), 3));
+        // Who wants others to read it, or not to, gets a copy: the mode is that of all.
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "umask 077; exec \"$0\" \"$@\""]);
+        let own = get_by(command, "private").await;
+        assert_eq!((own.nlink(), own.mode() & 0o777), (1, 0o600));
     }
     // Nor does it keep the node from its content: what it held it holds when it comes back.
     node.signal(Signal::TERM).unwrap();
@@ -274,9 +278,9 @@ async fn a_hard_link_is_the_nodes_copy_and_stays_when_the_node_lets_go_of_it() {
     assert_eq!(origin.sent(), source.len);
     // What it gives up is the clients' still.
     let socket = at("state/peer-0/node.sock").display().to_string();
-    let gone = unprivileged(&program, dir.path())
-        .args(["rm", "--socket", &socket, &url])
-        .output();
+    let mut command = std::process::Command::new(&program);
+    let gone = unprivileged(&mut command).args(["rm", "--socket", &socket, &url]);
+    let gone = gone.output();
     assert!(gone.unwrap().status.success());
     drop(node);
     assert_eq!(sample::digest(&at("first")).unwrap(), source.digest);

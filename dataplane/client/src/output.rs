@@ -87,16 +87,27 @@ impl Output {
         can && std::fs::remove_file(&name).is_ok()
     }
 
-    /// Makes it another name of this file, which nobody is to write to any more.
+    /// Makes it another name of this file, which nobody is to write to any more. Nothing has changed
+    /// when that cannot be.
     fn link(&mut self, from: &File) -> io::Result<()> {
         let temporary = self.temporary.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        let mode = self.file.metadata()?.mode();
+        let mode = self.file.metadata()?.mode() & 0o444;
+        let shared = from.metadata()?;
+        if shared.nlink() > 1 && shared.mode() & 0o777 != mode {
+            // Who may read an earlier output is not decided by a later one's umask, nor the reverse.
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         let name = temporary.with_extension("link");
         link(from, &name)?;
-        std::fs::rename(&name, temporary)?;
+        let moved = from
+            .set_permissions(Permissions::from_mode(mode))
+            .and_then(|()| std::fs::rename(&name, temporary));
+        if moved.is_err() {
+            let _ = std::fs::remove_file(&name);
+        }
+        moved?;
         self.file = File::open(temporary)?;
-        let read_only = Permissions::from_mode(mode & 0o444);
-        self.file.set_permissions(read_only)
+        Ok(())
     }
 
     pub(crate) fn target(&self) -> &Path {
