@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use dragonfly_e2e::process::Process;
@@ -85,26 +84,12 @@ fn resident(mesh: &Mesh, which: &str) -> f64 {
 
 /// Runs a client to its end: seconds.
 fn get(bed: &Bed<'_>, mesh: &Mesh, node: usize, path: &str, out: &Path) -> Result<f64> {
-    timed(&mut client(bed, mesh, node, path, out))
-}
-
-fn client(bed: &Bed<'_>, mesh: &Mesh, node: usize, path: &str, out: &Path) -> Command {
     let mut c = bed.net.command(node, &bed.bin);
     c.args(["get", "--quiet", "--socket"])
         .arg(&mesh.sockets[node]);
     c.arg("-O").arg(out);
     c.arg(format!("http://{}:8080/{path}", bed.net.ip(0)));
-    c
-}
-
-/// What a row is called: the client copies from its node, or shares the node's copy.
-const fn named(system: System, hard_link: bool) -> &'static str {
-    match (system, hard_link) {
-        (System::DragonflyTls, false) => "dragonfly-tls",
-        (System::DragonflyTls, true) => "dragonfly-tls, --hard-link",
-        (_, false) => "dragonfly-plaintext",
-        (_, true) => "dragonfly-plaintext, --hard-link",
-    }
+    timed(&mut c)
 }
 
 fn curl(bed: &Bed<'_>, path: &str, out: &Path) -> Result<f64> {
@@ -114,7 +99,7 @@ fn curl(bed: &Bed<'_>, path: &str, out: &Path) -> Result<f64> {
     timed(&mut c)
 }
 
-fn timed(command: &mut Command) -> Result<f64> {
+fn timed(command: &mut std::process::Command) -> Result<f64> {
     let started = Instant::now();
     let status = command.status().map_err(|e| Failed::at("a client", e))?;
     if !status.success() {
@@ -128,10 +113,9 @@ fn throughput(bed: &Bed<'_>, size: u64, runs: usize) -> Result<Vec<Value>> {
     let out = bed.dir.join("out");
     let mut rows: Vec<(&str, Vec<Value>)> = vec![];
     for run in 0..runs.max(1) {
-        let all = bed.meshes.iter();
-        for (mesh, hard_link) in all.flat_map(|mesh| [(mesh, false), (mesh, true)]) {
-            let name = named(mesh.system(), hard_link);
-            let path = format!("run-io-{}-{hard_link}-{run}", mesh.system().name());
+        for mesh in &bed.meshes {
+            let name = mesh.system().name();
+            let path = format!("run-io-{name}-{run}");
             get(bed, mesh, 0, &path, &out)?;
             let _ = fs::remove_file(&out);
             prime(&bed.dir, 3 * size)?;
@@ -139,11 +123,7 @@ fn throughput(bed: &Bed<'_>, size: u64, runs: usize) -> Result<Vec<Value>> {
                 mesh.nodes.iter().map(|n| usage::cpu(n.id())).sum::<f64>() + usage::ended_children()
             };
             let before = spent();
-            let mut client = client(bed, mesh, 1, &path, &out);
-            if hard_link {
-                client.arg("--hard-link");
-            }
-            let seconds = timed(&mut client)?;
+            let seconds = get(bed, mesh, 1, &path, &out)?;
             let cpu = spent() - before;
             compare(&bed.digest, &out)?;
             mesh.forget(&bed.bin)?;

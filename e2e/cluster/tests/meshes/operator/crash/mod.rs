@@ -93,7 +93,7 @@ impl Bed {
 
     fn name(&self, row: usize) -> String {
         let way = if self.passing { "lost" } else { "dead" };
-        format!("{}-{way}-{row:02}", self.kind)
+        format!("{}-{}-{way}-{row:02}", self.here.namespace, self.kind)
     }
 
     fn after(&self, rows: &[usize]) -> Faults {
