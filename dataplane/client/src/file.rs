@@ -84,7 +84,7 @@ impl Client {
         mut on_event: impl FnMut(Event),
     ) -> Result<Fetched> {
         let mut output = Output::create(path.as_ref(), options.make_directories)?;
-        output.may_link = options.hard_link && output.is_regular();
+        output.may_link = options.hard_link;
         let mut tries = 0;
         loop {
             let got = self

@@ -77,28 +77,17 @@ impl Output {
         })
     }
 
-    /// Whether it could be another name of this file: the user's own, on the same mount.
+    /// Whether it could be another name of this file.
     pub(crate) fn can_link(&self, from: &File) -> bool {
-        let Some(temporary) = self.temporary.as_ref().filter(|_| self.may_link) else {
-            return false;
-        };
-        let name = temporary.with_extension("link");
-        let can = link(from, &name).is_ok();
-        can && std::fs::remove_file(&name).is_ok()
+        let named = self.name(from);
+        named.is_ok_and(|(name, _)| std::fs::remove_file(name).is_ok())
     }
 
     /// Makes it another name of this file, which nobody is to write to any more. Nothing has changed
     /// when that cannot be.
     fn link(&mut self, from: &File) -> io::Result<()> {
+        let (name, mode) = self.name(from)?;
         let temporary = self.temporary.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        let mode = self.file.metadata()?.mode() & 0o444;
-        let shared = from.metadata()?;
-        if shared.nlink() > 1 && shared.mode() & 0o777 != mode {
-            // Who may read an earlier output is not decided by a later one's umask, nor the reverse.
-            return Err(io::ErrorKind::PermissionDenied.into());
-        }
-        let name = temporary.with_extension("link");
-        link(from, &name)?;
         let moved = from
             .set_permissions(Permissions::from_mode(mode))
             .and_then(|()| std::fs::rename(&name, temporary));
@@ -108,6 +97,26 @@ impl Output {
         moved?;
         self.file = File::open(temporary)?;
         Ok(())
+    }
+
+    /// A name for this file beside the output, and the mode that it is to have. The file has to be this
+    /// user's own, for it becomes read-only, and on the same mount.
+    fn name(&self, from: &File) -> io::Result<(PathBuf, u32)> {
+        let temporary = self.temporary.as_ref().filter(|_| self.may_link);
+        let temporary = temporary.ok_or(io::ErrorKind::Unsupported)?;
+        let mode = self.file.metadata()?.mode() & 0o444;
+        let shared = from.metadata()?;
+        let is_own = shared.uid() == rustix::process::geteuid().as_raw();
+        // Who may read an earlier output is not decided by a later one's umask, nor the reverse.
+        let same_readers = shared.nlink() == 1 || shared.mode() & 0o777 == mode;
+        if !is_own || !same_readers {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let name = temporary.with_extension("link");
+        let open = format!("/proc/self/fd/{}", from.as_raw_fd());
+        let (here, follow) = (rustix::fs::CWD, rustix::fs::AtFlags::SYMLINK_FOLLOW);
+        rustix::fs::linkat(here, open, here, &name, follow)?;
+        Ok((name, mode))
     }
 
     pub(crate) fn target(&self) -> &Path {
@@ -164,7 +173,7 @@ impl Output {
             self.file.set_len(size)?;
             return Ok(How::Cloned);
         }
-        if self.may_link && (start, end) == (0, size) && self.link(from).is_ok() {
+        if (start, end) == (0, size) && self.link(from).is_ok() {
             return Ok(How::Linked);
         }
         let mut at = start;
@@ -178,17 +187,6 @@ impl Output {
         self.file.set_len(end - start)?;
         Ok(How::Copied)
     }
-}
-
-/// A name for an open file that is this user's own: another's would be read-only to its owner from then
-/// on, and whoever has a name for it could be kept out of a directory only.
-fn link(from: &File, name: &Path) -> io::Result<()> {
-    if from.metadata()?.uid() != rustix::process::geteuid().as_raw() {
-        return Err(io::ErrorKind::PermissionDenied.into());
-    }
-    let open = format!("/proc/self/fd/{}", from.as_raw_fd());
-    let (here, follow) = (rustix::fs::CWD, rustix::fs::AtFlags::SYMLINK_FOLLOW);
-    Ok(rustix::fs::linkat(here, open, here, name, follow)?)
 }
 
 /// Makes `to` a clone of `from` as it is now, where their file system can.

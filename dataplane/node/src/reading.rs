@@ -151,8 +151,7 @@ impl Node {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 outcome => {
-                    // A fast origin always has more: without this a thread would read and sign for a tenth
-                    // of a second at a time, and send nobody what is there.
+                    // A fast origin always has more: who sends what is there has a turn first.
                     tokio::task::yield_now().await;
                     return outcome;
                 }
