@@ -58,7 +58,9 @@ impl Node {
             };
             match did {
                 Ok(true) => {
-                    done.contents += 1;
+                    // Of what a node only knows (it was asked to fetch it, and did not yet)
+                    // nobody expects to be told.
+                    done.contents += u32::from(held.complete || held.held_blocks > 0);
                     done.bytes = done.bytes.saturating_add(held.bytes);
                 }
                 // It went meanwhile.
