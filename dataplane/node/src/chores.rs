@@ -1,7 +1,7 @@
 //! What time brings: the engines' clock, idle tasks, garbage, reports.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dragonfly_proto::rpc::{self, from_node};
 
@@ -18,12 +18,19 @@ const GATHER: Duration = Duration::from_millis(200);
 /// Engines' clock where nothing else drives them: fine enough for the 30 ms within which
 /// announcements are gathered.
 const TICK: Duration = Duration::from_millis(20);
+/// How often engines hear of their links' round trips, which connections measure twice a second.
+const MEASURE: Duration = Duration::from_millis(500);
 
 impl Node {
     /// Ticks the engines that have something to time; sleeps while there are none.
     pub(crate) async fn tick(self: Arc<Self>) {
+        let mut measured = Instant::now();
         loop {
             let tasks = self.tasks();
+            let measure = measured.elapsed() >= MEASURE;
+            if measure {
+                measured = Instant::now();
+            }
             let mut busy = false;
             // What contends for this node's downlink: shares go by priority.
             let wanting = |t: &&Arc<Task>| {
@@ -38,6 +45,9 @@ impl Node {
                 let due = {
                     let mut state = task.state();
                     state.engine.set_share(share.min(1.0));
+                    if measure {
+                        state.measure();
+                    }
                     busy |= !state.links.is_empty() || !state.wants.is_empty();
                     state
                         .engine

@@ -432,8 +432,8 @@ impl Node {
             let told = st.told.get(&conn.peer()).copied();
             let info = NeighbourInfo {
                 emitter: emits && told.is_none_or(|told| told.emitter),
+                rtt: conn.round_trip(),
                 may_ask: told.map_or(Some(Stripe::WHOLE), |told| told.may_ask),
-                ..NeighbourInfo::default()
             };
             st.engine.join(now, neighbour, info);
         });

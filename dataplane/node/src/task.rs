@@ -74,6 +74,15 @@ pub(crate) struct State {
     pub(crate) joined: bool,
 }
 
+impl State {
+    /// Tells the engine what its links' round trips are: windows are as wide as the way is long.
+    pub(crate) fn measure(&mut self) {
+        for (id, link) in &self.links {
+            self.engine.set_rtt(*id, link.conn.round_trip());
+        }
+    }
+}
+
 /// How a neighbour of another zone relates to this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Told {

@@ -2,14 +2,17 @@
 
 use std::any::Any;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use dragonfly_proto::frame::Frame;
 use dragonfly_proto::id::NodeId;
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::Violation;
+use crate::socket::round_trip;
 use crate::who::Who;
 
 /// Control bytes that may wait for a slow reader before the connection is given up: the frames of
@@ -51,6 +54,8 @@ pub struct Conn {
     closed: AtomicBool,
     pub(crate) received: AtomicU64,
     pub(crate) sent: AtomicU64,
+    /// Microseconds; zero while not known.
+    round_trip: AtomicU32,
     /// Something came in, something went out since the watch last looked.
     pub(crate) heard: AtomicBool,
     pub(crate) said: AtomicBool,
@@ -80,6 +85,7 @@ impl Conn {
             closed: AtomicBool::new(false),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
+            round_trip: AtomicU32::new(0),
             heard: AtomicBool::new(true),
             said: AtomicBool::new(true),
             pausing: AtomicBool::new(false),
@@ -132,6 +138,20 @@ impl Conn {
             self.received.load(Ordering::Relaxed),
             self.sent.load(Ordering::Relaxed),
         )
+    }
+
+    /// The smallest round trip seen in the last minutes; zero while not known.
+    #[must_use]
+    pub fn round_trip(&self) -> Duration {
+        Duration::from_micros(self.round_trip.load(Ordering::Relaxed).into())
+    }
+
+    /// Asks the kernel for the round trip.
+    pub(crate) fn measure(&self, socket: &TcpStream) {
+        if let Some(trip) = round_trip(socket) {
+            let micros = u32::try_from(trip.as_micros()).unwrap_or(u32::MAX);
+            self.round_trip.store(micros, Ordering::Relaxed);
+        }
     }
 
     /// Queues a frame; it goes out before any further block.

@@ -378,6 +378,7 @@ impl<H: Handler> Mesh<H> {
     {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let conn = Conn::new(id, peer, addr, dialled, who);
+        conn.measure(&socket);
         if let Some(loser) = self.admit(&conn) {
             loser.close(CloseReason::Replaced);
             if Arc::ptr_eq(&loser, &conn) {

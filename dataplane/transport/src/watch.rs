@@ -1,4 +1,5 @@
-//! Silence, noticed and avoided: one timer a connection, so that no read or write needs its own.
+//! Silence, noticed and avoided, and the round trip, measured: one timer a connection, so that no read
+//! or write needs its own.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,6 +34,7 @@ pub(crate) async fn run(conn: &Arc<Conn>, socket: &TcpStream, silence: Duration)
             heard = now;
         }
         unread = arrived;
+        conn.measure(socket);
         if conn.said.swap(false, Ordering::Relaxed) {
             said = now;
         }

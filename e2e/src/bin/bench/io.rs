@@ -56,7 +56,7 @@ pub(crate) fn run(bin: &Path, size: u64, runs: usize) -> Result<Vec<Value>> {
     Ok(vec![
         json!({
             "case": "One warm parent to one child", "peers": 1, "rate_mbit": 0, "size_bytes": size,
-            "about": "no shaping, every block checked (BLAKE3), written to a file; CPU is of both ends",
+            "about": "no shaping, every block checked (BLAKE3), written to a file (its client's own copy, or by `--hard-link` the node's); CPU is of both ends",
             "systems": throughput,
         }),
         json!({
@@ -84,9 +84,18 @@ fn resident(mesh: &Mesh, which: &str) -> f64 {
 
 /// Runs a client to its end: seconds.
 fn get(bed: &Bed<'_>, mesh: &Mesh, node: usize, path: &str, out: &Path) -> Result<f64> {
+    get_as(bed, mesh, (node, path, out), &[])
+}
+
+fn get_as(
+    bed: &Bed<'_>,
+    mesh: &Mesh,
+    (node, path, out): (usize, &str, &Path),
+    options: &[&str],
+) -> Result<f64> {
     let mut c = bed.net.command(node, &bed.bin);
-    c.args(["get", "--quiet", "--socket"])
-        .arg(&mesh.sockets[node]);
+    c.args(["get", "--quiet"]).args(options);
+    c.arg("--socket").arg(&mesh.sockets[node]);
     c.arg("-O").arg(out);
     c.arg(format!("http://{}:8080/{path}", bed.net.ip(0)));
     timed(&mut c)
@@ -111,11 +120,16 @@ fn timed(command: &mut std::process::Command) -> Result<f64> {
 fn throughput(bed: &Bed<'_>, size: u64, runs: usize) -> Result<Vec<Value>> {
     let gib = size as f64 / f64::from(1 << 30);
     let out = bed.dir.join("out");
-    let mut rows: Vec<(&str, Vec<Value>)> = vec![];
+    let mut rows: Vec<(String, Vec<Value>)> = vec![];
+    let outputs: [(&str, &[&str]); 2] = [("", &[]), (", hard link", &["--hard-link"])];
+    let ways = bed.meshes.iter();
+    let ways: Vec<_> = ways
+        .flat_map(|m| outputs.map(|(output, options)| (m, output, options)))
+        .collect();
     for run in 0..runs.max(1) {
-        for mesh in &bed.meshes {
-            let name = mesh.system().name();
-            let path = format!("run-io-{name}-{run}");
+        for &(mesh, output, options) in &ways {
+            let name = format!("{}{output}", mesh.system().name());
+            let path = format!("run-io-{}-{run}", name.replace([',', ' '], ""));
             get(bed, mesh, 0, &path, &out)?;
             let _ = fs::remove_file(&out);
             prime(&bed.dir, 3 * size)?;
@@ -123,11 +137,11 @@ fn throughput(bed: &Bed<'_>, size: u64, runs: usize) -> Result<Vec<Value>> {
                 mesh.nodes.iter().map(|n| usage::cpu(n.id())).sum::<f64>() + usage::ended_children()
             };
             let before = spent();
-            let seconds = get(bed, mesh, 1, &path, &out)?;
+            let seconds = get_as(bed, mesh, (1, &path, &out), options)?;
             let cpu = spent() - before;
             compare(&bed.digest, &out)?;
             mesh.forget(&bed.bin)?;
-            push(&mut rows, name, seconds, cpu / gib, size);
+            push(&mut rows, &name, seconds, cpu / gib, size);
         }
         prime(&bed.dir, 3 * size)?;
         let nginx = || bed.origin_cpu() + usage::ended_children();
@@ -143,13 +157,13 @@ fn throughput(bed: &Bed<'_>, size: u64, runs: usize) -> Result<Vec<Value>> {
         .collect())
 }
 
-fn push(rows: &mut Vec<(&str, Vec<Value>)>, name: &'static str, seconds: f64, cpu: f64, size: u64) {
+fn push(rows: &mut Vec<(String, Vec<Value>)>, name: &str, seconds: f64, cpu: f64, size: u64) {
     let gbit = size as f64 * 8.0 / seconds / 1e9;
     eprintln!("{name}: {gbit:.2} Gbit/s, {cpu:.2} CPU s/GiB");
     let row = json!({"gbit_s": gbit, "cpu_s_per_gib": cpu, "wall_s": seconds});
     match rows.iter_mut().find(|(n, _)| *n == name) {
         Some((_, all)) => all.push(row),
-        None => rows.push((name, vec![row])),
+        None => rows.push((name.to_owned(), vec![row])),
     }
 }
 

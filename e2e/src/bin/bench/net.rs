@@ -76,10 +76,12 @@ impl Net {
         format!("10.77.0.{}", n + 1)
     }
 
-    /// A command inside a node; what it says is thrown away.
+    /// A command inside a node; what it says is thrown away. It has this process's mounts, not some of
+    /// its own as with `ip netns exec`: files can be given other names only where mounts are the same.
     pub(crate) fn command(&self, n: usize, program: &Path) -> Command {
-        let mut c = Command::new("ip");
-        c.args(["netns", "exec", &self.ns(n)]).arg(program);
+        let mut c = Command::new("nsenter");
+        c.arg(format!("--net=/run/netns/{}", self.ns(n)))
+            .arg(program);
         c.stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());

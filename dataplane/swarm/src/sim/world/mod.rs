@@ -461,17 +461,21 @@ impl World<'_> {
         self.drain(node);
     }
 
-    /// Keeps a few blocks on their way from the origin.
+    /// Keeps a few blocks on their way from the origin, and as many more as seeds send within a round
+    /// trip: a body that is open is read on without one.
     fn fetch(&mut self, node: u32) {
         let seed = &self.nodes[node as usize];
-        if !seed.leased || !seed.alive || !seed.engine.is_emitting() || seed.fetching.len() >= 4 {
+        let open = self.scenario.rtt.as_secs_f64() * seed.up / f64::from(self.scenario.block);
+        let most = 4 + open.ceil() as usize;
+        if !seed.leased || !seed.alive || !seed.engine.is_emitting() || seed.fetching.len() >= most
+        {
             return;
         }
-        let wanted = seed.engine.origin_wanted(8);
+        let wanted = seed.engine.origin_wanted(2 * most as u32);
         let mut at = self.now + 2 * self.latency;
         for block in wanted.into_iter().flatten() {
             let seed = &mut self.nodes[node as usize];
-            if seed.fetching.len() >= 4 || seed.fetching.contains(&block) {
+            if seed.fetching.len() >= most || seed.fetching.contains(&block) {
                 continue;
             }
             at += (f64::from(self.scenario.block) * 8.0 / self.scenario.origin_rate * 1e9) as Nanos;
