@@ -6,6 +6,7 @@
 //! - [`mesh`]: a scheduler, seeds and peers as processes
 //! - [`clock`]: wall clocks that can be set, one for each process
 //! - [`links`]: machines whose links are cut, in namespaces
+//! - [`far`]: a long way between two interfaces
 //! - [`disk`]: disks of a size
 //! - [`get`]: a `dragonfly get` and what it says of itself
 //! - [`origin`]: an HTTP server of files, with a speed, and a count of what it sent
@@ -18,6 +19,7 @@
 pub mod binary;
 pub mod clock;
 pub mod disk;
+pub mod far;
 pub mod get;
 pub mod http;
 pub mod links;

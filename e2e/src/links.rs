@@ -1,5 +1,5 @@
 //! Machines that can be cut off: network namespaces on one bridge, each with a link that a test cuts,
-//! makes deaf, or slows down.
+//! makes deaf, slows down, or makes long.
 //!
 //! The bridge is in the namespace of whoever makes it, which is one of its own: see [`alone`]. A
 //! machine is the namespace of a sleeping process; nothing names it, so it goes with that process, and
@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::far::Far;
 use crate::process::Process;
 use crate::{Failed, Result};
 
@@ -59,6 +60,7 @@ pub struct Place {
 #[derive(Debug)]
 pub struct Links {
     machines: Vec<Process>,
+    ways: Vec<Far>,
 }
 
 impl Links {
@@ -71,7 +73,10 @@ impl Links {
         let here = format!("{}/24", Self::here());
         sh("ip", &["addr", "add", &here, "dev", "br0"])?;
         sh("ip", &["link", "set", "br0", "up"])?;
-        let mut links = Self { machines: vec![] };
+        let mut links = Self {
+            machines: vec![],
+            ways: vec![],
+        };
         for n in 0..machines {
             let mut hold = Command::new("unshare");
             hold.args(["--net", "--", "sleep", "infinity"]);
@@ -84,13 +89,33 @@ impl Links {
                 "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &id,
             ];
             sh("ip", &add)?;
-            sh("ip", &["link", "set", &port, "master", "br0", "up"])?;
-            let address = format!("{}/24", ip(n));
-            links.run(n, "ip", &["addr", "add", &address, "dev", "eth0"])?;
-            links.run(n, "ip", &["link", "set", "eth0", "up"])?;
             links.run(n, "ip", &["link", "set", "lo", "up"])?;
+            links.up(n)?;
         }
         Ok(links)
+    }
+
+    /// Gives a machine's link its address.
+    fn up(&self, n: usize) -> Result<()> {
+        sh("ip", &["link", "set", &port(n), "master", "br0", "up"])?;
+        let address = format!("{}/24", ip(n));
+        self.run(n, "ip", &["addr", "add", &address, "dev", "eth0"])?;
+        self.run(n, "ip", &["link", "set", "eth0", "up"])
+    }
+
+    /// Puts a machine far away: whatever goes to it or comes from it takes so long each way. Its link is
+    /// a new one, so this comes before anything is sent on it.
+    ///
+    /// # Errors
+    /// There is no such machine, or no TAP devices.
+    pub fn far(&mut self, n: usize, one_way: Duration) -> Result<()> {
+        let machine = self.machines.get(n);
+        let machine = machine.ok_or_else(|| Failed(format!("there is no machine {n}")))?;
+        let (id, port, there) = (machine.id().to_string(), port(n), format!("far{n}"));
+        sh("ip", &["link", "del", &port])?;
+        self.ways.push(Far::new([&port, &there], one_way)?);
+        sh("ip", &["link", "set", &there, "netns", &id, "name", "eth0"])?;
+        self.up(n)
     }
 
     /// The address of this process, for what machines are to reach: an origin.

@@ -165,3 +165,28 @@ fn an_origin_whose_link_is_cut_for_seconds_fails_no_download() {
         },
     );
 }
+
+#[test]
+fn who_is_far_away_asks_for_more_at_once() {
+    alone("who_is_far_away_asks_for_more_at_once", || async {
+        let mut links = Links::new(3).unwrap();
+        links.far(FIRST, Duration::from_millis(50)).unwrap();
+        let options = Options {
+            seeds: 1,
+            peers: 1,
+            places: links.places(),
+            ..Options::default()
+        };
+        let origin = format!("{}:0", Links::here());
+        let s = Setting::at(&origin, &options, 32 * MIB, 0).await;
+        for ended in s.all_have(s.all_get()).await {
+            // With a window that does not grow with the round trip of 100 ms it takes 30 s.
+            assert!(
+                ended.took < Duration::from_secs(12),
+                "took {:?}",
+                ended.took
+            );
+        }
+        s.origin_sent_at_most(0);
+    });
+}

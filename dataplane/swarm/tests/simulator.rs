@@ -160,7 +160,7 @@ fn the_same_dice_give_the_same_outcome() {
 /// to what a way of 100 Mbit/s holds, from nothing, within a content that takes five seconds.
 #[test]
 fn windows_grow_with_the_length_of_the_way() {
-    for (peers, slowest) in [(1, 1.45), (6, 1.35), (20, 1.35)] {
+    for (peers, slowest) in [(1, 1.25), (6, 1.25), (20, 1.30)] {
         let mut scenario = Scenario::new(peers, Regime::Equal);
         scenario.rtt = Duration::from_millis(100);
         hold_scenario(&scenario, Regime::Equal, slowest, 1.0);

@@ -140,7 +140,10 @@ async fn idle_connections_stay_up_and_those_woken_for_nothing_too() {
     assert!(b.notes.reasons().is_empty(), "{:?}", b.notes.reasons());
     // The loopback's: known, and no more than a busy machine's.
     let trip = conn.round_trip();
-    assert!(!trip.is_zero() && trip < Duration::from_millis(500), "{trip:?}");
+    assert!(
+        !trip.is_zero() && trip < Duration::from_millis(500),
+        "{trip:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,7 +5,7 @@
 //! loss of a swarm, since a block asked for early is a block that another neighbour cannot bring.
 
 use super::neighbour::Outstanding;
-use super::{Action, Control, Engine, NeighbourId};
+use super::{Action, Control, Engine, MAX_CREDIT, NeighbourId};
 use core::time::Duration;
 
 impl Engine {
@@ -77,6 +77,11 @@ impl Engine {
 
     /// Requests that may be outstanding at this parent.
     pub(super) fn window(&self, at: usize) -> u32 {
+        self.shared(self.whole_window(at))
+    }
+
+    /// The same if this were the node's only task.
+    pub(super) fn whole_window(&self, at: usize) -> u32 {
         let config = &self.config;
         let base = if self.neighbours.len() <= config.few_parents {
             config.window_few
@@ -85,7 +90,7 @@ impl Engine {
         };
         let shifted = (base as i32 + self.timers.window_shift).max(1) as u32;
         let window = shifted.max(self.in_flight(at));
-        self.shared(window.min(config.window_max.max(1)))
+        window.min(config.window_max.max(1))
     }
 
     /// This task's part of a window.
@@ -96,15 +101,21 @@ impl Engine {
         ((window as f32 * self.share) as u32).max(1)
     }
 
+    /// Pushes that may be on their way from this emitter, if this were the node's only task.
+    pub(super) fn whole_credit(&self, at: usize) -> u32 {
+        let credit = self.config.credit.max(self.in_flight(at));
+        credit.min(self.config.window_max.min(MAX_CREDIT))
+    }
+
     /// Blocks the path to this neighbour holds, with some room to find out that it holds more;
     /// zero while rate or round trip are not known.
-    pub(super) fn in_flight(&self, at: usize) -> u32 {
+    fn in_flight(&self, at: usize) -> u32 {
         let neighbour = &self.neighbours[at];
         let blocks = neighbour.rate * neighbour.rtt.as_secs_f32();
         if blocks < 0.1 {
-            return 0;
+            return neighbour.reach;
         }
-        (blocks * 1.25).ceil() as u32 + 1
+        ((blocks * 1.25).ceil() as u32 + 1).max(neighbour.reach)
     }
 
     fn choose(&mut self, at: usize) -> Option<u32> {

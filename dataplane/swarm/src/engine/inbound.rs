@@ -81,7 +81,7 @@ impl Engine {
         self.check_index(index)?;
         let neighbour = &self.neighbours[at];
         let asked = neighbour.outstanding.iter().any(|o| o.block == index);
-        if !asked && neighbour.credit_given == 0 && neighbour.stale == 0 {
+        if !asked && neighbour.credits.is_empty() && neighbour.stale == 0 {
             return Err(Violation::Unrequested { index });
         }
         Ok(if self.held.contains(index) {
@@ -103,17 +103,23 @@ impl Engine {
     ) -> Result<Receipt, Violation> {
         self.accepts(id, index)?;
         let at = self.slot(id).ok_or(Violation::UnknownNeighbour)?;
+        let (whole_asking, whole_pushing) = (self.whole_window(at), self.whole_credit(at));
+        let (asking, pushing) = (self.shared(whole_asking), self.shared(whole_pushing));
         let neighbour = &mut self.neighbours[at];
         neighbour.last_heard = now;
         let mut pushed = false;
         if let Some(asked) = neighbour.forget(index) {
-            self.timers.block_took(now.saturating_sub(asked.since));
+            let waited = now.saturating_sub(asked.since);
+            let at_most = neighbour.outstanding.len() as u32 + 1 >= asking;
+            neighbour.came(waited, whole_asking, at_most);
+            self.timers.block_took(waited);
             if !self.twice.contains(&index) {
                 // Nobody else owes it, so there is nothing to take back.
                 self.requested.remove(index);
             }
-        } else if neighbour.credit_given > 0 {
-            neighbour.credit_given -= 1;
+        } else if let Some(allowed) = neighbour.credits.pop_front() {
+            let at_most = neighbour.credits.len() as u32 + 1 >= pushing;
+            neighbour.came(now.saturating_sub(allowed), whole_pushing, at_most);
             pushed = true;
         } else {
             neighbour.stale -= 1;
@@ -149,12 +155,8 @@ impl Engine {
         let Some(at) = self.slot(id) else { return };
         let neighbour = &mut self.neighbours[at];
         neighbour.last_heard = now;
-        if neighbour.forget(index).is_none() {
-            if neighbour.credit_given > 0 {
-                neighbour.credit_given -= 1;
-            } else {
-                neighbour.stale = neighbour.stale.saturating_sub(1);
-            }
+        if neighbour.forget(index).is_none() && neighbour.credits.pop_front().is_none() {
+            neighbour.stale = neighbour.stale.saturating_sub(1);
         }
         self.release(index);
         // Or an emitter whose blocks are lost would come to its end and wait for ever.
@@ -236,12 +238,11 @@ impl Engine {
         {
             return;
         }
-        let window = self.config.credit.max(self.in_flight(at));
-        let window = self.shared(window.min(self.config.window_max.min(MAX_CREDIT)));
+        let window = self.shared(self.whole_credit(at));
         let neighbour = &mut self.neighbours[at];
-        if neighbour.credit_given < window {
-            let more = window - neighbour.credit_given;
-            neighbour.credit_given = window;
+        let more = window.saturating_sub(neighbour.credits.len() as u32);
+        if more > 0 {
+            neighbour.credits.extend((0..more).map(|_| now));
             self.say(now, id, Control::Credit(more));
         }
     }

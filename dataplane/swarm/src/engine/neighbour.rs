@@ -35,8 +35,11 @@ pub(super) struct Neighbour {
 
     /// Our requests it has not answered. At most the window.
     pub(super) outstanding: Vec<Outstanding>,
-    /// Pushes it may still send.
-    pub(super) credit_given: u32,
+    /// When each push that it may still send was allowed, oldest first. Bounded by `MAX_CREDIT`.
+    pub(super) credits: VecDeque<Duration>,
+    /// Blocks that may be on their way at once since those before came without a queue; zero while
+    /// that says nothing.
+    pub(super) reach: u32,
     /// DATA that may still arrive for requests taken back.
     pub(super) stale: u32,
 
@@ -74,7 +77,8 @@ impl Neighbour {
             useful: 0,
             want: Wanted::Nothing,
             outstanding: Vec::new(),
-            credit_given: 0,
+            credits: VecDeque::new(),
+            reach: 0,
             stale: 0,
             queue: VecDeque::new(),
             credit: 0,
@@ -122,6 +126,22 @@ impl Neighbour {
     pub(super) fn forget(&mut self, block: u32) -> Option<Outstanding> {
         let at = self.outstanding.iter().position(|o| o.block == block)?;
         Some(self.outstanding.swap_remove(at))
+    }
+
+    /// A block came this long after it was asked for or allowed, of at most `window` on their way:
+    /// whether the way holds more. Who starts at a block or three on a way of 100 ms would else need
+    /// seconds to find out, as the rate is smoothed.
+    pub(super) fn came(&mut self, waited: Duration, window: u32, at_most: bool) {
+        if self.rtt.is_zero() {
+            return;
+        }
+        if waited * 4 <= self.rtt * 5 {
+            if at_most {
+                self.reach = self.reach.max(window + 1);
+            }
+        } else if waited * 2 > self.rtt * 3 {
+            self.reach = self.reach.saturating_sub(1);
+        }
     }
 
     /// A block arrived from it: smooths the rate. The first block after a pause says nothing.

@@ -17,6 +17,8 @@ use crate::usage;
 
 /// Files of each small size.
 const SMALL: usize = 20;
+/// What others would use, in reports.
+pub(crate) const HTTP: &str = "http (nginx, curl)";
 /// Tasks open at once when memory is read.
 const TASKS: usize = 200;
 const SIZES: [(&str, u64); 2] = [("16 KiB", 16 << 10), ("1 MiB", 1 << 20)];
@@ -83,7 +85,7 @@ fn resident(mesh: &Mesh, which: &str) -> f64 {
 }
 
 /// Runs a client to its end: seconds.
-fn get(bed: &Bed<'_>, mesh: &Mesh, node: usize, path: &str, out: &Path) -> Result<f64> {
+pub(crate) fn get(bed: &Bed<'_>, mesh: &Mesh, node: usize, path: &str, out: &Path) -> Result<f64> {
     get_as(bed, mesh, (node, path, out), &[])
 }
 
@@ -101,7 +103,7 @@ fn get_as(
     timed(&mut c)
 }
 
-fn curl(bed: &Bed<'_>, path: &str, out: &Path) -> Result<f64> {
+pub(crate) fn curl(bed: &Bed<'_>, path: &str, out: &Path) -> Result<f64> {
     let mut c = bed.net.command(1, Path::new("curl"));
     c.arg("-sfo").arg(out);
     c.arg(format!("http://{}:8080/{path}", bed.net.ip(0)));
@@ -120,7 +122,7 @@ fn timed(command: &mut std::process::Command) -> Result<f64> {
 fn throughput(bed: &Bed<'_>, size: u64, runs: usize) -> Result<Vec<Value>> {
     let gib = size as f64 / f64::from(1 << 30);
     let out = bed.dir.join("out");
-    let mut rows: Vec<(String, Vec<Value>)> = vec![];
+    let mut rows = Rows::default();
     let outputs: [(&str, &[&str]); 2] = [("", &[]), (", hard link", &["--hard-link"])];
     let ways = bed.meshes.iter();
     let ways: Vec<_> = ways
@@ -141,7 +143,7 @@ fn throughput(bed: &Bed<'_>, size: u64, runs: usize) -> Result<Vec<Value>> {
             let cpu = spent() - before;
             compare(&bed.digest, &out)?;
             mesh.forget(&bed.bin)?;
-            push(&mut rows, &name, seconds, cpu / gib, size);
+            rows.push(&name, row(seconds, cpu / gib, size));
         }
         prime(&bed.dir, 3 * size)?;
         let nginx = || bed.origin_cpu() + usage::ended_children();
@@ -149,25 +151,37 @@ fn throughput(bed: &Bed<'_>, size: u64, runs: usize) -> Result<Vec<Value>> {
         let seconds = curl(bed, "content", &out)?;
         let cpu = nginx() - before;
         compare(&bed.digest, &out)?;
-        push(&mut rows, "http (nginx, curl)", seconds, cpu / gib, size);
+        rows.push(HTTP, row(seconds, cpu / gib, size));
     }
-    Ok(rows
-        .into_iter()
-        .map(|(name, rows)| json!({"system": name, "median": medians(&rows), "runs": rows}))
-        .collect())
+    Ok(rows.systems())
 }
 
-fn push(rows: &mut Vec<(String, Vec<Value>)>, name: &str, seconds: f64, cpu: f64, size: u64) {
+/// Runs of each system, by its name.
+#[derive(Default)]
+pub(crate) struct Rows(Vec<(String, Vec<Value>)>);
+
+impl Rows {
+    pub(crate) fn push(&mut self, name: &str, row: Value) {
+        eprintln!("{name}: {row}");
+        match self.0.iter_mut().find(|(n, _)| *n == name) {
+            Some((_, all)) => all.push(row),
+            None => self.0.push((name.to_owned(), vec![row])),
+        }
+    }
+
+    /// With the medians, as reports have it.
+    pub(crate) fn systems(self) -> Vec<Value> {
+        let system = |(name, rows): (String, Vec<Value>)| json!({"system": name, "median": medians(&rows), "runs": rows});
+        self.0.into_iter().map(system).collect()
+    }
+}
+
+fn row(seconds: f64, cpu: f64, size: u64) -> Value {
     let gbit = size as f64 * 8.0 / seconds / 1e9;
-    eprintln!("{name}: {gbit:.2} Gbit/s, {cpu:.2} CPU s/GiB");
-    let row = json!({"gbit_s": gbit, "cpu_s_per_gib": cpu, "wall_s": seconds});
-    match rows.iter_mut().find(|(n, _)| *n == name) {
-        Some((_, all)) => all.push(row),
-        None => rows.push((name.to_owned(), vec![row])),
-    }
+    json!({"gbit_s": gbit, "cpu_s_per_gib": cpu, "wall_s": seconds})
 }
 
-fn compare(expected: &str, out: &Path) -> Result<()> {
+pub(crate) fn compare(expected: &str, out: &Path) -> Result<()> {
     if sample::digest(out)? != *expected {
         return Err(Failed::at(out.display(), "is not what was sent"));
     }

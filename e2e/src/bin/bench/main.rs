@@ -7,6 +7,7 @@
 mod bed;
 mod case;
 mod control;
+mod far;
 mod images;
 mod io;
 mod load;
@@ -138,7 +139,10 @@ fn binary() -> Result<PathBuf> {
 }
 
 fn io(size: u64, runs: usize) -> Result<()> {
-    report::write("io", io::run(&binary()?, size << 20, runs.clamp(1, 100))?)
+    let (bin, size, runs) = (binary()?, size << 20, runs.clamp(1, 100));
+    let mut cases = io::run(&bin, size, runs)?;
+    cases.extend(far::run(&bin, size / 8, runs)?);
+    report::write("io", cases)
 }
 
 fn swarm(args: &SwarmArgs) -> Result<()> {

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use dragonfly_e2e::far::Far;
 use dragonfly_e2e::{Failed, Result};
 
 /// HTB counts Ethernet bytes: what is left for content at 1500 bytes a packet.
@@ -33,6 +35,7 @@ impl Link {
 pub(crate) struct Net {
     prefix: String,
     nodes: usize,
+    ways: Vec<Far>,
 }
 
 impl Net {
@@ -41,6 +44,7 @@ impl Net {
         let net = Self {
             prefix: format!("dfb{}", std::process::id()),
             nodes: links.len(),
+            ways: vec![],
         };
         let bridge = net.bridge();
         ip(&["netns", "add", &bridge])?;
@@ -53,15 +57,33 @@ impl Net {
                 "-n", &bridge, "link", "add", &port, "type", "veth", "peer", "name", "eth0",
                 "netns", &ns,
             ])?;
-            ip(&["-n", &bridge, "link", "set", &port, "master", "br0", "up"])?;
-            let address = format!("{}/24", net.ip(n));
-            ip(&["-n", &ns, "addr", "add", &address, "dev", "eth0"])?;
-            ip(&["-n", &ns, "link", "set", "eth0", "up"])?;
             ip(&["-n", &ns, "link", "set", "lo", "up"])?;
+            net.up(n)?;
             shape(&ns, "eth0", link.up)?;
             shape(&bridge, &port, link.down)?;
         }
         Ok(net)
+    }
+
+    /// Puts a node far away: whatever goes to it or comes from it takes so long each way. Its link is a new
+    /// one, which nothing shapes: this comes before anything is sent on it.
+    pub(crate) fn far(&mut self, n: usize, one_way: Duration) -> Result<()> {
+        let (bridge, ns, port) = (self.bridge(), self.ns(n), format!("p{n}"));
+        let [here, there] = ["a", "b"].map(|end| format!("{}{end}{n}", self.prefix));
+        ip(&["-n", &bridge, "link", "del", &port])?;
+        self.ways.push(Far::new([&here, &there], one_way)?);
+        ip(&["link", "set", &here, "netns", &bridge, "name", &port])?;
+        ip(&["link", "set", &there, "netns", &ns, "name", "eth0"])?;
+        self.up(n)
+    }
+
+    /// Puts a node's link on the bridge and gives it its address.
+    fn up(&self, n: usize) -> Result<()> {
+        let (bridge, ns, port) = (self.bridge(), self.ns(n), format!("p{n}"));
+        ip(&["-n", &bridge, "link", "set", &port, "master", "br0", "up"])?;
+        let address = format!("{}/24", self.ip(n));
+        ip(&["-n", &ns, "addr", "add", &address, "dev", "eth0"])?;
+        ip(&["-n", &ns, "link", "set", "eth0", "up"]).map(drop)
     }
 
     fn bridge(&self) -> String {
