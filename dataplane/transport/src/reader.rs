@@ -22,6 +22,9 @@ const READ_AHEAD: usize = 16 << 10;
 const HASH_STEP: usize = 64 << 10;
 /// Most bytes of a block to wait for at once: hashing goes on beside the arrival of the rest.
 const WAIT_FOR: usize = 64 << 10;
+/// On a way as long as this whatever comes is read at once: the kernel widens its receive window by what
+/// is read within a round trip.
+const FAR: Duration = Duration::from_millis(5);
 /// A block buffer unused for this long is given back.
 const IDLE_BUFFER: Duration = Duration::from_secs(5);
 
@@ -157,7 +160,12 @@ struct Source<'a, R> {
 impl<R: Input> Source<'_, R> {
     /// Some bytes into `out`; `sure` bytes are certain to come.
     async fn read(&mut self, out: &mut [u8], sure: usize) -> Result<usize, CloseReason> {
-        let want = sure.saturating_sub(R::HOLDS).clamp(1, WAIT_FOR) as u32;
+        let most = if self.conn.round_trip() < FAR {
+            WAIT_FOR
+        } else {
+            1
+        };
+        let want = sure.saturating_sub(R::HOLDS).clamp(1, most) as u32;
         let (io, socket, lowat) = (&mut self.io, self.socket, &mut self.lowat);
         let mut buf = ReadBuf::new(out);
         let done = poll_fn(|cx| {
