@@ -111,7 +111,8 @@ impl Engine {
     /// zero while rate or round trip are not known.
     fn in_flight(&self, at: usize) -> u32 {
         let neighbour = &self.neighbours[at];
-        let blocks = neighbour.rate * neighbour.rtt.as_secs_f32();
+        let trip = neighbour.trip().unwrap_or_default();
+        let blocks = neighbour.rate * trip.as_secs_f32();
         if blocks < 0.1 {
             return neighbour.reach;
         }
