@@ -14,7 +14,7 @@ use dragonfly_proto::rpc::{self, Role, from_node, to_node};
 use dragonfly_proto::sign::{PublicKey, SigningKey};
 use dragonfly_swarm::membership::{Settings, ZoneId};
 
-use crate::lookups::Lookup;
+use crate::lookups::{Lookup, Waiter};
 use crate::preheats::Preheats;
 use crate::sketch::{Counts, bounded, known};
 use crate::swarms::TaskEntry;
@@ -89,6 +89,8 @@ pub struct Core {
     pub(crate) nodes: HashMap<NodeId, NodeEntry>,
     zones: HashMap<String, ZoneId>,
     pub(crate) lookups: HashMap<RequestKey, Lookup>,
+    /// Questions from before any seed had a session.
+    pub(crate) early: Vec<(RequestKey, rpc::Source, Waiter)>,
     pub(crate) asked: HashMap<u64, RequestKey>,
     pub(crate) next_ask: u64,
     pub(crate) tasks: HashMap<ContentKey, TaskEntry>,
@@ -131,6 +133,7 @@ impl Core {
             nodes: HashMap::new(),
             zones: HashMap::new(),
             lookups: HashMap::new(),
+            early: vec![],
             asked: HashMap::new(),
             next_ask: 1,
             tasks: HashMap::new(),
@@ -240,6 +243,7 @@ impl Core {
             // What it was asked may have been lost with its old session.
             self.ask_again(node);
         }
+        self.ask_early();
         self.preheats.came(self.now, node);
         if self.retired {
             self.send(node, to_node::Message::Retire(rpc::Retire {}));

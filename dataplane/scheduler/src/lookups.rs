@@ -8,7 +8,7 @@ use dragonfly_proto::id::{ContentKey, NodeId, RequestKey};
 use dragonfly_proto::rpc::{self, failure::Code, to_node};
 use dragonfly_swarm::membership::rendezvous;
 
-use crate::core::Core;
+use crate::core::{Core, NodeEntry};
 
 /// A seed that has not answered for this long is given up; its own retries end before.
 const ANSWER: Duration = Duration::from_secs(90);
@@ -90,13 +90,35 @@ impl Core {
                 None => {}
             }
         }
+        self.look_up(key, source, waiter);
+    }
+
+    fn look_up(&mut self, key: RequestKey, source: rpc::Source, waiter: Waiter) {
         match self.lookups.get_mut(&key) {
             Some(Lookup::Known(known)) if known.until > self.now => {
                 let known = known.clone();
                 self.give(waiter, &known, &source);
             }
             Some(Lookup::Asked { waiting, .. }) => waiting.push(waiter),
+            _ if self.may_miss_seeds() => self.early.push((key, source, waiter)),
             _ => self.ask(key, source, vec![waiter], vec![]),
+        }
+    }
+
+    /// Whether seeds may be there whose sessions are not back yet. A peer that looked at the origin in
+    /// their place would be sent the beginning of what a seed reads already.
+    fn may_miss_seeds(&self) -> bool {
+        let is_there = |e: &NodeEntry| e.is_seed() && e.gone.is_none();
+        self.recovering() && !self.nodes.values().any(is_there)
+    }
+
+    /// Questions that came before any seed: now there is one, or none comes.
+    pub(crate) fn ask_early(&mut self) {
+        if self.early.is_empty() || self.may_miss_seeds() {
+            return;
+        }
+        for (key, source, waiter) in std::mem::take(&mut self.early) {
+            self.look_up(key, source, waiter);
         }
     }
 
@@ -277,6 +299,7 @@ impl Core {
 
     /// Nobody waits any more for what this node asked.
     pub(crate) fn forget_waiter(&mut self, node: NodeId) {
+        self.early.retain(|(_, _, waiter)| waiter.node != node);
         for lookup in self.lookups.values_mut() {
             if let Lookup::Asked { waiting, .. } = lookup {
                 waiting.retain(|w| w.node != node);
@@ -362,6 +385,7 @@ impl Core {
     }
 
     pub(crate) fn renew_lookups(&mut self) {
+        self.ask_early();
         let now = self.now;
         let late: Vec<_> = self
             .lookups

@@ -65,6 +65,41 @@ async fn an_edit_reaches_every_node_and_a_wrong_one_changes_nothing_but_says_whe
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_scheduler_that_starts_again_over_wrong_manifests_goes_on_with_the_policy_it_had() {
+    let options = Options::default();
+    let mut s = Setting::new(&options, MIB, 0).await;
+    let (socket, file) = (
+        s.mesh.peers[0].socket.clone(),
+        s.mesh.manifests.join("distribution.yaml"),
+    );
+    let good = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{good}  limits:\n    upload: 64Mi\n")).unwrap();
+    let before = revision(&s, &socket).await;
+    until("the node runs the new policy", || async {
+        revision(&s, &socket).await > before
+    })
+    .await;
+    let edited = revision(&s, &socket).await;
+    std::fs::write(&file, format!("{good}  limits:\n    uplaod: 8Mi\n")).unwrap();
+    s.mesh.scheduler.kill();
+    s.mesh.scheduler.start().unwrap();
+    s.mesh.scheduler.ready().await.unwrap();
+    let said = s.mesh.scheduler.said();
+    assert!(
+        said.contains("uplaod") && said.contains("from before this start"),
+        "{said}"
+    );
+    s.all_have(s.all_get()).await;
+    assert_eq!(revision(&s, &socket).await, edited);
+    // Mended, the manifests count again.
+    std::fs::write(&file, format!("{good}  limits:\n    upload: 32Mi\n")).unwrap();
+    until("the node runs the mended policy", || async {
+        revision(&s, &socket).await > edited
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_to_keep_content_in_memory_is_started_anew_and_then_does() {
     let mut mesh = Mesh::prepare(&Options {
         peers: 1,

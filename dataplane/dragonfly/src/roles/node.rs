@@ -194,7 +194,7 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
         }
         None => (node_id(&id_file)?, None),
     };
-    let kept = last_good(&dir("policy.json"));
+    let kept = policy::last_good(&dir("policy.json"));
     let given = kept.or(config.policy.clone());
     let is_given = given.is_some();
     let first = match given {
@@ -329,17 +329,6 @@ fn node_id(path: &Path) -> Result<NodeId, RoleError> {
             Ok(id)
         }
         Err(e) => Err(RoleError::at(path.display(), e)),
-    }
-}
-
-fn last_good(path: &Path) -> Option<Policy> {
-    let bytes = std::fs::read(path).ok()?;
-    match Policy::decode(&bytes) {
-        Ok(policy) => Some(policy),
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "the kept policy cannot be read");
-            None
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! From the resolved policy to the settings of each part.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,18 @@ use dragonfly_source::{FetchOptions, Fetcher, QueryFilter};
 use dragonfly_storage::Options;
 
 use super::RoleError;
+
+/// The policy that was in force when this part of the mesh last ran, as it kept it.
+pub(crate) fn last_good(path: &Path) -> Option<Policy> {
+    let bytes = std::fs::read(path).ok()?;
+    match Policy::decode(&bytes) {
+        Ok(policy) => Some(policy),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "the kept policy cannot be read");
+            None
+        }
+    }
+}
 
 pub(crate) fn settings(p: &Policy) -> Settings {
     Settings {

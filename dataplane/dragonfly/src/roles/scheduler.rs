@@ -27,7 +27,9 @@ use tonic::transport::server::TcpIncoming;
 use super::bootstrap::Known;
 use super::identity::{self, Proof};
 use super::policy::{self, Given};
-use super::{LogArgs, RoleError, bootstrap, figures, kubernetes, local, manifests, mesh_id};
+use super::{
+    LogArgs, RoleError, bootstrap, figures, kubernetes, local, manifests, mesh_id, write_atomically,
+};
 
 /// Run a scheduler: who is in which swarm, and the mesh's policy
 ///
@@ -48,7 +50,7 @@ pub(crate) struct Args {
     /// Another replica: `name=host:port`; repeatable
     #[arg(long, value_name = "NAME=ADDRESS")]
     replica: Vec<String>,
-    /// Where keys are kept; replicas share STATE/mesh
+    /// Where keys and the last good policy are kept; replicas share STATE/mesh
     #[arg(
         long,
         default_value = "/var/lib/dragonfly/scheduler",
@@ -166,7 +168,7 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
             Some(policies) => policies,
             None => return Ok(()),
         },
-        None => from_manifests(args.file, args.distribution, &stop)?,
+        None => from_manifests(args.file, args.distribution, &args.state, &stop)?,
     };
     let identity = match known {
         Some(known) => {
@@ -241,30 +243,61 @@ async fn given(
     })
 }
 
+/// Policies from manifests. Where they are wrong at the start, what was in force before it stays, as it
+/// does when an edit is wrong: a restart takes nobody's policy away.
 fn from_manifests(
     file: Option<PathBuf>,
     distribution: Option<String>,
+    state: &Path,
     stop: &CancellationToken,
 ) -> Result<watch::Receiver<Given>, RoleError> {
-    let first = manifests::read(file.as_deref(), distribution.as_deref(), None)?;
-    for preheat in &first.preheats {
+    let path = state.join("policy.json");
+    let kept = policy::last_good(&path);
+    let read = manifests::read(file.as_deref(), distribution.as_deref(), kept.as_ref());
+    let (first, preheats) = match (read, kept) {
+        (Ok(read), _) => (read.policy, read.preheats),
+        (Err(error), Some(kept)) => {
+            let revision = kept.revision;
+            tracing::error!(
+                revision,
+                "the manifests are wrong, the policy from before this start stays in force:\n{error}"
+            );
+            (kept, vec![])
+        }
+        (Err(error), None) => return Err(error),
+    };
+    for preheat in &preheats {
         let name = preheat.name_any();
         tracing::warn!(
             name,
             "a Preheat of manifests is carried out by `dragonfly up -f`, which knows of earlier runs"
         );
     }
-    let policies = watch::Sender::new(Given::resolved(first.policy)?);
+    let policies = watch::Sender::new(Given::resolved(first)?);
     let given = policies.subscribe();
+    tokio::spawn(keep(path, given.clone()));
     if let Some(dir) = file {
         let to = manifests::Followers {
             policies,
             problems: watch::Sender::new(None),
-            preheats: watch::Sender::new(first.preheats),
+            preheats: watch::Sender::new(preheats),
         };
         tokio::spawn(manifests::follow(dir, distribution, to, stop.clone()));
     }
     Ok(given)
+}
+
+/// Keeps each policy for the next start.
+async fn keep(path: PathBuf, mut policies: watch::Receiver<Given>) {
+    loop {
+        let json = policies.borrow_and_update().update.json.clone();
+        if let Err(error) = write_atomically(&path, &json) {
+            tracing::warn!(%error, "the policy is not kept for the next start");
+        }
+        if policies.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Starts a scheduler in this process.

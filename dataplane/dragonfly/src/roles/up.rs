@@ -75,8 +75,7 @@ pub(crate) async fn run(args: Args) -> ExitCode {
 }
 
 async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
-    let kept = std::fs::read(args.state.join("policy.json")).ok();
-    let kept = kept.and_then(|bytes| Policy::decode(&bytes).ok());
+    let kept = policy::last_good(&args.state.join("policy.json"));
     let manifests::Read {
         policy: first,
         distribution,
