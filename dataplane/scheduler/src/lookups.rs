@@ -94,13 +94,14 @@ impl Core {
     }
 
     fn look_up(&mut self, key: RequestKey, source: rpc::Source, waiter: Waiter) {
+        let too_early = self.may_miss_seeds();
         match self.lookups.get_mut(&key) {
             Some(Lookup::Known(known)) if known.until > self.now => {
                 let known = known.clone();
                 self.give(waiter, &known, &source);
             }
             Some(Lookup::Asked { waiting, .. }) => waiting.push(waiter),
-            _ if self.may_miss_seeds() => self.early.push((key, source, waiter)),
+            _ if too_early => self.early.push((key, source, waiter)),
             _ => self.ask(key, source, vec![waiter], vec![]),
         }
     }

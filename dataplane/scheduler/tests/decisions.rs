@@ -314,6 +314,36 @@ fn after_a_restart_who_holds_the_lease_keeps_it_whoever_joins_first() {
 }
 
 #[test]
+fn after_a_restart_who_asks_first_waits_for_the_seeds_to_come_back() {
+    // A peer that looked itself would be sent the beginning of what a seed reads already.
+    let mut w = World::new(true);
+    w.peer(1);
+    w.peer(2);
+    w.resolve(1, 1);
+    w.resolve(2, 1);
+    assert_eq!(w.asks(), []);
+    w.pass(1.0);
+    assert_eq!(w.asks(), []);
+    w.seed(100);
+    let asks = w.asks();
+    assert_eq!((asks.len(), asks[0].0), (1, node(100)), "once for both");
+    w.found(node(100), asks[0].1, 1);
+    w.pass(3.0);
+    w.lease_result(node(100), 1, None);
+    assert_eq!(w.resolved().len(), 2);
+    // Where none comes, who asks looks for itself, and who asked in a session that is gone is not asked.
+    let mut w = World::new(true);
+    w.peer(1);
+    w.peer(2);
+    w.resolve(1, 1);
+    w.resolve(2, 1);
+    w.disconnect(1);
+    w.pass(3.0);
+    let asks = w.asks();
+    assert_eq!((asks.len(), asks[0].0), (1, node(2)));
+}
+
+#[test]
 fn after_a_restart_a_content_whose_lease_holder_never_returns_gets_another() {
     let mut w = World::new(false);
     w.seed(100);

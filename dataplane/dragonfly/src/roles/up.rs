@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dragonfly_crds::Policy;
 use dragonfly_crds::policy::Transport;
 use dragonfly_identity::Authority;
 use dragonfly_kubernetes::reports::{Reports, Status};
