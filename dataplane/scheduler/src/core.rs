@@ -231,6 +231,7 @@ impl Core {
             reported: now,
             home: old.is_some_and(|old| old.home),
         };
+        let is_seed = entry.is_seed();
         self.nodes.insert(node, entry);
         if restarted {
             // Another process: what the old one held leases for, this one cannot sign. Only now that
@@ -243,7 +244,9 @@ impl Core {
             // What it was asked may have been lost with its old session.
             self.ask_again(node);
         }
-        self.ask_early();
+        if is_seed {
+            self.ask_early();
+        }
         self.preheats.came(self.now, node);
         if self.retired {
             self.send(node, to_node::Message::Retire(rpc::Retire {}));

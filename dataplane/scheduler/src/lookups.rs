@@ -8,7 +8,7 @@ use dragonfly_proto::id::{ContentKey, NodeId, RequestKey};
 use dragonfly_proto::rpc::{self, failure::Code, to_node};
 use dragonfly_swarm::membership::rendezvous;
 
-use crate::core::{Core, NodeEntry};
+use crate::core::Core;
 
 /// A seed that has not answered for this long is given up; its own retries end before.
 const ANSWER: Duration = Duration::from_secs(90);
@@ -109,8 +109,7 @@ impl Core {
     /// Whether seeds may be there whose sessions are not back yet. A peer that looked at the origin in
     /// their place would be sent the beginning of what a seed reads already.
     fn may_miss_seeds(&self) -> bool {
-        let is_there = |e: &NodeEntry| e.is_seed() && e.gone.is_none();
-        self.recovering() && !self.nodes.values().any(is_there)
+        self.recovering() && !self.others_left(&[])
     }
 
     /// Questions that came before any seed: now there is one, or none comes.

@@ -73,6 +73,8 @@ async fn a_scheduler_that_starts_again_over_wrong_manifests_goes_on_with_the_pol
         s.mesh.manifests.join("distribution.yaml"),
     );
     let good = std::fs::read_to_string(&file).unwrap();
+    let kept = s.mesh.scheduler.state.join("policy.json");
+    until("the first policy is kept", || async { kept.exists() }).await;
     std::fs::write(&file, format!("{good}  limits:\n    upload: 64Mi\n")).unwrap();
     let before = revision(&s, &socket).await;
     until("the node runs the new policy", || async {

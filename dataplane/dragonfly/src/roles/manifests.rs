@@ -8,8 +8,8 @@ use kube::ResourceExt;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::RoleError;
-use super::policy::Given;
+use super::policy::{self, Given};
+use super::{RoleError, write_atomically};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -66,6 +66,66 @@ pub(crate) fn read(
 /// The policy of who has no manifests.
 pub(crate) fn default_policy() -> Result<Policy, RoleError> {
     read(None, None, None).map(|read| read.policy)
+}
+
+/// Policies from manifests. Where they are wrong at the start, what was in force before it stays, as it
+/// does when an edit is wrong: a restart takes nobody's policy away.
+pub(crate) fn policies(
+    file: Option<PathBuf>,
+    distribution: Option<String>,
+    state: &Path,
+    stop: &CancellationToken,
+) -> Result<watch::Receiver<Given>, RoleError> {
+    let path = state.join("policy.json");
+    let kept = policy::last_good(&path);
+    let read = read(file.as_deref(), distribution.as_deref(), kept.as_ref());
+    let (first, preheats) = match (read, kept) {
+        (Ok(read), _) => (read.policy, read.preheats),
+        (Err(error), Some(kept)) => {
+            let revision = kept.revision;
+            tracing::error!(
+                revision,
+                "the manifests are wrong, the policy from before this start stays in force:\n{error}"
+            );
+            (kept, vec![])
+        }
+        (Err(error), None) => return Err(error),
+    };
+    for preheat in &preheats {
+        let name = preheat.name_any();
+        tracing::warn!(
+            name,
+            "a Preheat of manifests is carried out by `dragonfly up -f`, which knows of earlier runs"
+        );
+    }
+    let policies = watch::Sender::new(Given::resolved(first)?);
+    let given = policies.subscribe();
+    tokio::spawn(keep(path, given.clone()));
+    if let Some(dir) = file {
+        let to = Followers {
+            policies,
+            problems: watch::Sender::new(None),
+            preheats: watch::Sender::new(preheats),
+        };
+        tokio::spawn(follow(dir, distribution, to, stop.clone()));
+    }
+    Ok(given)
+}
+
+/// Keeps each policy for the next start.
+async fn keep(path: PathBuf, mut policies: watch::Receiver<Given>) {
+    loop {
+        let json = policies.borrow_and_update().update.json.clone();
+        // At the very first start nobody has made it yet.
+        let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+        let made = made.map_err(|e| RoleError::at(path.display(), e));
+        if let Err(error) = made.and_then(|()| write_atomically(&path, &json)) {
+            tracing::warn!(%error, "the policy is not kept for the next start");
+        }
+        if policies.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Where changes of manifests go to.

@@ -16,7 +16,6 @@ use dragonfly_scheduler::core::Core;
 use dragonfly_scheduler::replicas;
 use dragonfly_scheduler::service::Service;
 use dragonfly_transport::Calls;
-use kube::ResourceExt;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -27,9 +26,7 @@ use tonic::transport::server::TcpIncoming;
 use super::bootstrap::Known;
 use super::identity::{self, Proof};
 use super::policy::{self, Given};
-use super::{
-    LogArgs, RoleError, bootstrap, figures, kubernetes, local, manifests, mesh_id, write_atomically,
-};
+use super::{LogArgs, RoleError, bootstrap, figures, kubernetes, local, manifests, mesh_id};
 
 /// Run a scheduler: who is in which swarm, and the mesh's policy
 ///
@@ -168,7 +165,7 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
             Some(policies) => policies,
             None => return Ok(()),
         },
-        None => from_manifests(args.file, args.distribution, &args.state, &stop)?,
+        None => manifests::policies(args.file, args.distribution, &args.state, &stop)?,
     };
     let identity = match known {
         Some(known) => {
@@ -241,63 +238,6 @@ async fn given(
         credentials,
         issuer: known.issuer,
     })
-}
-
-/// Policies from manifests. Where they are wrong at the start, what was in force before it stays, as it
-/// does when an edit is wrong: a restart takes nobody's policy away.
-fn from_manifests(
-    file: Option<PathBuf>,
-    distribution: Option<String>,
-    state: &Path,
-    stop: &CancellationToken,
-) -> Result<watch::Receiver<Given>, RoleError> {
-    let path = state.join("policy.json");
-    let kept = policy::last_good(&path);
-    let read = manifests::read(file.as_deref(), distribution.as_deref(), kept.as_ref());
-    let (first, preheats) = match (read, kept) {
-        (Ok(read), _) => (read.policy, read.preheats),
-        (Err(error), Some(kept)) => {
-            let revision = kept.revision;
-            tracing::error!(
-                revision,
-                "the manifests are wrong, the policy from before this start stays in force:\n{error}"
-            );
-            (kept, vec![])
-        }
-        (Err(error), None) => return Err(error),
-    };
-    for preheat in &preheats {
-        let name = preheat.name_any();
-        tracing::warn!(
-            name,
-            "a Preheat of manifests is carried out by `dragonfly up -f`, which knows of earlier runs"
-        );
-    }
-    let policies = watch::Sender::new(Given::resolved(first)?);
-    let given = policies.subscribe();
-    tokio::spawn(keep(path, given.clone()));
-    if let Some(dir) = file {
-        let to = manifests::Followers {
-            policies,
-            problems: watch::Sender::new(None),
-            preheats: watch::Sender::new(preheats),
-        };
-        tokio::spawn(manifests::follow(dir, distribution, to, stop.clone()));
-    }
-    Ok(given)
-}
-
-/// Keeps each policy for the next start.
-async fn keep(path: PathBuf, mut policies: watch::Receiver<Given>) {
-    loop {
-        let json = policies.borrow_and_update().update.json.clone();
-        if let Err(error) = write_atomically(&path, &json) {
-            tracing::warn!(%error, "the policy is not kept for the next start");
-        }
-        if policies.changed().await.is_err() {
-            return;
-        }
-    }
 }
 
 /// Starts a scheduler in this process.

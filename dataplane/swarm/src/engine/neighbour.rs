@@ -6,11 +6,11 @@ use crate::bitmap::BlockSet;
 use core::time::Duration;
 use std::collections::VecDeque;
 
-/// A request that waits for its DATA.
 /// What both ends need for a request and its block, be the way ever so short: four turns of a thread, each
 /// of which may have to be woken first. A swarm at 10 Gbit/s sends eight blocks meanwhile.
 const AT_BOTH_ENDS: Duration = Duration::from_micros(500);
 
+/// A request that waits for its DATA.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Outstanding {
     pub(super) block: u32,
