@@ -87,15 +87,18 @@ impl Output {
     /// when that cannot be.
     fn link(&mut self, from: &File) -> io::Result<()> {
         let (name, mode) = self.name(from)?;
-        let temporary = self.temporary.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        let moved = from
+        let opened = from
             .set_permissions(Permissions::from_mode(mode))
-            .and_then(|()| std::fs::rename(&name, temporary));
-        if moved.is_err() {
+            .and_then(|()| File::open(&name));
+        if opened.is_err() {
             let _ = std::fs::remove_file(&name);
         }
-        moved?;
-        self.file = File::open(temporary)?;
+        self.file = opened?;
+        // Not moved over the empty file: a file that replaces another by rename is written to the disk
+        // first (ext4's auto_da_alloc), which takes longer than its download.
+        if let Some(empty) = self.temporary.replace(name) {
+            let _ = std::fs::remove_file(empty);
+        }
         Ok(())
     }
 

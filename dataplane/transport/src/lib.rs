@@ -11,6 +11,7 @@
 //! hashed while it streams in, and the handler decides whether it was asked for before a byte of it
 //! is kept.
 
+mod aside;
 mod calls;
 mod conn;
 mod reader;
@@ -113,7 +114,9 @@ pub enum Next {
 }
 
 /// The node, as its connections see it. Calls come from the connections' tasks, must not wait, and
-/// may come concurrently for different connections.
+/// may come concurrently for different connections. Those of one connection come one after the other,
+/// but a large block may be handed over on a thread of its own while headers of the next are announced
+/// and blocks are sent.
 pub trait Handler: Send + Sync + 'static {
     /// The connection is up.
     fn opened(&self, conn: &Arc<Conn>);

@@ -12,9 +12,10 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::aside::{Aside, Taken, obey};
 use crate::conn::{CloseReason, Conn};
 use crate::socket::{Shared, set_receive_lowat};
-use crate::{Block, Handler, Violation, Welcome};
+use crate::{Handler, Violation, Welcome};
 
 /// Control frames are small and many: read ahead this much, bytes.
 const READ_AHEAD: usize = 16 << 10;
@@ -43,9 +44,10 @@ impl Input for Shared {
 
 pub(crate) async fn run<H: Handler, R: Input>(
     conn: &Arc<Conn>,
-    handler: &H,
+    handler: &Arc<H>,
     io: R,
     socket: &TcpStream,
+    aside: &mut Aside,
 ) -> CloseReason {
     let mut reader = FrameReader {
         source: Source {
@@ -53,6 +55,7 @@ pub(crate) async fn run<H: Handler, R: Input>(
             conn,
             socket,
             lowat: 1,
+            waited: false,
         },
         ahead: vec![0; READ_AHEAD],
         start: 0,
@@ -61,7 +64,8 @@ pub(crate) async fn run<H: Handler, R: Input>(
     let mut block = Vec::new();
     let mut body = Vec::new();
     loop {
-        if let Err(reason) = step(conn, handler, &mut reader, &mut body, &mut block).await {
+        let stepped = step(conn, handler, &mut reader, aside, &mut body, &mut block);
+        if let Err(reason) = stepped.await {
             return reason;
         }
     }
@@ -69,17 +73,34 @@ pub(crate) async fn run<H: Handler, R: Input>(
 
 async fn step<H: Handler, R: Input>(
     conn: &Arc<Conn>,
-    handler: &H,
+    handler: &Arc<H>,
     reader: &mut FrameReader<'_, R>,
+    aside: &mut Aside,
     body: &mut Vec<u8>,
     block: &mut Vec<u8>,
 ) -> Result<(), CloseReason> {
-    if !block.is_empty() && reader.start == reader.end {
+    if aside.is_busy() && reader.start == reader.end {
+        // Its verdict does not wait for what may never come.
+        let verdict = tokio::select! {
+            biased;
+            filled = reader.fill(1) => {
+                filled?;
+                None
+            }
+            verdict = aside.ended() => Some(verdict),
+        };
+        if let Some(verdict) = verdict {
+            obey(conn, verdict).await?;
+        }
+    }
+    let holds_memory = !block.is_empty() || aside.holds_memory();
+    if holds_memory && reader.start == reader.end {
         // Between bursts a thousand connections must not each sit on a megabyte.
         match timeout(IDLE_BUFFER, reader.fill(1)).await {
             Ok(filled) => filled?,
             Err(_) => {
                 *block = Vec::new();
+                aside.rest();
                 reader.source.io.rest();
             }
         }
@@ -88,8 +109,9 @@ async fn step<H: Handler, R: Input>(
     reader.exact(&mut head).await?;
     let header = FrameHeader::decode(&head).map_err(wire)?;
     if header.kind == kind::DATA {
-        return data(conn, handler, reader, &header, block).await;
+        return data(conn, handler, reader, aside, &header, block).await;
     }
+    obey(conn, aside.ended().await).await?;
     body.resize(header.len as usize, 0);
     reader.exact(body).await?;
     match Frame::decode(header.kind, body).map_err(wire)? {
@@ -100,8 +122,9 @@ async fn step<H: Handler, R: Input>(
 
 async fn data<H: Handler, R: Input>(
     conn: &Arc<Conn>,
-    handler: &H,
+    handler: &Arc<H>,
     reader: &mut FrameReader<'_, R>,
+    aside: &mut Aside,
     frame: &FrameHeader,
     block: &mut Vec<u8>,
 ) -> Result<(), CloseReason> {
@@ -110,8 +133,8 @@ async fn data<H: Handler, R: Input>(
     let header = DataHeader::decode(frame, &fixed).map_err(wire)?;
     let welcome = handler.announced(conn, frame.stream, &header)?;
     let mut proof = [0; dragonfly_proto::trust::MAX_PROOF];
-    let proof = &mut proof[..usize::from(header.proof_len)];
-    reader.exact(proof).await?;
+    let proof_len = usize::from(header.proof_len);
+    reader.exact(&mut proof[..proof_len]).await?;
     let len = header.data_len as usize;
     if welcome == Welcome::Skip {
         return reader.skip(len).await;
@@ -119,29 +142,42 @@ async fn data<H: Handler, R: Input>(
     if block.len() < len {
         block.resize(len, 0);
     }
-    let block = &mut block[..len];
     let mut hasher = blake3::Hasher::new();
     let (mut filled, mut hashed) = (0, 0);
+    reader.source.waited = false;
     while filled < len {
-        filled += reader.some(&mut block[filled..], len - filled).await?;
-        if filled - hashed >= HASH_STEP || filled == len {
+        filled += reader.some(&mut block[filled..len], len - filled).await?;
+        let leave = !reader.source.waited && aside.is_free(len);
+        if filled - hashed >= HASH_STEP && !leave {
             hasher.update(&block[hashed..filled]);
             hashed = filled;
         }
     }
     conn.received.fetch_add(len as u64, Ordering::Relaxed);
-    let block = Block {
+    obey(conn, aside.ended().await).await?;
+    let mut taken = Taken {
+        stream: frame.stream,
         index: header.index,
+        hasher,
+        hashed,
         proof,
-        data: block,
-        hash: *hasher.finalize().as_bytes(),
+        proof_len,
+        data: std::mem::take(block),
+        len,
     };
-    if let Some(pause) = handler.block(conn, frame.stream, &block)? {
-        conn.pausing.store(true, Ordering::Relaxed);
-        tokio::time::sleep(pause).await;
-        conn.pausing.store(false, Ordering::Relaxed);
+    // Who waits for the other side has the time to do it here.
+    let turn = if reader.source.waited {
+        None
+    } else {
+        aside.turn(len)
+    };
+    if let Some(turn) = turn {
+        *block = aside.start(conn, handler, taken, turn);
+        return Ok(());
     }
-    Ok(())
+    let verdict = taken.hand_over(conn, &**handler);
+    *block = taken.data;
+    obey(conn, verdict).await
 }
 
 fn wire(e: dragonfly_proto::frame::FrameError) -> CloseReason {
@@ -155,6 +191,8 @@ struct Source<'a, R> {
     socket: &'a TcpStream,
     /// What the socket was told to wait for.
     lowat: u32,
+    /// Nothing was there at some time since this was cleared.
+    waited: bool,
 }
 
 impl<R: Input> Source<'_, R> {
@@ -167,9 +205,11 @@ impl<R: Input> Source<'_, R> {
         };
         let want = sure.saturating_sub(R::HOLDS).clamp(1, most) as u32;
         let (io, socket, lowat) = (&mut self.io, self.socket, &mut self.lowat);
+        let waited = &mut self.waited;
         let mut buf = ReadBuf::new(out);
         let done = poll_fn(|cx| {
             let polled = Pin::new(&mut *io).poll_read(cx, &mut buf);
+            *waited |= polled.is_pending();
             if polled.is_pending() && *lowat != want {
                 // The kernel reports at once what is there already.
                 *lowat = want;

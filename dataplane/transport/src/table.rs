@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use crate::aside::{self, Aside};
 use crate::conn::{CloseReason, Conn};
 use crate::reader::{self, Input};
 use crate::refusal::explain;
@@ -104,6 +105,7 @@ pub struct Mesh<H> {
     conns: Mutex<HashMap<NodeId, Arc<Conn>>>,
     dialling: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
     greeting: Arc<Semaphore>,
+    asides: Arc<Semaphore>,
     told: Mutex<Option<Instant>>,
     next_id: AtomicU64,
 }
@@ -119,6 +121,7 @@ impl<H: Handler> Mesh<H> {
             conns: Mutex::default(),
             dialling: Mutex::default(),
             greeting: Arc::new(Semaphore::new(MAX_GREETING)),
+            asides: aside::turns(),
             told: Mutex::default(),
             next_id: AtomicU64::new(1),
         })
@@ -390,12 +393,18 @@ impl<H: Handler> Mesh<H> {
         let (mesh, c, silence) = (self.clone(), conn.clone(), self.timeouts.silence);
         tokio::spawn(async move {
             mesh.handler.opened(&c);
-            let handler = &*mesh.handler;
+            let handler = &mesh.handler;
+            let mut aside = Aside::new(mesh.asides.clone());
             let reason = tokio::select! {
-                reason = reader::run(&c, handler, r, &socket) => reason,
+                reason = reader::run(&c, handler, r, &socket, &mut aside) => reason,
                 reason = watch::run(&c, &socket, silence) => reason,
-                reason = writer::run(&c, handler, w, &socket) => reason,
+                reason = writer::run(&c, &**handler, w, &socket) => reason,
                 () = c.stop.notified() => c.reason(),
+            };
+            // What it took before its end is stored before its end is told, and a lie told last counts.
+            let reason = match aside.ended().await {
+                Ok(_) => reason,
+                Err(lie) => CloseReason::Violation(lie),
             };
             c.close(reason);
             {

@@ -57,6 +57,16 @@ pub struct Notes {
     pub refuse_blocks: AtomicBool,
     /// Read nothing more after a block: this node stands still.
     pub stall: AtomicBool,
+    /// Milliseconds that taking a block takes.
+    pub slow: AtomicU64,
+    /// From this block on all are lies; 0: none is.
+    pub lies_from: AtomicU64,
+    /// A block is being taken right now.
+    pub taking: AtomicBool,
+    /// Blocks announced while one was being taken.
+    pub beside: AtomicU64,
+    /// A frame, or the end, was told of while a block was being taken.
+    pub out_of_turn: AtomicBool,
 }
 
 impl Handler for Notes {
@@ -65,6 +75,7 @@ impl Handler for Notes {
     }
 
     fn frame(&self, conn: &Arc<Conn>, stream: u32, frame: Frame) -> Result<(), Violation> {
+        self.check_turn();
         if frame != Frame::Ping {
             self.order.lock().unwrap().push('f');
             self.frames
@@ -79,6 +90,9 @@ impl Handler for Notes {
         if self.refuse_blocks.load(Ordering::Relaxed) {
             return Err(Violation("nobody asked".to_owned()));
         }
+        if self.taking.load(Ordering::SeqCst) {
+            self.beside.fetch_add(1, Ordering::SeqCst);
+        }
         Ok(if self.skip.load(Ordering::Relaxed) {
             Welcome::Skip
         } else {
@@ -92,6 +106,13 @@ impl Handler for Notes {
         stream: u32,
         b: &Block<'_>,
     ) -> Result<Option<Duration>, Violation> {
+        self.taking.store(true, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(self.slow.load(Ordering::SeqCst)));
+        self.taking.store(false, Ordering::SeqCst);
+        let lies_from = self.lies_from.load(Ordering::SeqCst);
+        if lies_from > 0 && u64::from(b.index) >= lies_from {
+            return Err(Violation(format!("block {} is a lie", b.index)));
+        }
         self.order.lock().unwrap().push('b');
         self.blocks.lock().unwrap().push(Got {
             from: conn.peer(),
@@ -126,6 +147,7 @@ impl Handler for Notes {
     }
 
     fn closed(&self, conn: &Arc<Conn>, reason: &CloseReason) {
+        self.check_turn();
         let mut all = self.closed.lock().unwrap();
         let entry = all.entry(conn.id()).or_insert((0, reason.to_string()));
         entry.0 += 1;
@@ -133,6 +155,11 @@ impl Handler for Notes {
 }
 
 impl Notes {
+    fn check_turn(&self) {
+        let taking = self.taking.load(Ordering::SeqCst);
+        self.out_of_turn.fetch_or(taking, Ordering::SeqCst);
+    }
+
     pub fn open_now(&self) -> usize {
         self.opened.lock().unwrap().len() - self.closed.lock().unwrap().len()
     }
