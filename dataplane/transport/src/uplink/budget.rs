@@ -26,12 +26,8 @@ const NEW: f64 = 0.2;
 const THINK: Duration = Duration::from_millis(200);
 /// The best rate is that of the last so many thoughts: 10 s.
 const THOUGHTS: usize = 50;
-/// For so long nobody is held back, to find out what the uplink carries; and for so many round trips more, in
-/// which TCP finds out itself.
+/// For so long nobody is held back, to find out what the uplink carries.
 const OPEN: Duration = Duration::from_millis(100);
-const OPEN_TRIPS: u32 = 12;
-/// Who had nothing to send for so long begins anew.
-const REST: Duration = Duration::from_millis(2500);
 /// More is let through for a while by this factor every now and then, to find out if it carries more.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 const PROBE_FOR: Duration = Duration::from_millis(200);
@@ -52,7 +48,6 @@ pub(super) struct Budget {
     looks: u32,
     held_back: u32,
     began: Instant,
-    used: Instant,
     probed: Instant,
     /// The longest round trip of a way without queues.
     trip: Duration,
@@ -70,19 +65,16 @@ impl Budget {
             looks: 0,
             held_back: 0,
             began: now,
-            used: now,
             probed: now,
             trip: Duration::ZERO,
         }
     }
 
-    /// A block is sent over a way with this round trip: after a rest, what was known of the uplink is old.
-    pub(super) fn used(&mut self, now: Instant, trip: Duration) {
-        if now.duration_since(self.used) > REST {
+    /// Nothing was on its way: what was known of the uplink is old.
+    pub(super) fn begin(&mut self, now: Instant) {
+        if now.duration_since(self.measured) > PROBE_EVERY {
             *self = Self::new(now);
         }
-        self.used = now;
-        self.trip = self.trip.max(trip);
     }
 
     /// Bytes that others acknowledged since the last call.
@@ -144,11 +136,10 @@ impl Budget {
 
     /// Bytes that may be on their way.
     pub(super) fn bytes(&self, now: Instant) -> u64 {
-        if now.duration_since(self.began) < OPEN + self.trip * OPEN_TRIPS {
+        if now.duration_since(self.began) < OPEN {
             return u64::MAX;
         }
-        // Twice the way: the rate is what was acknowledged a round trip ago, and may have doubled.
-        let bytes = self.rate * (self.queue + self.trip * 2).as_secs_f64();
+        let bytes = self.rate * (self.queue + self.trip).as_secs_f64();
         let more = if self.is_probing(now) { PROBE } else { 1.0 };
         ((bytes * more) as u64).max(LEAST)
     }
@@ -182,7 +173,6 @@ mod tests {
             // A receiver has asked for at most this much.
             let asked = 8 * BLOCK + (rate * (0.3 + away.as_secs_f64())) as u64;
             while unacked < budget.bytes(now).min(asked) {
-                budget.used(now, Duration::from_millis(1));
                 queued += BLOCK as f64;
                 unacked += BLOCK;
             }
@@ -222,16 +212,11 @@ mod tests {
         let mut now = start;
         for _ in 0..40 {
             now += Duration::from_millis(10);
-            budget.used(now, Duration::ZERO);
             budget.acked(now, 10_000, Duration::ZERO);
         }
         assert_eq!(budget.bytes(now), LEAST, "a megabyte a second");
-        budget.used(now, Duration::ZERO);
-        assert_eq!(budget.bytes(now), LEAST, "still");
         now += Duration::from_secs(60);
-        budget.used(now, Duration::from_millis(100));
+        budget.begin(now);
         assert_eq!(budget.bytes(now), u64::MAX);
-        now += Duration::from_secs(1);
-        assert_eq!(budget.bytes(now), u64::MAX, "a long way");
     }
 }

@@ -116,7 +116,9 @@ impl Uplink {
     pub(crate) fn bound(&self, socket: &Arc<TcpStream>, bytes: u32, trip: Duration) {
         let (now, bytes) = (Instant::now(), u64::from(bytes));
         let mut state = self.state();
-        state.budget.used(now, trip);
+        if state.ways.is_empty() {
+            state.budget.begin(now);
+        }
         state.on_the_way += bytes;
         match state.way(socket) {
             Some(way) => way.writing = bytes,
