@@ -21,7 +21,6 @@ mod security;
 mod socket;
 mod table;
 mod tls;
-mod uplink;
 mod watch;
 mod who;
 mod writer;
