@@ -259,6 +259,9 @@ async fn a_hard_link_is_the_nodes_copy_and_stays_when_the_node_lets_go_of_it() {
         assert_eq!(first.mode() & 0o777, 0o444);
         let second = get("second").await;
         assert_eq!((second.ino(), second.nlink()), (first.ino(), 3));
+        // Over itself: nothing of the way there stays.
+        let again = get("second").await;
+        assert_eq!((again.ino(), again.nlink()), (first.ino(), 3));
         // Who wants others to read it, or not to, gets a copy: the mode is that of all.
         let mut command = std::process::Command::new("sh");
         command.args(["-c", "umask 077; exec \"$0\" \"$@\""]);

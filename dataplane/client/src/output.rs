@@ -145,6 +145,8 @@ impl Output {
                 self.file.sync_all().map_err(fail)?;
             }
             std::fs::rename(temporary, &self.target).map_err(fail)?;
+            // Two names of one file stay two (rename(2)): the output was this one's link before.
+            let _ = std::fs::remove_file(temporary);
             if durable {
                 let parent = self.target.parent().filter(|p| !p.as_os_str().is_empty());
                 let parent = File::open(parent.unwrap_or(Path::new(".")));

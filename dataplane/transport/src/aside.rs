@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dragonfly_proto::trust::MAX_PROOF;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::conn::{CloseReason, Conn};
 use crate::{Block, Handler, Violation};
@@ -81,8 +81,12 @@ impl Aside {
 
     /// Whether it would take a block of this size at once.
     pub(crate) fn is_free(&self, len: usize) -> bool {
-        let at_work = self.busy.as_ref().is_some_and(|b| !b.is_finished());
-        len >= WORTH_IT && !at_work
+        // Its turn is given back before it is finished: a free one, or this connection's own.
+        let is_done = match &self.busy {
+            Some(busy) => busy.is_finished(),
+            None => self.turns.available_permits() > 0,
+        };
+        len >= WORTH_IT && is_done
     }
 
     /// Hands a block over on another thread, and gives a buffer for the next. Nothing is under way.
@@ -110,13 +114,27 @@ impl Aside {
         };
         let ended = busy.await;
         self.busy = None;
-        match ended {
+        match ended.map_err(JoinError::try_into_panic) {
             Ok((verdict, data)) => {
                 self.spare = data;
                 verdict
             }
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            Err(Ok(panic)) => std::panic::resume_unwind(panic),
+            // Never begun: the runtime is going away.
+            Err(Err(_)) => Ok(None),
         }
+    }
+
+    /// The same for a reader, which reads nothing meanwhile and does as it is told.
+    pub(crate) async fn end(&mut self, conn: &Conn) -> Result<(), CloseReason> {
+        if !self.is_busy() {
+            return Ok(());
+        }
+        // A disk that stands still is not the other side's silence.
+        conn.pausing.store(true, Ordering::Relaxed);
+        let verdict = self.ended().await;
+        conn.pausing.store(false, Ordering::Relaxed);
+        obey(conn, verdict).await
     }
 
     pub(crate) const fn holds_memory(&self) -> bool {

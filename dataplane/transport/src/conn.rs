@@ -184,6 +184,11 @@ impl Conn {
         self.stop.notify_one();
     }
 
+    /// It takes and gives nothing any more; the reason follows.
+    pub(crate) fn end(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
     /// Whether it has been closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {

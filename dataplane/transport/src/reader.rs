@@ -111,7 +111,7 @@ async fn step<H: Handler, R: Input>(
     if header.kind == kind::DATA {
         return data(conn, handler, reader, aside, &header, block).await;
     }
-    obey(conn, aside.ended().await).await?;
+    aside.end(conn).await?;
     body.resize(header.len as usize, 0);
     reader.exact(body).await?;
     match Frame::decode(header.kind, body).map_err(wire)? {
@@ -154,7 +154,7 @@ async fn data<H: Handler, R: Input>(
         }
     }
     conn.received.fetch_add(len as u64, Ordering::Relaxed);
-    obey(conn, aside.ended().await).await?;
+    aside.end(conn).await?;
     let mut taken = Taken {
         stream: frame.stream,
         index: header.index,

@@ -401,7 +401,9 @@ impl<H: Handler> Mesh<H> {
                 reason = writer::run(&c, &**handler, w, &socket) => reason,
                 () = c.stop.notified() => c.reason(),
             };
-            // What it took before its end is stored before its end is told, and a lie told last counts.
+            // Nobody is to take it for one that lives, while what it took before its end is stored; a lie
+            // told last counts.
+            c.end();
             let reason = match aside.ended().await {
                 Ok(_) => reason,
                 Err(lie) => CloseReason::Violation(lie),
