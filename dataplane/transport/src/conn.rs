@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::Violation;
-use crate::socket::round_trip;
+use crate::socket::info;
 use crate::who::Who;
 
 /// Control bytes that may wait for a slow reader before the connection is given up: the frames of
@@ -148,7 +148,7 @@ impl Conn {
 
     /// Asks the kernel for the round trip.
     pub(crate) fn measure(&self, socket: &TcpStream) {
-        if let Some(trip) = round_trip(socket) {
+        if let Some(trip) = info(socket).and_then(|i| i.min_round_trip) {
             let micros = u32::try_from(trip.as_micros()).unwrap_or(u32::MAX);
             self.round_trip.store(micros, Ordering::Relaxed);
         }

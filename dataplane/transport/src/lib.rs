@@ -21,6 +21,7 @@ mod security;
 mod socket;
 mod table;
 mod tls;
+mod uplink;
 mod watch;
 mod who;
 mod writer;

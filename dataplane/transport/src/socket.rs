@@ -65,39 +65,70 @@ pub(crate) fn set_receive_lowat(stream: &TcpStream, bytes: u32) -> io::Result<()
     }
 }
 
-/// The smallest round trip that the kernel saw on this connection in the last minutes (`tcpi_min_rtt`
-/// of `TCP_INFO`, tcp(7)): the way itself, without the queues that downloads fill. Nothing where the
-/// kernel is older than 4.7 or has seen no acknowledgement yet.
-pub(crate) fn round_trip(stream: &TcpStream) -> Option<Duration> {
+/// What the kernel knows of a connection (`TCP_INFO`, tcp(7)).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Info {
+    /// Bytes that the other side has acknowledged in all.
+    pub(crate) acked: u64,
+    /// Bytes that were written and that it has not; a packet that is on its way counts as a full one.
+    pub(crate) left: u64,
+    /// The round trip, smoothed, with all queues in it.
+    pub(crate) round_trip: Duration,
+    /// The smallest round trip of the last minutes: the way itself, without the queues that downloads
+    /// fill. Nothing before the first acknowledgement.
+    pub(crate) min_round_trip: Option<Duration>,
+}
+
+/// Asks the kernel; nothing where it is older than 4.6.
+pub(crate) fn info(stream: &TcpStream) -> Option<Info> {
     /// `struct tcp_info` of linux/tcp.h as far as it is wanted here; the libc crate's ends before.
     #[repr(C)]
-    struct Info {
-        before: [u8; 148],
+    struct TcpInfo {
+        _states: [u8; 16],
+        mss: u32,
+        _received_mss: u32,
+        unacked_packets: u32,
+        _before: [u32; 10],
+        rtt_us: u32,
+        _then: [u32; 12],
+        bytes_acked: u64,
+        _further: [u32; 4],
+        unsent_bytes: u32,
         min_rtt_us: u32,
     }
-    let mut info = Info {
-        before: [0; 148],
-        min_rtt_us: u32::MAX,
-    };
-    let mut len = size_of::<Info>() as libc::socklen_t;
+    const _: () = assert!(std::mem::offset_of!(TcpInfo, unacked_packets) == 24);
+    const _: () = assert!(std::mem::offset_of!(TcpInfo, rtt_us) == 68);
+    const _: () = assert!(std::mem::offset_of!(TcpInfo, bytes_acked) == 120);
+    const _: () = assert!(std::mem::offset_of!(TcpInfo, min_rtt_us) == 148);
+    let mut info = std::mem::MaybeUninit::<TcpInfo>::zeroed();
+    let mut len = size_of::<TcpInfo>() as libc::socklen_t;
     #[expect(
         unsafe_code,
         reason = "no crate in the build has a safe call for this option"
     )]
-    // SAFETY: the descriptor is open for as long as `stream` is borrowed, and the pointer and length
-    // are those of a live structure of plain integers, of which the kernel writes at most `len` bytes.
-    let result = unsafe {
-        libc::getsockopt(
+    // SAFETY: the descriptor is open for as long as `stream` is borrowed, and the pointers are those of a
+    // live integer and a live structure of plain integers, of which the kernel writes at most `len` bytes;
+    // all zeroes are a value of that structure.
+    let (result, info) = unsafe {
+        let result = libc::getsockopt(
             stream.as_raw_fd(),
             libc::IPPROTO_TCP,
             libc::TCP_INFO,
-            (&raw mut info).cast(),
+            info.as_mut_ptr().cast(),
             &raw mut len,
-        )
+        );
+        (result, info.assume_init())
     };
-    // All ones until there is a measurement.
-    let known = result == 0 && len as usize >= size_of::<Info>() && info.min_rtt_us != u32::MAX;
-    known.then(|| Duration::from_micros(info.min_rtt_us.into()))
+    let micros = |n: u32| Duration::from_micros(n.into());
+    let is_known = result == 0 && len as usize >= size_of::<TcpInfo>();
+    let on_the_way = u64::from(info.unacked_packets) * u64::from(info.mss);
+    is_known.then(|| Info {
+        acked: info.bytes_acked,
+        left: on_the_way + u64::from(info.unsent_bytes),
+        round_trip: micros(info.rtt_us),
+        // All ones until there is a measurement.
+        min_round_trip: (info.min_rtt_us != u32::MAX).then(|| micros(info.min_rtt_us)),
+    })
 }
 
 /// Waits until the kernel would really take more: what tokio remembers of a socket is that no write

@@ -22,6 +22,7 @@ use crate::refusal::explain;
 use crate::security::{Security, SecurityError, is_node, server_name};
 use crate::socket::{self, Shared};
 use crate::tls::{self, Tls};
+use crate::uplink::Uplink;
 use crate::who::Who;
 use crate::writer::{self, Output};
 use crate::{Handler, watch};
@@ -106,6 +107,7 @@ pub struct Mesh<H> {
     dialling: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
     greeting: Arc<Semaphore>,
     asides: Arc<Semaphore>,
+    uplink: Uplink,
     told: Mutex<Option<Instant>>,
     next_id: AtomicU64,
 }
@@ -122,6 +124,7 @@ impl<H: Handler> Mesh<H> {
             dialling: Mutex::default(),
             greeting: Arc::new(Semaphore::new(MAX_GREETING)),
             asides: aside::turns(),
+            uplink: Uplink::new(),
             told: Mutex::default(),
             next_id: AtomicU64::new(1),
         })
@@ -398,7 +401,7 @@ impl<H: Handler> Mesh<H> {
             let reason = tokio::select! {
                 reason = reader::run(&c, handler, r, &socket, &mut aside) => reason,
                 reason = watch::run(&c, &socket, silence) => reason,
-                reason = writer::run(&c, &**handler, w, &socket) => reason,
+                reason = writer::run(&c, &**handler, w, &socket, &mesh.uplink) => reason,
                 () = c.stop.notified() => c.reason(),
             };
             // Nobody is to take it for one that lives, while what it took before its end is stored; a lie

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use crate::conn::{CloseReason, Conn};
 use crate::socket::{Shared, bindable, send_more};
+use crate::uplink::{Place, Uplink};
 use crate::{Handler, Next, Outgoing, Payload};
 
 /// What a connection that says nothing for this long holds is given back.
@@ -36,74 +37,126 @@ pub(crate) trait Output: Send {
 pub(crate) async fn run<H: Handler, W: Output>(
     conn: &Arc<Conn>,
     handler: &H,
-    mut out: W,
-    socket: &TcpStream,
+    out: W,
+    socket: &Arc<TcpStream>,
+    uplink: &Uplink,
 ) -> CloseReason {
-    let mut buf = Vec::new();
-    // Whether the kernel may be out of room: something was written since it was asked.
-    let mut full = true;
+    let mut writer = Writer {
+        conn,
+        handler,
+        out,
+        socket,
+        uplink,
+        buf: Vec::new(),
+        full: true,
+        place: None,
+    };
     loop {
-        let done = turn(conn, handler, &mut out, socket, &mut buf, &mut full).await;
-        if let Err(e) = done {
+        if let Err(e) = writer.turn().await {
             return CloseReason::Lost(e.to_string());
         }
     }
 }
 
-/// Sends what is queued, then at most one block; waits when there is neither.
-async fn turn<H: Handler, W: Output>(
-    conn: &Arc<Conn>,
-    handler: &H,
-    out: &mut W,
-    socket: &TcpStream,
-    buf: &mut Vec<u8>,
-    full: &mut bool,
-) -> io::Result<()> {
-    buf.clear();
-    conn.take_queue(buf);
-    if !buf.is_empty() {
-        conn.said.store(true, Ordering::Relaxed);
-        *full = true;
-        out.say(buf).await?;
-        if buf.capacity() > 256 << 10 {
-            *buf = Vec::new();
-        }
-        return Ok(());
-    }
-    if !handler.has_next(conn) {
-        idle(conn, out).await;
-        return Ok(());
-    }
-    if *full {
-        bindable(socket).await?;
-        *full = false;
-        if conn.has_queued() {
-            return Ok(());
-        }
-    }
-    // Whichever ends the wait, the next turn finds out what there is to say.
-    match handler.next(conn) {
-        Next::Send(block) => {
-            conn.said.store(true, Ordering::Relaxed);
-            *full = true;
-            block.header(buf);
-            out.block(buf, &block.payload).await?;
-            let len = block.payload.len();
-            conn.sent.fetch_add(u64::from(len), Ordering::Relaxed);
-            handler.sent(conn, block.stream, block.index, len);
-        }
-        Next::Idle => idle(conn, out).await,
-        Next::Later(pause) => {
-            let _ = timeout(pause, conn.wake.notified()).await;
-        }
-    }
-    Ok(())
+struct Writer<'a, H, W> {
+    conn: &'a Arc<Conn>,
+    handler: &'a H,
+    out: W,
+    socket: &'a Arc<TcpStream>,
+    uplink: &'a Uplink,
+    buf: Vec<u8>,
+    /// Whether the kernel may be out of room: something was written since it was asked.
+    full: bool,
+    /// Where it stands in the line of all connections with a block to send.
+    place: Option<Place>,
 }
 
-async fn idle<W: Output>(conn: &Conn, out: &mut W) {
-    if timeout(IDLE_BUFFER, conn.wake.notified()).await.is_err() {
-        out.rest();
-        conn.wake.notified().await;
+impl<H, W> Drop for Writer<'_, H, W> {
+    fn drop(&mut self) {
+        self.uplink.forget(self.socket);
+    }
+}
+
+impl<H: Handler, W: Output> Writer<'_, H, W> {
+    /// Sends what is queued, then at most one block; waits when there is neither.
+    async fn turn(&mut self) -> io::Result<()> {
+        self.buf.clear();
+        self.conn.take_queue(&mut self.buf);
+        if !self.buf.is_empty() {
+            self.conn.said.store(true, Ordering::Relaxed);
+            self.full = true;
+            self.out.say(&self.buf).await?;
+            if self.buf.capacity() > 256 << 10 {
+                self.buf = Vec::new();
+            }
+            return Ok(());
+        }
+        if !self.handler.has_next(self.conn) {
+            self.place = None;
+            self.idle().await;
+            return Ok(());
+        }
+        if self.full {
+            bindable(self.socket).await?;
+            self.full = false;
+            if self.conn.has_queued() {
+                return Ok(());
+            }
+        }
+        if !self.may_bind().await {
+            return Ok(());
+        }
+        // Whichever ends the wait, the next turn finds out what there is to say.
+        match self.handler.next(self.conn) {
+            Next::Send(block) => self.send(&block).await?,
+            Next::Idle => {
+                self.place = None;
+                self.idle().await;
+            }
+            Next::Later(pause) => {
+                self.place = None;
+                let _ = timeout(pause, self.conn.wake.notified()).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the node's uplink takes a block of this connection; false when there is something to
+    /// say first.
+    async fn may_bind(&mut self) -> bool {
+        if self.place.is_none() {
+            self.place = self.uplink.enter();
+        }
+        let Some(place) = &self.place else {
+            return true;
+        };
+        tokio::select! {
+            biased;
+            () = place.turn() => !self.conn.has_queued(),
+            () = self.conn.wake.notified() => false,
+        }
+    }
+
+    async fn send(&mut self, block: &Outgoing) -> io::Result<()> {
+        self.conn.said.store(true, Ordering::Relaxed);
+        self.full = true;
+        let len = block.payload.len();
+        self.uplink.bound(self.socket, len);
+        self.place = None;
+        block.header(&mut self.buf);
+        self.out.block(&self.buf, &block.payload).await?;
+        self.uplink.written(self.socket);
+        self.conn.sent.fetch_add(u64::from(len), Ordering::Relaxed);
+        self.handler.sent(self.conn, block.stream, block.index, len);
+        Ok(())
+    }
+
+    async fn idle(&mut self) {
+        let wake = &self.conn.wake;
+        if timeout(IDLE_BUFFER, wake.notified()).await.is_err() {
+            self.out.rest();
+            wake.notified().await;
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use dragonfly_transport::{
     Timeouts, TlsConfig, Violation, Welcome, Who, node_name,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 pub const MESH: [u8; 16] = [3; 16];
 
@@ -367,7 +367,17 @@ pub struct Raw {
 impl Raw {
     /// Connects and greets as an honest node would.
     pub async fn greeted(to: &Peer, id: NodeId) -> Self {
-        let mut io = TcpStream::connect(to.addr).await.unwrap();
+        Self::greet(TcpStream::connect(to.addr).await.unwrap(), id).await
+    }
+
+    /// The same with next to no room for what it has not read yet.
+    pub async fn narrow(to: &Peer, id: NodeId) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4 << 10).unwrap();
+        Self::greet(socket.connect(to.addr).await.unwrap(), id).await
+    }
+
+    async fn greet(mut io: TcpStream, id: NodeId) -> Self {
         io.write_all(&Greeting::new(id, MESH).encode())
             .await
             .unwrap();

@@ -1,0 +1,155 @@
+//! What one connection has in the uplink's queue.
+
+use std::time::{Duration, Instant};
+
+use crate::socket::Info;
+
+/// What a receiver acknowledged in about this time bounds what its connection counts for. What it holds
+/// beyond that waits for the receiver, not for this node's uplink.
+const PACE: Duration = Duration::from_millis(200);
+/// What a connection counts for at most, bytes: as much as its socket takes unsent, and a block of 64 KiB. What
+/// is on its way beyond that the kernel's congestion control governs: less than [`super::budget`] lets out
+/// always, so a single receiver is never held back.
+const MOST: u64 = 128 << 10;
+/// Who acknowledged nothing for this long says nothing about the uplink.
+const FRESH: Duration = Duration::from_millis(100);
+
+/// A connection with bytes on their way; no IO.
+#[derive(Debug)]
+pub(super) struct Way {
+    /// What the kernel said last.
+    seen: Info,
+    /// Bytes of the block that is being written.
+    writing: u64,
+    /// Bytes acknowledged within about [`PACE`].
+    recent: f64,
+    looked: Option<Instant>,
+    /// When anything was acknowledged last, since it is watched.
+    moved: Option<Instant>,
+}
+
+impl Way {
+    /// A connection that is about to send its first block for a while.
+    pub(super) const fn new(seen: Info) -> Self {
+        Self {
+            seen,
+            writing: 0,
+            recent: MOST as f64,
+            looked: None,
+            moved: None,
+        }
+    }
+
+    /// A block is being written; none any more when there are no bytes.
+    pub(super) const fn writes(&mut self, bytes: u64) {
+        self.writing = bytes;
+    }
+
+    /// What the kernel says now. Returns the bytes that were acknowledged since it was asked last.
+    pub(super) fn look(&mut self, now: Instant, seen: Info) -> u64 {
+        let gone = seen.acked.saturating_sub(self.seen.acked);
+        let passed = self
+            .looked
+            .map_or(Duration::ZERO, |at| now.duration_since(at));
+        let kept = (-passed.as_secs_f64() / PACE.as_secs_f64()).exp();
+        self.recent = self.recent * kept + gone as f64;
+        if gone > 0 {
+            self.moved = Some(now);
+        }
+        (self.seen, self.looked) = (seen, Some(now));
+        gone
+    }
+
+    /// Bytes that stand in the uplink's queue, at most: not those that are under way on a long way, and none
+    /// that a slow receiver leaves standing.
+    pub(super) fn counts(&self) -> u64 {
+        let under_way = self.recent * self.trip().as_secs_f64() / PACE.as_secs_f64();
+        let bound = self.seen.left.max(self.writing) as f64;
+        let waits = (bound - under_way).min(self.recent).max(0.0);
+        (waits as u64).min(MOST)
+    }
+
+    fn trip(&self) -> Duration {
+        self.seen.min_round_trip.unwrap_or_default()
+    }
+
+    /// How much later the other side hears this node than the way takes; nothing while it is silent.
+    pub(super) fn delay(&self, now: Instant) -> Option<Duration> {
+        let is_fresh = |moved| now.duration_since(moved) < FRESH;
+        self.moved
+            .is_some_and(is_fresh)
+            .then(|| self.seen.round_trip.saturating_sub(self.trip()))
+    }
+
+    pub(super) const fn is_done(&self) -> bool {
+        self.seen.left == 0 && self.writing == 0
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn info(acked: u64, left: u64, trip_ms: u64) -> Info {
+        Info {
+            acked,
+            left,
+            round_trip: Duration::from_millis(trip_ms + 5),
+            min_round_trip: Some(Duration::from_millis(trip_ms)),
+        }
+    }
+
+    /// After two seconds in which this much was acknowledged every 10 ms.
+    fn at_pace(every: u64, left: u64, trip_ms: u64) -> Way {
+        let start = Instant::now();
+        let mut way = Way::new(info(0, left, trip_ms));
+        for n in 1..=200 {
+            let now = start + Duration::from_millis(10) * n as u32;
+            assert_eq!(way.look(now, info(n * every, left, trip_ms)), every);
+        }
+        way
+    }
+
+    #[test]
+    fn who_takes_what_is_sent_counts_for_all_of_it() {
+        let way = at_pace(20_000, 100_000, 0);
+        assert_eq!(way.counts(), 100_000);
+        assert_eq!(
+            way.delay(way.looked.unwrap()),
+            Some(Duration::from_millis(5))
+        );
+    }
+
+    #[test]
+    fn who_takes_a_byte_now_and_then_counts_for_next_to_nothing() {
+        for left in [64 << 10, 4 << 20] {
+            assert!(at_pace(1, left, 0).counts() < 50);
+        }
+    }
+
+    #[test]
+    fn what_a_long_way_holds_does_not_count() {
+        // 2 MB/s over 100 ms hold 200 kB.
+        assert_eq!(at_pace(20_000, 200_000, 100).counts(), 0);
+        let waits = at_pace(20_000, 260_000, 100).counts();
+        assert!((50_000..70_000).contains(&waits), "{waits}");
+    }
+
+    #[test]
+    fn nobody_counts_for_more_than_is_bound_here() {
+        assert_eq!(at_pace(1_000_000, 64 << 20, 0).counts(), MOST);
+        let mut way = Way::new(info(0, 0, 0));
+        way.writes(16 << 20);
+        assert_eq!(way.counts(), MOST);
+        assert!(!way.is_done());
+        way.writes(0);
+        assert!(way.is_done());
+    }
+
+    #[test]
+    fn silence_says_nothing_about_the_uplink() {
+        let way = at_pace(20_000, 100_000, 0);
+        assert_eq!(way.delay(way.looked.unwrap() + FRESH), None);
+    }
+}
