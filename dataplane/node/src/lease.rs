@@ -19,6 +19,9 @@ use crate::task::{Task, lock};
 
 /// A successor waits this long for neighbours to say what they hold.
 const COLLECT: Duration = Duration::from_millis(500);
+/// A lease that came without a source gets one within this time, by a reminder that the scheduler sends when
+/// somebody who wants the content calls for it, or the content is given up.
+const SOURCE: Duration = Duration::from_secs(10);
 
 impl Node {
     /// Holds a lease until the task is complete, put away or failed.
@@ -204,7 +207,10 @@ impl Node {
             }
             let next = match begun.take() {
                 Some(begun) => begun,
-                None => self.begin_again(task, lease).await?,
+                None => match self.source_of(task, lease).await? {
+                    Some(source) => self.begin_again(task, lease, &source).await?,
+                    None => return Ok(()),
+                },
             };
             self.read_origin(task, next).await?;
             if task.is_complete() || task.failure().is_some() || self.stop.is_cancelled() {
@@ -235,23 +241,43 @@ impl Node {
         }
     }
 
+    /// What to ask the origin with; nothing when nobody needs it any more. Members' requests come straight
+    /// to this node, and may be here before the scheduler has passed on what their clients showed.
+    async fn source_of(
+        &self,
+        task: &Arc<Task>,
+        lease: &rpc::Lease,
+    ) -> Result<Option<rpc::Source>, rpc::Failure> {
+        let until = Instant::now() + SOURCE;
+        loop {
+            // A reminder of the lease may have brought what the lease did not.
+            let own = lock(&task.source).clone();
+            match (own, lease.source.clone()) {
+                (Some(own), _) => return Ok(Some(own)),
+                (None, Some(given)) => return self.opened(given, None).await.map(Some),
+                (None, None) => {}
+            }
+            if Instant::now() > until {
+                let text =
+                    "the scheduler knows of no client's request for it any more: ask for it again";
+                return Err(rpc::Failure::new(Code::NoSource, text));
+            }
+            let _ =
+                tokio::time::timeout(Duration::from_millis(200), task.emission.notified()).await;
+            if !self.wait_for_demand(task).await {
+                return Ok(None);
+            }
+        }
+    }
+
     /// Another fetch of a content that is known: by this node, or by the seed before it.
     async fn begin_again(
         &self,
         task: &Arc<Task>,
         lease: &rpc::Lease,
+        source: &rpc::Source,
     ) -> Result<Begun, rpc::Failure> {
-        // A reminder of the lease may have brought what the lease did not.
-        let own = lock(&task.source).clone();
-        let source = match (own, lease.source.clone()) {
-            (Some(own), _) => own,
-            (None, Some(given)) => self.opened(given, None).await?,
-            (None, None) => {
-                let text = "the lease came without a source";
-                return Err(rpc::Failure::new(Code::NoSource, text));
-            }
-        };
-        let request = request(&source)?;
+        let request = request(source)?;
         let known = lock(&self.origins.metadata).get(&task.key()).cloned();
         if let Some(metadata) = known {
             return Ok(self.fetcher().resume(request, metadata));

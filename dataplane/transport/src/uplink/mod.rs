@@ -4,7 +4,7 @@
 //! the queue in front of a slow uplink with a dozen blocks and more. Whatever else this node says, its
 //! requests and TCP's acknowledgements of what it receives, waits behind them: a node of 25 Mbit/s among
 //! faster ones heard from them after 75 to 150 ms, and received a fifth less than they did. So a block is
-//! bound only while what is on its way takes at most some 60 ms at the rate at which it is acknowledged;
+//! bound only while what is on its way takes at most some 75 ms at the rate at which it is acknowledged;
 //! who may not yet stands in a line. The idea is that of congestion control by delay (RFC 6817), for a node
 //! and not for a connection.
 
@@ -227,7 +227,9 @@ impl State {
 
     /// Bytes that may be bound beside what is on its way and what turns were given for.
     fn room(&mut self, now: Instant) -> u64 {
-        if self.is_blind {
+        // One receiver has the uplink to itself, and the kernel governs what is on its way.
+        let is_alone = self.ways.len() <= 1 && self.line.is_empty();
+        if self.is_blind || is_alone {
             return u64::MAX;
         }
         let every = COUNT + COUNT_EACH * self.ways.len() as u32;

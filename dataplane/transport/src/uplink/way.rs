@@ -8,8 +8,7 @@ use crate::socket::Info;
 /// beyond that waits for the receiver, not for this node's uplink.
 const PACE: Duration = Duration::from_millis(200);
 /// What a connection counts for at most, bytes: as much as its socket takes unsent, and a block of 64 KiB. What
-/// is on its way beyond that the kernel's congestion control governs: less than [`super::budget`] lets out
-/// always, so a single receiver is never held back.
+/// is on its way beyond that the kernel's congestion control governs.
 const MOST: u64 = 128 << 10;
 /// Who acknowledged nothing for this long says nothing about the uplink.
 const FRESH: Duration = Duration::from_millis(100);
