@@ -248,7 +248,7 @@ impl Node {
         task: &Arc<Task>,
         lease: &rpc::Lease,
     ) -> Result<Option<rpc::Source>, rpc::Failure> {
-        let until = Instant::now() + SOURCE;
+        let mut until = Instant::now() + SOURCE;
         loop {
             // A reminder of the lease may have brought what the lease did not.
             let own = lock(&task.source).clone();
@@ -264,8 +264,13 @@ impl Node {
             }
             let _ =
                 tokio::time::timeout(Duration::from_millis(200), task.emission.notified()).await;
+            let asked = Instant::now();
             if !self.wait_for_demand(task).await {
                 return Ok(None);
+            }
+            if asked.elapsed() > Duration::from_millis(50) {
+                // Nobody wanted anything for a while: whoever does now has the whole time.
+                until = Instant::now() + SOURCE;
             }
         }
     }

@@ -10,7 +10,7 @@ const QUEUE: Duration = Duration::from_millis(75);
 const LONGEST: Duration = Duration::from_millis(1000);
 /// What the queue to aim at grows by where holding back costs throughput, and shrinks by where it does not.
 const UP: f64 = 1.5;
-const DOWN: f64 = 0.97;
+const DOWN: f64 = 0.9;
 /// Costs throughput: less than this part of the best rate. Rates in a swarm vary by themselves: with 0.75 the
 /// queue grew for that, and half of what it is for was lost.
 const COSTS: f64 = 0.5;
@@ -34,8 +34,10 @@ const OLD: Duration = Duration::from_secs(10);
 const NEAR: Duration = Duration::from_millis(20);
 /// As what part of the known rate.
 const MORE: f64 = 2.0;
-/// A block of 64 KiB leaves at least this often whatever is on its way, and a larger one as much later: nobody's
-/// silence stops all uploads.
+/// What a block counts for at most, bytes: of more of it than this the kernel has none yet.
+pub(super) const COUNTED: u64 = 128 << 10;
+/// After a block of 64 KiB the next leaves this soon whatever is on its way, and after a larger one as much
+/// later: nobody's silence stops all uploads.
 const AT_LEAST_EVERY: Duration = Duration::from_millis(50);
 const AT_LEAST: f64 = 65_536.0;
 /// The same for the largest.
@@ -57,6 +59,8 @@ pub(super) struct Budget {
     /// Looks since, and those that found somebody held back.
     looks: u32,
     held_back: u32,
+    /// Somebody was, since the rate was measured.
+    was_held_back: bool,
     began: Instant,
     /// When a block left last, and its size, bytes.
     left: Option<Instant>,
@@ -77,6 +81,7 @@ impl Budget {
             thought: now,
             looks: 0,
             held_back: 0,
+            was_held_back: false,
             began: now,
             left: None,
             last: 0.0,
@@ -109,9 +114,10 @@ impl Budget {
         }
         let rate = self.acked as f64 / took.as_secs_f64();
         (self.measured, self.acked) = (now, 0);
-        let new = (NEW * took.as_secs_f64() / WINDOW.as_secs_f64()).min(1.0);
-        // Who had little to send for a while knows no less for that.
-        let knows = took > THINK && rate < self.rate;
+        let new = (NEW * took.as_secs_f64() / WINDOW.as_secs_f64()).min(0.5);
+        // Who had little to send knows no less for that.
+        let knows = rate < self.rate && !self.was_held_back;
+        self.was_held_back = false;
         if self.rate == 0.0 {
             self.rate = rate;
         } else if !knows {
@@ -123,13 +129,12 @@ impl Budget {
     }
 
     fn think(&mut self, now: Instant) {
-        if self.looks > 0 && self.held_back * 4 > self.looks * 3 {
-            let part = self.rate / self.best();
-            if part < COSTS {
-                self.queue = self.queue.mul_f64(UP).min(LONGEST);
-            } else if part > FREE {
-                self.queue = self.queue.mul_f64(DOWN).max(QUEUE);
-            }
+        let holds_back = self.looks > 0 && self.held_back * 4 > self.looks * 3;
+        let part = self.rate / self.best();
+        if holds_back && part < COSTS {
+            self.queue = self.queue.mul_f64(UP).min(LONGEST);
+        } else if !holds_back || part > FREE {
+            self.queue = self.queue.mul_f64(DOWN).max(QUEUE);
         }
         if self.rates.len() == THOUGHTS {
             self.rates.pop_front();
@@ -142,6 +147,7 @@ impl Budget {
     pub(super) fn looked(&mut self, is_held_back: bool) {
         self.looks += 1;
         self.held_back += u32::from(is_held_back);
+        self.was_held_back |= is_held_back;
     }
 
     fn best(&self) -> f64 {
@@ -162,9 +168,11 @@ impl Budget {
         }
         if self.delay.is_some_and(|delay| delay < NEAR) {
             let more = MORE * self.rate * now.duration_since(self.more).as_secs_f64();
-            if more >= self.last.max(1.0) {
+            let last = self.last.max(1.0);
+            if more >= last {
                 self.more = now;
-                return more as u64;
+                // As blocks are counted: a large one for less than it is.
+                return (more * (COUNTED as f64 / last).min(1.0)) as u64;
             }
         } else {
             self.more = now;
@@ -293,6 +301,23 @@ mod tests {
             }
             assert_eq!(blocks, expected, "of {block} bytes in 2 s");
         }
+    }
+
+    #[test]
+    fn a_queue_that_grew_shrinks_when_the_uplink_carries_again_what_it_did() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        let mut queues = vec![];
+        for n in 0..1400_u64 {
+            let now = start + Duration::from_millis(10) * n as u32;
+            let is_slow = (200..400).contains(&n);
+            budget.looked(is_slow);
+            budget.acked(now, if is_slow { 30_000 } else { 100_000 }, None);
+            queues.push(budget.queue);
+        }
+        assert_eq!(queues[199], QUEUE);
+        assert!(queues[399] > QUEUE * 3, "{:?}", queues[399]);
+        assert_eq!(queues[1399], QUEUE, "ten seconds later");
     }
 
     #[test]

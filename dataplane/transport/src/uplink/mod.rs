@@ -4,7 +4,7 @@
 //! the queue in front of a slow uplink with a dozen blocks and more. Whatever else this node says, its
 //! requests and TCP's acknowledgements of what it receives, waits behind them: a node of 25 Mbit/s among
 //! faster ones heard from them after 75 to 150 ms, and received a fifth less than they did. So a block is
-//! bound only while what is on its way takes at most some 75 ms at the rate at which it is acknowledged;
+//! bound only while what is on its way takes some 75 ms at the rate at which it is acknowledged;
 //! who may not yet stands in a line. The idea is that of congestion control by delay (RFC 6817), for a node
 //! and not for a connection.
 
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use budget::Budget;
+use budget::{Budget, COUNTED};
 use way::Way;
 
 use crate::socket::info;
@@ -29,8 +29,8 @@ const LATE: Duration = Duration::from_millis(12);
 /// Between two looks at all sockets, at least; and for each of them.
 const COUNT: Duration = Duration::from_millis(4);
 const COUNT_EACH: Duration = Duration::from_micros(25);
-/// What a block counts for at most, bytes: of more of it than this the kernel has none yet.
-const BLOCK: u64 = 128 << 10;
+/// What was counted so long ago is counted again.
+const OLD: Duration = Duration::from_millis(50);
 /// What one counts for before it is bound, at least: that of most contents.
 const SMALLEST: u64 = 64 << 10;
 
@@ -41,7 +41,7 @@ pub(crate) struct Uplink(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     budget: Budget,
-    /// Connections with bytes on their way.
+    /// Connections with bytes on their way, now or just before.
     ways: Vec<(Arc<TcpStream>, Way)>,
     line: VecDeque<Waiter>,
     /// Bytes on their way when they were counted, and bound since.
@@ -93,6 +93,7 @@ impl Uplink {
         let (now, mut state) = (Instant::now(), self.state());
         if state.budget.begin(now) {
             state.ways.clear();
+            (state.on_the_way, state.level) = (0, 0);
         }
         // Who has a turn and has not used it yet, or has other things to do first, is not overtaken.
         let nobody_waits = state.line.iter().all(|w| w.is_granted || !w.is_ready);
@@ -121,7 +122,7 @@ impl Uplink {
     pub(crate) fn bound(&self, socket: &Arc<TcpStream>, bytes: u32) {
         let (now, mut state) = (Instant::now(), self.state());
         state.budget.leaves(now, bytes.into());
-        let bytes = u64::from(bytes).min(BLOCK);
+        let bytes = u64::from(bytes).min(COUNTED);
         state.on_the_way += bytes;
         state.block = bytes.max(SMALLEST);
         let way = match state.way(socket) {
@@ -131,7 +132,7 @@ impl Uplink {
                     state.is_blind = true;
                     return;
                 };
-                state.ways.push((socket.clone(), Way::new(seen)));
+                state.ways.push((socket.clone(), Way::new(now, seen)));
                 state.ways.len() - 1
             }
         };
@@ -227,21 +228,19 @@ impl State {
 
     /// Bytes that may be bound beside what is on its way and what turns were given for.
     fn room(&mut self, now: Instant) -> u64 {
+        let every = COUNT + COUNT_EACH * self.ways.len() as u32;
+        let since = now.duration_since(self.counted);
         // One receiver has the uplink to itself, and the kernel governs what is on its way.
         let is_alone = self.ways.len() <= 1 && self.line.is_empty();
-        if self.is_blind || is_alone {
-            return u64::MAX;
-        }
-        let every = COUNT + COUNT_EACH * self.ways.len() as u32;
-        let is_due = now.duration_since(self.counted) >= every;
-        if self.budget.is_open(now) {
-            if is_due {
+        if self.is_blind || is_alone || self.budget.is_open(now) {
+            if since >= every {
                 self.count(now);
             }
             return u64::MAX;
         }
         let granted = self.line.iter().filter(|w| w.is_granted).count() as u64 * self.block;
-        if is_due && self.on_the_way + granted >= self.level {
+        let is_full = self.on_the_way + granted >= self.level;
+        if since >= every && (is_full || since >= OLD) {
             self.count(now);
             self.level = self.on_the_way + self.budget.room(now, self.on_the_way);
         }
@@ -279,7 +278,7 @@ impl State {
             acked += way.look(now, seen);
             self.on_the_way += way.counts();
             delay = [delay, way.delay(now)].into_iter().flatten().min();
-            !way.is_done()
+            !way.is_done(now)
         });
         self.budget.acked(now, acked, delay);
     }

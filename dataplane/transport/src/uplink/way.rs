@@ -22,19 +22,19 @@ pub(super) struct Way {
     writing: u64,
     /// Bytes acknowledged within about [`PACE`].
     recent: f64,
-    looked: Option<Instant>,
+    looked: Instant,
     /// When anything was acknowledged last, since it is watched.
     moved: Option<Instant>,
 }
 
 impl Way {
     /// A connection that is about to send its first block for a while.
-    pub(super) const fn new(seen: Info) -> Self {
+    pub(super) const fn new(now: Instant, seen: Info) -> Self {
         Self {
             seen,
             writing: 0,
             recent: MOST as f64,
-            looked: None,
+            looked: now,
             moved: None,
         }
     }
@@ -47,15 +47,13 @@ impl Way {
     /// What the kernel says now. Returns the bytes that were acknowledged since it was asked last.
     pub(super) fn look(&mut self, now: Instant, seen: Info) -> u64 {
         let gone = seen.acked.saturating_sub(self.seen.acked);
-        let passed = self
-            .looked
-            .map_or(Duration::ZERO, |at| now.duration_since(at));
-        let kept = (-passed.as_secs_f64() / PACE.as_secs_f64()).exp();
-        self.recent = self.recent * kept + gone as f64;
+        let passed = now.duration_since(self.looked).as_secs_f64() / PACE.as_secs_f64();
+        // Of what was acknowledged over long only that of the last of it.
+        self.recent = self.recent * (-passed).exp() + gone as f64 / passed.max(1.0);
         if gone > 0 {
             self.moved = Some(now);
         }
-        (self.seen, self.looked) = (seen, Some(now));
+        (self.seen, self.looked) = (seen, now);
         gone
     }
 
@@ -80,13 +78,13 @@ impl Way {
             .then(|| self.seen.round_trip.saturating_sub(self.trip()))
     }
 
-    pub(super) const fn is_done(&self) -> bool {
-        self.seen.left == 0 && self.writing == 0
+    /// It has nothing on its way, and says nothing about the uplink.
+    pub(super) fn is_done(&self, now: Instant) -> bool {
+        self.seen.left == 0 && self.writing == 0 && self.delay(now).is_none()
     }
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -102,7 +100,7 @@ mod tests {
     /// After two seconds in which this much was acknowledged every 10 ms.
     fn at_pace(every: u64, left: u64, trip_ms: u64) -> Way {
         let start = Instant::now();
-        let mut way = Way::new(info(0, left, trip_ms));
+        let mut way = Way::new(start, info(0, left, trip_ms));
         for n in 1..=200 {
             let now = start + Duration::from_millis(10) * n as u32;
             assert_eq!(way.look(now, info(n * every, left, trip_ms)), every);
@@ -114,10 +112,7 @@ mod tests {
     fn who_takes_what_is_sent_counts_for_all_of_it() {
         let way = at_pace(20_000, 100_000, 0);
         assert_eq!(way.counts(), 100_000);
-        assert_eq!(
-            way.delay(way.looked.unwrap()),
-            Some(Duration::from_millis(5))
-        );
+        assert_eq!(way.delay(way.looked), Some(Duration::from_millis(5)));
     }
 
     #[test]
@@ -125,6 +120,16 @@ mod tests {
         for left in [64 << 10, 4 << 20] {
             assert!(at_pace(1, left, 0).counts() < 50);
         }
+    }
+
+    #[test]
+    fn what_was_acknowledged_before_counts_no_more() {
+        let start = Instant::now();
+        let mut way = Way::new(start, info(0, 0, 20));
+        // A minute at 20 MB/s: 400 kB are under way.
+        let now = start + Duration::from_secs(60);
+        way.look(now, info(1_200_000_000, 500_000, 20));
+        assert_eq!(way.counts(), 100_000);
     }
 
     #[test]
@@ -138,17 +143,17 @@ mod tests {
     #[test]
     fn nobody_counts_for_more_than_is_bound_here() {
         assert_eq!(at_pace(1_000_000, 64 << 20, 0).counts(), MOST);
-        let mut way = Way::new(info(0, 0, 0));
+        let mut way = Way::new(Instant::now(), info(0, 0, 0));
         way.writes(16 << 20);
         assert_eq!(way.counts(), MOST);
-        assert!(!way.is_done());
+        assert!(!way.is_done(way.looked));
         way.writes(0);
-        assert!(way.is_done());
+        assert!(way.is_done(way.looked));
     }
 
     #[test]
     fn silence_says_nothing_about_the_uplink() {
         let way = at_pace(20_000, 100_000, 0);
-        assert_eq!(way.delay(way.looked.unwrap() + FRESH), None);
+        assert_eq!(way.delay(way.looked + FRESH), None);
     }
 }
