@@ -137,8 +137,8 @@ impl Node {
             self.forget_task(&content);
         }
         let task = self.open(content, geometry, meta(&source, &origin))?;
-        if let Ok(given) = given {
-            *lock(&task.source) = given;
+        if let Ok(Some(given)) = given {
+            *lock(&task.source) = Some(given);
         }
         self.take_epochs(&task, &lease.epochs);
         task.add_epoch(&cert).map_err(|e| wrong(e.to_string()))?;

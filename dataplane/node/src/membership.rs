@@ -228,7 +228,8 @@ impl Node {
         early.iter().for_each(|n| self.on_neighbours(task, n));
     }
 
-    /// What this node says of a task when it joins, first or again.
+    /// What this node says of a task when it joins, first or again. `source`: what a client shows that
+    /// is about to want it; else what those show that do.
     pub(crate) fn join_message(&self, task: &Arc<Task>, source: Option<rpc::Source>) -> rpc::Join {
         let epochs: Vec<_> = task
             .verifier()
@@ -242,9 +243,7 @@ impl Node {
             id: 0,
             content: task.key().0.to_vec(),
             geometry: Some((&state.geometry).into()),
-            source: source
-                .or_else(|| lock(&task.source).clone())
-                .filter(|_| !state.wants.is_empty() || state.lease.is_some()),
+            source: source.or_else(|| task.wanted_source(&state)),
             held: task.store.held_count(),
             complete: task.store.is_complete(),
             wants: !state.wants.is_empty(),

@@ -27,6 +27,7 @@ pub(crate) fn sealed(message: from_node::Message, keys: &Sealing) -> from_node::
         from_node::Message::Resolve(m) => &mut m.source,
         from_node::Message::Join(m) => &mut m.source,
         from_node::Message::Import(m) => &mut m.source,
+        from_node::Message::NeedSource(m) => &mut m.source,
         _ => return message,
     };
     if let Some(source) = source {

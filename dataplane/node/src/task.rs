@@ -241,6 +241,12 @@ impl Task {
         self.started.elapsed()
     }
 
+    /// What clients of this node show the origin: told while one of them waits, or a lease needs it.
+    pub(crate) fn wanted_source(&self, state: &State) -> Option<rpc::Source> {
+        let needed = !state.wants.is_empty() || state.lease.is_some();
+        needed.then(|| lock(&self.source).clone()).flatten()
+    }
+
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }

@@ -129,9 +129,11 @@ impl Node {
             }
         }
         if effects.need_source {
+            let source = task.wanted_source(&task.state());
             let ask = rpc::NeedSource {
                 content,
                 ranges: vec![],
+                source,
             };
             if self
                 .sessions
@@ -241,9 +243,10 @@ impl Node {
             if !state.wants.is_empty() || state.lease.is_some() {
                 return;
             }
+            // With the state held: a reader that comes now brings its own.
+            lock(&task.source).take();
             state.joined
         };
-        lock(&task.source).take();
         if told && !task.is_complete() && !task.is_unproven() {
             self.tell_held(task);
         }

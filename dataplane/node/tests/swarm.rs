@@ -310,6 +310,33 @@ async fn two_scheduler_replicas_share_the_tasks_and_one_may_die() {
     tokio::time::timeout(Duration::from_secs(20), all)
         .await
         .expect("replicas do not meet");
+    // A content's own replica knows where it comes from, whichever of them looked it up: whoever gets
+    // the lease next has it from there.
+    for n in 0..8 {
+        let mut script = Script::of(bytes(4 << 20, 50 + n));
+        script.rate = 2 << 20;
+        let origin = Scripted::start(script).await;
+        let wish = dragonfly_node::download::Wish::Whole;
+        let src = kit::source(&origin.url("file"));
+        let download = a.node.download(src, wish).await.unwrap();
+        let content = download.task().key();
+        let known = async {
+            let keeps = |s: &SchedulerProcess| s.service.keeps_source(&content);
+            let owner = |s: &SchedulerProcess| {
+                let mut tasks = s.service.inspect().tasks.into_iter();
+                tasks.any(|t| t.content == content.0 && !t.emitter.is_empty())
+            };
+            loop {
+                if [&first, &second].iter().any(|s| owner(s) && keeps(s)) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(2), known)
+            .await
+            .unwrap_or_else(|_| panic!("content {n}: its replica knows of no source"));
+    }
     first.kill().await;
     let origin = Origin::start(bytes(300_000, 99)).await;
     let url = origin.url("f");

@@ -91,6 +91,7 @@ impl Core {
             return;
         }
         task.wanting.insert(from);
+        let news = m.source.as_ref().is_some_and(|s| task.remember_source(s));
         // Whoever says that it has all may lie, or be cut off from this member: believe who misses.
         self.ensure_lease(content, true);
         let may_fetch = self.settings.swarm.peers_may_fetch;
@@ -103,6 +104,10 @@ impl Core {
             return;
         }
         if !task.swarm.leases().is_empty() {
+            if news {
+                // Its holder may be waiting for just that, and is not to blame.
+                return self.remind(content);
+            }
             if now.saturating_sub(task.told.0) < REMIND {
                 return;
             }

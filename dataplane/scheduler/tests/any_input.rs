@@ -103,7 +103,8 @@ fn message() -> impl Strategy<Value = Message> {
         ),
         key().prop_map(|content| Message::NeedSource(rpc::NeedSource {
             content,
-            ranges: vec![]
+            ranges: vec![],
+            source: None,
         })),
         (key(), node_id(), any::<bool>()).prop_map(|(content, node, banned)| {
             Message::LostNode(rpc::LostNode {

@@ -512,6 +512,30 @@ fn certificates_of_another_authority_are_not_handed_on() {
 }
 
 #[test]
+fn a_lease_given_without_a_source_is_told_of_it_as_soon_as_a_member_brings_it() {
+    let mut w = World::running(false);
+    w.seed(100);
+    w.peer(1);
+    w.join(1, 1, |j| j.wants = true);
+    let sources = |w: &mut World| {
+        w.take(|to, m| match m {
+            to_node::Message::Lease(l) => Some((to, l.source)),
+            _ => None,
+        })
+    };
+    assert_eq!(sources(&mut w), vec![(node(100), None)]);
+    w.need_source_of(1, 1, Some(source()));
+    assert_eq!(
+        sources(&mut w),
+        vec![(node(100), Some(source()))],
+        "at once"
+    );
+    // What is known is no news: the holder is reminded as seldom as always.
+    w.need_source_of(1, 1, Some(source()));
+    assert_eq!(sources(&mut w), vec![]);
+}
+
+#[test]
 fn a_lease_holder_that_members_cannot_reach_is_followed_by_another_seed() {
     let mut w = World::running(false);
     w.seed(100);

@@ -164,6 +164,36 @@ fn a_reader_hurries_the_emitter_for_what_nobody_announces() {
 }
 
 #[test]
+fn blocks_that_found_no_space_are_asked_for_again_after_a_pause() {
+    let mut engine = peer(3);
+    engine.join(ZERO, A, NeighbourInfo::default());
+    engine.handle(ZERO, A, full(3)).unwrap();
+    let requested = |engine: &mut Engine| -> Vec<u32> {
+        let messages = said(engine, A).into_iter();
+        messages
+            .filter_map(|m| match m {
+                Control::Request(index) => Some(index),
+                _ => None,
+            })
+            .collect()
+    };
+    let first = requested(&mut engine);
+    assert!(!first.is_empty());
+    for index in &first {
+        engine.accepts(A, *index).unwrap();
+        engine.block_lost(ms(1), A, *index);
+    }
+    assert_eq!(requested(&mut engine), vec![], "at once");
+    engine.tick(engine.next_timeout().unwrap());
+    let again = requested(&mut engine);
+    assert_eq!(again.len(), first.len());
+    for index in again {
+        let receipt = engine.block_received(ms(60), A, index).unwrap();
+        assert_eq!(receipt, Receipt::New);
+    }
+}
+
+#[test]
 fn a_late_block_near_a_reader_is_asked_of_a_second_holder_and_cancelled_on_arrival() {
     let mut engine = peer(2);
     engine.add_reader(ReaderId(1), 0);

@@ -221,9 +221,15 @@ impl World {
     }
 
     pub fn need_source(&mut self, n: u8, what: u8) {
+        self.need_source_of(n, what, None);
+    }
+
+    /// With what the node's client shows.
+    pub fn need_source_of(&mut self, n: u8, what: u8, source: Option<rpc::Source>) {
         let m = rpc::NeedSource {
             content: content(what).0.to_vec(),
             ranges: vec![],
+            source,
         };
         self.say(n, from_node::Message::NeedSource(m));
     }

@@ -150,7 +150,7 @@ impl Engine {
     }
 
     /// A block that was requested and arrived could not be stored (disk full, say): it is needed
-    /// again. The neighbour is not to blame.
+    /// again, and asked for at the next tick. The neighbour is not to blame.
     pub fn block_lost(&mut self, now: Duration, id: NeighbourId, index: u32) {
         let Some(at) = self.slot(id) else { return };
         let neighbour = &mut self.neighbours[at];

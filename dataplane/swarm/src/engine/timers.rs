@@ -70,6 +70,9 @@ impl Engine {
         self.emission_tick(now);
         self.tell_rates(now);
         if self.remaining > 0 || self.total.is_none() {
+            // Windows may have moved, and blocks that were lost on the way to the disk are asked for
+            // here and no sooner: while there is no space each would be lost again at once.
+            self.fill_all(now);
             self.help_readers(now);
             self.endgame(now);
             self.call_for_help(now);
@@ -195,7 +198,6 @@ impl Engine {
             (false, false, true) => -1,
             _ => 0,
         };
-        self.fill_all(now);
     }
 
     /// Late blocks just after a cursor get a second holder, unknown ones go to the emitter.

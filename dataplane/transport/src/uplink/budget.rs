@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::way::MOST;
+
 /// The queue to aim at, as the time that it takes to drain. Less, and uplinks stand idle in a mesh whose
 /// members all wait for each other's acknowledgements; more, and nothing is gained (docs/performance.md).
 const QUEUE: Duration = Duration::from_millis(75);
@@ -34,8 +36,6 @@ const OLD: Duration = Duration::from_secs(10);
 const NEAR: Duration = Duration::from_millis(20);
 /// As what part of the known rate.
 const MORE: f64 = 2.0;
-/// What a block counts for at most, bytes: of more of it than this the kernel has none yet.
-pub(super) const COUNTED: u64 = 128 << 10;
 /// After a block of 64 KiB the next leaves this soon whatever is on its way, and after a larger one as much
 /// later: nobody's silence stops all uploads.
 const AT_LEAST_EVERY: Duration = Duration::from_millis(50);
@@ -172,7 +172,7 @@ impl Budget {
             if more >= last {
                 self.more = now;
                 // As blocks are counted: a large one for less than it is.
-                return (more * (COUNTED as f64 / last).min(1.0)) as u64;
+                return (more * (MOST as f64 / last).min(1.0)) as u64;
             }
         } else {
             self.more = now;

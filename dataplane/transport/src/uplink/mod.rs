@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use budget::{Budget, COUNTED};
-use way::Way;
+use budget::Budget;
+use way::{MOST, Way};
 
 use crate::socket::info;
 
@@ -122,7 +122,7 @@ impl Uplink {
     pub(crate) fn bound(&self, socket: &Arc<TcpStream>, bytes: u32) {
         let (now, mut state) = (Instant::now(), self.state());
         state.budget.leaves(now, bytes.into());
-        let bytes = u64::from(bytes).min(COUNTED);
+        let bytes = u64::from(bytes).min(MOST);
         state.on_the_way += bytes;
         state.block = bytes.max(SMALLEST);
         let way = match state.way(socket) {

@@ -7,9 +7,10 @@ use crate::socket::Info;
 /// What a receiver acknowledged in about this time bounds what its connection counts for. What it holds
 /// beyond that waits for the receiver, not for this node's uplink.
 const PACE: Duration = Duration::from_millis(200);
-/// What a connection counts for at most, bytes: as much as its socket takes unsent, and a block of 64 KiB. What
-/// is on its way beyond that the kernel's congestion control governs.
-const MOST: u64 = 128 << 10;
+/// What a connection counts for at most, and so a block, bytes: as much as its socket takes unsent, and a block
+/// of 64 KiB. What is on its way beyond that the kernel's congestion control governs, and of a larger block
+/// the kernel has no more yet.
+pub(super) const MOST: u64 = 128 << 10;
 /// Who acknowledged nothing for this long says nothing about the uplink.
 const FRESH: Duration = Duration::from_millis(100);
 

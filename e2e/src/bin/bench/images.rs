@@ -17,7 +17,7 @@ use crate::bed::{Run, prime};
 use crate::case::Case;
 use crate::net::{Link, Net};
 use crate::report;
-use crate::systems::wait_for;
+use crate::systems::{comes_up, wait_for};
 
 const TOO_LONG: Duration = Duration::from_secs(600);
 /// The registry in the names of images.
@@ -238,10 +238,11 @@ impl<'a> Bed<'a> {
             "-f",
             &manifests.display().to_string(),
         ]);
-        let process = start(self.net, &self.dir, 0, "scheduler", bin, &args)?;
-        self.mesh.push(process);
+        let mut process = start(self.net, &self.dir, 0, "scheduler", bin, &args)?;
         let token = scheduler.join("mesh/join-token");
-        wait_for("the scheduler", || token.exists())?;
+        let log = self.dir.join("scheduler.log");
+        comes_up("the scheduler", &mut process, &log, || token.exists())?;
+        self.mesh.push(process);
         for node in 0..=self.case.peers() {
             let home = self.dir.join(format!("node-{node}"));
             let args = text(&[

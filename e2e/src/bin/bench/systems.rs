@@ -65,9 +65,10 @@ impl Mesh {
              spec: {{profile: Light, security: {{transport: {transport}}}}}\n"
         );
         fs::write(manifests.join("mesh.yaml"), text).map_err(made)?;
-        let scheduler = start_scheduler(bed, system, &dir)?;
+        let mut scheduler = start_scheduler(bed, system, &dir)?;
         let token = dir.join("scheduler/mesh/join-token");
-        wait_for("the scheduler", || token.exists())?;
+        let log = dir.join("scheduler.log");
+        comes_up("the scheduler", &mut scheduler, &log, || token.exists())?;
         let mut mesh = Self {
             scheduler,
             nodes: vec![],
@@ -337,7 +338,7 @@ fn torrent_seed(bed: &Bed<'_>, script: &Path) -> Result<Process> {
 }
 
 /// Waits for something to be there, at most half a minute.
-pub(crate) fn wait_for(what: &str, there: impl Fn() -> bool) -> Result<()> {
+pub(crate) fn wait_for(what: &str, mut there: impl FnMut() -> bool) -> Result<()> {
     let until = Instant::now() + Duration::from_secs(30);
     while !there() {
         if Instant::now() > until {
@@ -346,4 +347,22 @@ pub(crate) fn wait_for(what: &str, there: impl Fn() -> bool) -> Result<()> {
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+/// The same for what a process makes: where it ends instead, the end of its log says why.
+pub(crate) fn comes_up(
+    what: &str,
+    process: &mut Process,
+    log: &Path,
+    there: impl Fn() -> bool,
+) -> Result<()> {
+    wait_for(what, || there() || process.ended().is_some())?;
+    match process.ended() {
+        None => Ok(()),
+        Some(status) => {
+            let log = fs::read_to_string(log).unwrap_or_default();
+            let last = log.lines().last().unwrap_or("it logged nothing");
+            Err(Failed::at(what, format!("{status}: {last}")))
+        }
+    }
 }
