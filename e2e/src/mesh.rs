@@ -162,7 +162,11 @@ impl Member {
         if status.success() {
             Ok(())
         } else {
-            Err(Failed::at(&self.name, status))
+            let said = tail(std::slice::from_ref(&self.log), 5);
+            Err(Failed(format!(
+                "{} did not end in good order: {status}\n{said}",
+                self.name
+            )))
         }
     }
 

@@ -266,6 +266,22 @@ async fn nodes_without_a_token_or_with_another_meshs_are_turned_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_waits_for_its_first_certificate_stops_in_good_order() {
+    let mut mesh = Mesh::start(&Options {
+        seeds: 0,
+        peers: 0,
+        ..Options::default()
+    })
+    .await
+    .unwrap();
+    mesh.scheduler.kill();
+    let mut peer = mesh.another("late", Part::Peer).unwrap();
+    peer.start().unwrap();
+    until("the peer waits", || async { peer.said().contains("WARN") }).await;
+    peer.terminate(LIMIT).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn top_shows_an_encrypted_mesh_to_who_has_its_join_token() {
     let mesh = Mesh::start(&Options {
         peers: 1,

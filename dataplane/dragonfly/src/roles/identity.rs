@@ -220,7 +220,11 @@ impl Keeper {
         let until = Instant::now() + ENROLL;
         let mut pause = Duration::from_millis(100);
         loop {
-            match self.ask().await {
+            let answer = tokio::select! {
+                answer = self.ask() => answer,
+                () = self.stop.cancelled() => return Err(RoleError::stopped()),
+            };
+            match answer {
                 Ok(credentials) => {
                     self.proof.keep(&credentials);
                     return Ok(credentials);
@@ -243,7 +247,7 @@ impl Keeper {
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = self.stop.cancelled() => return Err(RoleError("stopped".to_owned())),
+                () = self.stop.cancelled() => return Err(RoleError::stopped()),
             }
             pause = (pause * 2).min(Duration::from_secs(3));
         }

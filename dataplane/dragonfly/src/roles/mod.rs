@@ -36,7 +36,14 @@ use crate::commands::{Exit, complain};
 #[error("{0}")]
 pub(crate) struct RoleError(pub(crate) String);
 
+const STOPPED: &str = "stopped before it served";
+
 impl RoleError {
+    /// It was told to stop before it served, which is an end in good order.
+    pub(crate) fn stopped() -> Self {
+        Self(STOPPED.to_owned())
+    }
+
     pub(crate) fn at(what: impl std::fmt::Display, e: impl std::fmt::Display) -> Self {
         Self(format!("{what}: {e}"))
     }
@@ -168,6 +175,7 @@ where
     });
     match part(stop).await {
         Ok(()) => Exit::Ok.into(),
+        Err(RoleError(why)) if why == STOPPED => Exit::Ok.into(),
         Err(e) => {
             complain(&e.to_string());
             Exit::Internal.into()

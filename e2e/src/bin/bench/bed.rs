@@ -28,6 +28,8 @@ pub(crate) struct Run {
     pub(crate) times: Vec<f64>,
     /// Seconds to the first 4 MiB in order at the slowest client, where that was asked.
     pub(crate) first: Option<f64>,
+    /// Seconds of the last client with a quick uplink, where uplinks differ.
+    pub(crate) quick: Option<f64>,
     pub(crate) seed_bytes: f64,
     pub(crate) origin_bytes: f64,
     pub(crate) cpu: f64,
@@ -184,6 +186,9 @@ impl<'a> Bed<'a> {
                     None => under_way.push(c),
                     Some(seconds) => {
                         done.run.times.push(seconds);
+                        if self.case.is_quick(c.client.node) {
+                            done.run.quick = Some(done.run.quick.unwrap_or(0.0).max(seconds));
+                        }
                         c.finish(&mut done)?;
                     }
                 }

@@ -48,6 +48,13 @@ impl Case {
             .max(seconds(self.peers() as f64, up))
     }
 
+    /// Whether a node's uplink is quicker than another's, and none is quicker.
+    pub(crate) fn is_quick(&self, node: usize) -> bool {
+        let ups = || self.links[1..].iter().map(|l| l.up);
+        let (least, most) = (ups().min().flatten(), ups().max().flatten());
+        least != most && self.links[node].up == most
+    }
+
     /// The case that every system runs in `make bench`.
     pub(crate) fn equal(peers: usize, rate: u64, size: u64) -> Self {
         Self {

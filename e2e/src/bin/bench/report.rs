@@ -51,6 +51,9 @@ fn row(case: &Case, run: &Run) -> Value {
     if let Some(first) = run.first {
         row["first_4mib_s"] = json!(rounded(first));
     }
+    if let Some(quick) = run.quick {
+        row["quick_over_limit"] = json!(rounded(quick / limit));
+    }
     row
 }
 
@@ -58,7 +61,7 @@ fn row(case: &Case, run: &Run) -> Value {
 pub(crate) fn line(case: &Case, system: &str, number: usize, run: &Run) -> String {
     let row = row(case, run);
     format!(
-        "{} N={} {} run {number}: slowest {} x the limit, p50 {}, seed {} F, origin {} F, {} CPU s/GiB, {} MiB{}",
+        "{} N={} {} run {number}: slowest {} x the limit, p50 {}, seed {} F, origin {} F, {} CPU s/GiB, {} MiB{}{}",
         case.name,
         case.peers(),
         system,
@@ -71,8 +74,17 @@ pub(crate) fn line(case: &Case, system: &str, number: usize, run: &Run) -> Strin
         run.first
             .map(|f| format!(", first 4 MiB {f:.2} s"))
             .unwrap_or_default(),
+        run.quick
+            .map(|q| format!(", quick uplinks {:.4} x", q / case.limit()))
+            .unwrap_or_default(),
     )
 }
+
+/// Figures that only some cases have, and what their column is called.
+const SOME: [(&str, &str); 2] = [
+    ("first_4mib_s", "first 4 MiB, s"),
+    ("quick_over_limit", "slowest with a quick uplink/limit"),
+];
 
 /// A case's results; medians are of each figure by itself.
 pub(crate) fn rows(case: &Case, results: &[(&str, Vec<Run>)]) -> Value {
@@ -195,19 +207,27 @@ fn out_of(out: &mut String, results: &Value, title: &str, about: &str) {
          one process; a virtual machine's memory is touched before each run.\n",
     );
     let mut name = "";
+    let mut some = vec![];
     for case in cases {
         let this = case["case"].as_str().unwrap_or_default();
         if this != name {
             name = this;
             let about = case["about"].as_str().unwrap_or_default();
+            some = SOME.to_vec();
+            some.retain(|(key, _)| case["systems"][0]["median"][key].is_number());
+            let titles: String = some
+                .iter()
+                .map(|(_, title)| format!(" {title} |"))
+                .collect();
             let _ = write!(
                 out,
                 "\n### {name}: {about}\n\n{} MiB, {} Mbit/s. \n\n\
                  | N | system | runs | slowest/limit (median; range) | p50/limit | p99/p50 | seed sent | \
-                 origin sent | CPU s/GiB | peak MiB | first 4 MiB, s |\n\
-                 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+                 origin sent | CPU s/GiB | peak MiB |{titles}\n\
+                 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |{}\n",
                 case["size_bytes"].as_u64().unwrap_or(0) >> 20,
                 case["rate_mbit"],
+                " --- |".repeat(some.len()),
             );
         }
         for system in case["systems"].as_array().into_iter().flatten() {
@@ -223,10 +243,14 @@ fn out_of(out: &mut String, results: &Value, title: &str, about: &str) {
             let high = runs.iter().filter_map(slowest).fold(0.0, f64::max);
             let m = &system["median"];
             let f = |key: &str| m[key].as_f64().unwrap_or(f64::NAN);
-            let first = m["first_4mib_s"].as_f64();
+            let extra: String = some
+                .iter()
+                .map(|(key, _)| m[key].as_f64())
+                .map(|v| v.map_or(" - |".to_owned(), |v| format!(" {v:.2} |")))
+                .collect();
             let _ = writeln!(
                 out,
-                "| {} | {} | {} | {:.3}; {low:.3}-{high:.3} | {:.3} | {:.3} | {:.2} F | {:.2} F | {:.1} | {:.0} | {} |",
+                "| {} | {} | {} | {:.3}; {low:.3}-{high:.3} | {:.3} | {:.3} | {:.2} F | {:.2} F | {:.1} | {:.0} |{extra}",
                 case["peers"],
                 system["system"].as_str().unwrap_or_default(),
                 runs.len(),
@@ -237,7 +261,6 @@ fn out_of(out: &mut String, results: &Value, title: &str, about: &str) {
                 f("origin_over_size"),
                 f("cpu_s_per_gib"),
                 f("peak_rss_mib"),
-                first.map_or("-".to_owned(), |f| format!("{f:.2}")),
             );
         }
     }
