@@ -121,7 +121,9 @@ impl Node {
     ) -> Result<Download, rpc::Failure> {
         let (key, source) = self.identify(source)?;
         let task = self.find_task(key, &source).await?;
-        let download = self.follow(task.clone(), &source.digest, wish, ahead)?;
+        let download = self
+            .follow(task.clone(), &source.digest, wish, ahead)
+            .inspect_err(|_| self.let_go(&task, true))?;
         let let_go = !task.is_complete() && task.state().joined && lock(&task.source).is_none();
         if let_go {
             // Its last reader went just before this one came.

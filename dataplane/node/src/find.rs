@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dragonfly_proto::geometry::Geometry;
 use dragonfly_proto::id::{ContentKey, RequestKey, credential_domain};
-use dragonfly_proto::rpc::{self, failure::Code};
+use dragonfly_proto::rpc::{self, failure::Code, from_node};
 use dragonfly_source::{QueryFilter, canonical};
 
 use crate::node::{Node, unix_now_ms};
@@ -103,8 +103,14 @@ impl Node {
                 task = self.open(content, geometry, meta(source, &origin))?;
             }
         }
+        let client = Client {
+            node: self,
+            task: &task,
+            stays: false,
+        };
         *lock(&task.source) = Some(source.clone());
         if task.is_complete() || task.state().joined {
+            client.stays();
             return Ok(task);
         }
         match resolved.joined {
@@ -120,11 +126,50 @@ impl Node {
                         Some(failure) => return Err(failure),
                         None => self.on_joined(&joined),
                     },
-                    Err(e) => return self.without_scheduler(key, source, e).await,
+                    Err(e) => {
+                        client.stays();
+                        return self.without_scheduler(key, source, e).await;
+                    }
                 }
             }
         }
+        client.stays();
         Ok(task)
+    }
+
+    /// A scheduler answers a client that has given up meanwhile: nobody here wants that content any more,
+    /// and the scheduler keeps what the client showed as long as it believes that somebody does.
+    pub(crate) fn on_late_answer(&self, late: &rpc::Resolved) {
+        let content = ContentKey::from_slice(&late.content);
+        let (Some(content), Some(_)) = (content, &late.joined) else {
+            return;
+        };
+        if let Some(task) = self.find(&content) {
+            return self.let_go(&task, true);
+        }
+        let join = rpc::Join {
+            content: late.content.clone(),
+            geometry: late.geometry,
+            ..rpc::Join::default()
+        };
+        self.sessions.tell(&content, from_node::Message::Join(join));
+    }
+
+    /// Whether this is a source of the content, or of something else that a member passes off as one.
+    pub(crate) fn is_source_of(
+        &self,
+        content: &ContentKey,
+        source: &rpc::Source,
+        validator: &str,
+    ) -> bool {
+        // As it was when the content was found, whatever policy says by now of its query.
+        let same_place = || {
+            let known = self.find(content).map(|t| t.meta().url);
+            known.is_some_and(|url| url == meta(source, &rpc::OriginInfo::default()).url)
+        };
+        let identified = self.identify(source.clone());
+        identified.is_ok_and(|(key, source)| is_named(content, &key, &source, validator))
+            || same_place()
     }
 
     /// What is on disk and known to be current.
@@ -169,6 +214,37 @@ impl Node {
     }
 }
 
+/// A client that what is kept and told of a source is for, until it is known to want the content: where it
+/// gives up or is refused before, that goes.
+struct Client<'a> {
+    node: &'a Node,
+    task: &'a Arc<Task>,
+    stays: bool,
+}
+
+impl Client<'_> {
+    fn stays(mut self) {
+        self.stays = true;
+    }
+}
+
+impl Drop for Client<'_> {
+    fn drop(&mut self) {
+        if !self.stays {
+            self.node.let_go(self.task, true);
+        }
+    }
+}
+
+/// Whether a content's key is made of this request or digest.
+fn is_named(content: &ContentKey, key: &RequestKey, source: &rpc::Source, validator: &str) -> bool {
+    if !source.digest.is_empty() {
+        return *content == ContentKey::from_digest(&source.domain, &source.digest);
+    }
+    // What an origin gives no validator for is named by chance.
+    validator.is_empty() || *content == ContentKey::from_validator(&source.domain, key, validator)
+}
+
 /// Whether a text is `sha256:` and 64 lower-case hexadecimal digits.
 pub(crate) fn is_sha256(digest: &str) -> bool {
     digest.strip_prefix("sha256:").is_some_and(|hex| {
@@ -177,4 +253,30 @@ pub(crate) fn is_sha256(digest: &str) -> bool {
                 .bytes()
                 .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_content_is_named_by_its_request_and_validator_or_by_its_digest() {
+        let key = |url: &str| RequestKey::derive("", url, &[]);
+        let (this, other) = (key("http://o/this"), key("http://o/other"));
+        let content = ContentKey::from_validator("", &this, "v1");
+        let mut source = rpc::Source::default();
+        assert!(is_named(&content, &this, &source, "v1"));
+        assert!(!is_named(&content, &other, &source, "v1"));
+        assert!(!is_named(&content, &this, &source, "v2"));
+        // By a digest it may come from anywhere.
+        source.digest = format!("sha256:{}", "ab".repeat(32));
+        let content = ContentKey::from_digest("", &source.digest);
+        assert!(is_named(&content, &other, &source, "v1"));
+        assert!(!is_named(
+            &ContentKey::from_digest("t", &source.digest),
+            &other,
+            &source,
+            ""
+        ));
+    }
 }

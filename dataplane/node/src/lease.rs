@@ -25,7 +25,7 @@ const SOURCE: Duration = Duration::from_secs(10);
 
 impl Node {
     /// Holds a lease until the task is complete, put away or failed.
-    pub(crate) async fn hold_lease(self: Arc<Self>, from: String, lease: rpc::Lease) {
+    pub(crate) async fn hold_lease(self: Arc<Self>, from: String, mut lease: rpc::Lease) {
         let Some(content) = ContentKey::from_slice(&lease.content) else {
             return;
         };
@@ -55,6 +55,10 @@ impl Node {
         let Ok((task, begins)) = outcome else {
             return;
         };
+        if lock(&task.source).is_some() {
+            // The task has it, and loses it when nobody wants the content any more.
+            lease.source = None;
+        }
         self.connect_members(&task, &lease.members);
         self.hear_early(&task);
         if !begins {
@@ -125,13 +129,13 @@ impl Node {
             .as_ref()
             .ok_or_else(|| wrong("no geometry".to_owned()))?;
         let geometry = Geometry::try_from(geometry).map_err(|e| wrong(e.to_string()))?;
-        let given = match lease.source.clone() {
-            Some(source) => self.opened(source, None).await.map(Some),
-            None => Ok(None),
-        };
+        let given = self.source_given(&content, lease).await;
         // A peer uses what its own client showed.
-        let source = given.as_ref().ok().cloned().flatten();
-        let source = source.or_else(|| lease.source.clone()).unwrap_or_default();
+        let source = match &given {
+            Ok(given) => given.clone(),
+            Err(_) => lease.source.clone(),
+        };
+        let source = source.unwrap_or_default();
         let origin = lease.origin.clone().unwrap_or_default();
         if self.find(&content).is_some_and(|t| t.failure().is_some()) {
             self.forget_task(&content);
@@ -171,7 +175,11 @@ impl Node {
             COLLECT
         };
         let emitter = self.claim(&task, &signer);
-        let ((), effects) = task.drive(|s, now| {
+        let (begins, effects) = task.drive(|s, now| {
+            if s.lease.is_some() {
+                // It was sent twice, and the other is a step ahead.
+                return false;
+            }
             s.lease = Some(signer.clone());
             s.used = Instant::now();
             s.engine.start_emitting(now, stripe, collect);
@@ -179,7 +187,7 @@ impl Node {
                 content,
                 ticket: match s.ticket {
                     Some(ticket) => ticket,
-                    None => return,
+                    None => return true,
                 },
                 block_size: s.geometry.block_size(),
                 total_len: s.geometry.total_len(),
@@ -189,9 +197,30 @@ impl Node {
             for link in s.links.values() {
                 link.conn.send(link.ours, &again);
             }
+            true
         });
         self.apply(&task, effects);
-        Ok((task, true))
+        Ok((task, begins))
+    }
+
+    /// The source that came with a lease, if it is one of the content's: any member may have told it to
+    /// the scheduler, which sees no more than its public part.
+    async fn source_given(
+        &self,
+        content: &ContentKey,
+        lease: &rpc::Lease,
+    ) -> Result<Option<rpc::Source>, rpc::Failure> {
+        let Some(source) = lease.source.clone() else {
+            return Ok(None);
+        };
+        let source = self.opened(source, None).await?;
+        let validator = lease.origin.as_ref().map_or("", |o| o.validator.as_str());
+        if self.is_source_of(content, &source, validator) {
+            return Ok(Some(source));
+        }
+        tracing::warn!(task = %content.short(), url = source.public_url(),
+            "this is no source of the content: it is not asked");
+        Ok(None)
     }
 
     /// Reads from the origin what members want and nobody holds, until nothing is left.
@@ -221,8 +250,10 @@ impl Node {
 
     /// Waits until somebody wants a block that only the origin has; false when the lease is over, the
     /// task put away, or nothing can be wanted any more. While the lease is held somebody waits:
-    /// the scheduler gives none to others.
+    /// the scheduler gives none to others. What a client showed goes when nobody has wanted any for a while:
+    /// whoever does then shows their own.
     async fn wait_for_demand(&self, task: &Arc<Task>) -> bool {
+        let since = Instant::now();
         loop {
             {
                 let state = task.state();
@@ -231,6 +262,9 @@ impl Node {
                 }
                 if !state.engine.origin_wanted(1).is_empty() {
                     return true;
+                }
+                if state.wants.is_empty() && since.elapsed() > SOURCE {
+                    lock(&task.source).take();
                 }
             }
             if task.is_complete() || self.stop.is_cancelled() || !self.is_current(task) {
@@ -252,10 +286,11 @@ impl Node {
         loop {
             // A reminder of the lease may have brought what the lease did not.
             let own = lock(&task.source).clone();
-            match (own, lease.source.clone()) {
-                (Some(own), _) => return Ok(Some(own)),
-                (None, Some(given)) => return self.opened(given, None).await.map(Some),
-                (None, None) => {}
+            if let Some(own) = own {
+                return Ok(Some(own));
+            }
+            if let Some(given) = self.source_given(&task.key(), lease).await? {
+                return Ok(Some(given));
             }
             if Instant::now() > until {
                 let text =

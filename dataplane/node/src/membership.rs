@@ -95,7 +95,8 @@ impl Node {
                 tokio::spawn(self.clone().on_tend(from, tend));
             }
             to_node::Message::StopWarming(stop) => self.on_stop_warming(&stop.job),
-            to_node::Message::Welcome(_) | to_node::Message::Resolved(_) => {}
+            to_node::Message::Resolved(late) => self.on_late_answer(&late),
+            to_node::Message::Welcome(_) => {}
         }
     }
 

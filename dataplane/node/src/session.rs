@@ -285,9 +285,11 @@ impl Sessions {
             to_node::Message::Joined(j) => Reply::Joined(Box::new(j)),
             other => return Some(other),
         };
-        // Who asked may have given up.
-        let _ = waiting.answer.send(reply);
-        None
+        let unheard = waiting.answer.send(reply).err()?;
+        Some(match unheard {
+            Reply::Resolved(r) => to_node::Message::Resolved(*r),
+            Reply::Joined(j) => to_node::Message::Joined(*j),
+        })
     }
 
     fn up(&self, address: &str, name: &str, out: mpsc::Sender<FromNode>) {

@@ -106,7 +106,6 @@ impl Node {
             self.ban(node, &why);
             self.lost(task, node, &why, true);
         }
-        let content = task.key().0.to_vec();
         if let Some(count) = effects.need_neighbours {
             let known = {
                 let state = task.state();
@@ -117,7 +116,7 @@ impl Node {
                     .collect()
             };
             let ask = rpc::NeedNeighbours {
-                content: content.clone(),
+                content: task.key().0.to_vec(),
                 count: count as u32,
                 known,
             };
@@ -129,24 +128,34 @@ impl Node {
             }
         }
         if effects.need_source {
-            let source = task.wanted_source(&task.state());
-            let ask = rpc::NeedSource {
-                content,
-                ranges: vec![],
-                source,
-            };
-            if self
-                .sessions
-                .tell(&task.key(), from_node::Message::NeedSource(ask))
-            {
-                task.unheard.store(0, Ordering::Relaxed);
-            } else if task.unheard.fetch_add(1, Ordering::Relaxed) > 0
-                && self.settings().back_to_source
-                && let Some(node) = self.me()
-            {
-                // Neither scheduler nor anybody who has the rest, twice in a row.
-                node.go_alone(task);
+            self.call_for_source(task);
+        }
+    }
+
+    /// Tells the scheduler, or sees by itself, that nobody is known who has what is wanted.
+    fn call_for_source(&self, task: &Arc<Task>) {
+        let told = {
+            // With the state held: the word that nobody wants it any more must not come in between.
+            let state = task.state();
+            if state.wants.is_empty() && state.lease.is_none() {
+                return;
             }
+            let ask = rpc::NeedSource {
+                content: task.key().0.to_vec(),
+                ranges: vec![],
+                source: task.wanted_source(&state),
+            };
+            self.sessions
+                .tell(&task.key(), from_node::Message::NeedSource(ask))
+        };
+        if told {
+            task.unheard.store(0, Ordering::Relaxed);
+        } else if task.unheard.fetch_add(1, Ordering::Relaxed) > 0
+            && self.settings().back_to_source
+            && let Some(node) = self.me()
+        {
+            // Neither scheduler nor anybody who has the rest, twice in a row.
+            node.go_alone(task);
         }
     }
 
@@ -238,15 +247,20 @@ impl Node {
     /// Nobody here wants a task any more: the scheduler is told, so that neither it nor this node keeps
     /// a client's credentials longer than the client.
     pub(crate) fn nobody_wants(&self, task: &Arc<Task>) {
-        let told = {
+        let joined = task.state().joined;
+        self.let_go(task, joined);
+    }
+
+    /// The same. `told`: the scheduler was told, or will have been, that somebody does.
+    pub(crate) fn let_go(&self, task: &Arc<Task>, told: bool) {
+        {
             let state = task.state();
             if !state.wants.is_empty() || state.lease.is_some() {
                 return;
             }
             // With the state held: a reader that comes now brings its own.
             lock(&task.source).take();
-            state.joined
-        };
+        }
         if told && !task.is_complete() && !task.is_unproven() {
             self.tell_held(task);
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use dragonfly_node::download::Wish;
 use dragonfly_node::node::{Role, Settings};
+use dragonfly_proto::id::ContentKey;
 use dragonfly_proto::rpc::failure::Code;
 use dragonfly_proto::sign::SigningKey;
 use dragonfly_scheduler::core::CoreSettings;
@@ -122,13 +123,14 @@ async fn a_seed_that_dies_in_the_middle_is_followed_by_another_and_little_is_fet
     );
 }
 
+fn digest(body: &[u8]) -> String {
+    let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, body);
+    let hex: String = sum.as_ref().iter().map(|b| format!("{b:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_node_fetched_without_any_scheduler_is_for_all_when_the_mesh_is_back() {
-    let digest = |body: &[u8]| {
-        let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, body);
-        let hex: String = sum.as_ref().iter().map(|b| format!("{b:02x}")).collect();
-        format!("sha256:{hex}")
-    };
     for by_digest in [false, true] {
         let w = world(true).await;
         let addr = w.scheduler.addr;
@@ -317,6 +319,44 @@ async fn a_full_disk_is_a_clear_error_there_and_the_others_finish() {
     let little = Scripted::start(Script::of(bytes(1 << 20, 6))).await;
     let got = within("a small one", 10, read_all(&small, &little.url("little"))).await;
     assert!(got.unwrap() == bytes(1 << 20, 6));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_at_the_only_node_that_wants_a_content_is_an_error_there() {
+    let w = world(false).await;
+    let _seed = w.mesh.node(100, Role::Seed).await;
+    let small = tempfile::tempdir().unwrap();
+    let small = w
+        .mesh
+        .node_of(1, 1, Role::Peer, Settings::default(), small, 2 << 20)
+        .await;
+    sessions().await;
+    // More blocks than the seed pushes before any of them was heard to have arrived.
+    let origin = Scripted::start(Script::of(bytes(32 << 20, 5))).await;
+    let got = within("an end", 20, read_all(&small, &origin.url("file"))).await;
+    let full = got.unwrap_err();
+    assert_eq!(full.code(), Code::NoSpace, "{}", full.message);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_that_is_refused_leaves_no_credentials() {
+    let w = world(false).await;
+    let _seed = w.mesh.node(100, Role::Seed).await;
+    let a = w.mesh.node(1, Role::Peer).await;
+    sessions().await;
+    let origin = Scripted::start(Script::of(bytes(1 << 20, 31))).await;
+    let mut src = source(&origin.url("file"));
+    src.digest = digest(&bytes(1 << 20, 31));
+    let content = ContentKey::from_digest("", &src.digest);
+    let wish = Wish::Range(2 << 20, None);
+    let refused = a.node.download(src, wish).await.err().unwrap();
+    assert_eq!(refused.code(), Code::Invalid, "{}", refused.message);
+    within("the scheduler forgets", 5, async {
+        while w.scheduler.service.keeps_source(&content) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -603,6 +643,39 @@ async fn many(nodes: &[TestNode], origin: &Scripted, count: usize, body: &[u8], 
     );
     assert!(bans.iter().all(|b| *b == 0), "{bans:?}");
     let _ = origin.requests.load(Ordering::Relaxed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_gives_up_before_the_origin_answers_leaves_its_credentials_nowhere() {
+    let w = world(false).await;
+    let _seed = w.mesh.node(100, Role::Seed).await;
+    let a = w.mesh.node(1, Role::Peer).await;
+    sessions().await;
+    let body = bytes(8 << 20, 32);
+    let mut script = Script::of(body.clone());
+    (script.rate, script.thinks) = (1 << 20, Duration::from_secs(1));
+    let origin = Scripted::start(script).await;
+    let mut src = source(&origin.url("file"));
+    src.digest = digest(&body);
+    let content = ContentKey::from_digest("", &src.digest);
+    let gone = a.node.download(src, Wish::Whole);
+    assert!(
+        tokio::time::timeout(Duration::from_millis(300), gone)
+            .await
+            .is_err()
+    );
+    within("the scheduler hears of the content", 5, async {
+        while w.scheduler.service.inspect().tasks.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    within("the scheduler forgets", 5, async {
+        while w.scheduler.service.keeps_source(&content) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

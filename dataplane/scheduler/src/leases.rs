@@ -92,22 +92,24 @@ impl Core {
         }
         task.wanting.insert(from);
         let news = m.source.as_ref().is_some_and(|s| task.remember_source(s));
+        let leased = !task.swarm.leases().is_empty();
+        let importing = task.importer.is_some();
+        let recovering = self.recovering();
+        if news && leased && !importing && !recovering {
+            // Its holder may be waiting for just that, and is not to blame.
+            return self.remind(content);
+        }
         // Whoever says that it has all may lie, or be cut off from this member: believe who misses.
         self.ensure_lease(content, true);
         let may_fetch = self.settings.swarm.peers_may_fetch;
-        let recovering = self.recovering();
         let now = self.now;
         let Some(task) = self.tasks.get_mut(&content) else {
             return;
         };
-        if recovering || task.importer.is_some() {
+        if recovering || importing {
             return;
         }
         if !task.swarm.leases().is_empty() {
-            if news {
-                // Its holder may be waiting for just that, and is not to blame.
-                return self.remind(content);
-            }
             if now.saturating_sub(task.told.0) < REMIND {
                 return;
             }

@@ -194,6 +194,30 @@ fn blocks_that_found_no_space_are_asked_for_again_after_a_pause() {
 }
 
 #[test]
+fn a_push_that_found_no_space_is_asked_of_the_emitter_which_hears_that_it_arrived() {
+    let mut engine = peer(100);
+    engine.join(ZERO, A, EMITTER);
+    let said_at_first = said(&mut engine, A);
+    assert!(
+        said_at_first.contains(&Control::Credit(2)),
+        "{said_at_first:?}"
+    );
+    engine.accepts(A, 0).unwrap();
+    engine.block_lost(ms(1), A, 0);
+    assert_eq!(said(&mut engine, A), vec![], "at once");
+    engine.tick(engine.next_timeout().unwrap());
+    let again = said(&mut engine, A);
+    assert!(again.contains(&Control::Request(0)), "{again:?}");
+    assert!(again.contains(&Control::Credit(1)), "{again:?}");
+    engine.block_received(ms(60), A, 0).unwrap();
+    engine.tick(ms(200));
+    assert!(
+        said(&mut engine, A).contains(&have(0)),
+        "it still waits for that word"
+    );
+}
+
+#[test]
 fn a_late_block_near_a_reader_is_asked_of_a_second_holder_and_cancelled_on_arrival() {
     let mut engine = peer(2);
     engine.add_reader(ReaderId(1), 0);

@@ -34,6 +34,8 @@ pub struct Script {
     pub bad_requests: u64,
     /// Seconds, beside a status that is not 200.
     pub retry_after: Option<u64>,
+    /// Before it answers.
+    pub thinks: Duration,
 }
 
 impl Script {
@@ -48,6 +50,7 @@ impl Script {
             says_length: true,
             bad_requests: u64::MAX,
             retry_after: None,
+            thinks: Duration::ZERO,
         }
     }
 
@@ -130,6 +133,7 @@ async fn serve(
         if number >= s.bad_requests {
             s = s.well();
         }
+        tokio::time::sleep(s.thinks).await;
         if s.status != 200 {
             let wait = s.retry_after.map(|s| format!("retry-after: {s}\r\n"));
             let answer = format!(

@@ -155,12 +155,15 @@ impl Engine {
         let Some(at) = self.slot(id) else { return };
         let neighbour = &mut self.neighbours[at];
         neighbour.last_heard = now;
-        if neighbour.forget(index).is_none() && neighbour.credits.pop_front().is_none() {
+        let asked = neighbour.forget(index).is_some();
+        if !asked && neighbour.credits.pop_front().is_some() {
+            // An emitter pushes a block to a node once. It has it, so it can be asked for it, though it
+            // announces nothing yet.
+            self.note_held_by(at, index..index + 1);
+        } else if !asked {
             neighbour.stale = neighbour.stale.saturating_sub(1);
         }
         self.release(index);
-        // Or an emitter whose blocks are lost would come to its end and wait for ever.
-        self.give_credit(now, id);
     }
 
     fn check_index(&self, index: u32) -> Result<(), Violation> {

@@ -112,7 +112,8 @@ impl Engine {
         for neighbour in &mut self.neighbours {
             let mut runs = Runs::new();
             for &index in &news {
-                if !neighbour.has.contains(index) {
+                // Who pushes waits for the word that a block arrived.
+                if neighbour.pushing() || !neighbour.has.contains(index) {
                     runs.push_block(index);
                 }
             }

@@ -71,8 +71,11 @@ impl Engine {
         self.tell_rates(now);
         if self.remaining > 0 || self.total.is_none() {
             // Windows may have moved, and blocks that were lost on the way to the disk are asked for
-            // here and no sooner: while there is no space each would be lost again at once.
+            // here, and credit for them given: while there is no space each would be lost at once.
             self.fill_all(now);
+            for id in self.emitters() {
+                self.give_credit(now, id);
+            }
             self.help_readers(now);
             self.endgame(now);
             self.call_for_help(now);
@@ -229,15 +232,15 @@ impl Engine {
         if hurry.is_empty() {
             return;
         }
-        let emitters: Vec<NeighbourId> = self
-            .neighbours
-            .iter()
-            .filter(|n| n.pushing())
-            .map(|n| n.id)
-            .collect();
-        for id in emitters {
+        for id in self.emitters() {
             self.say(now, id, Control::Hurry(hurry.clone()));
         }
+    }
+
+    /// Neighbours that push.
+    fn emitters(&self) -> Vec<NeighbourId> {
+        let pushing = self.neighbours.iter().filter(|n| n.pushing());
+        pushing.map(|n| n.id).collect()
     }
 
     /// All that is missing is requested: idle parents may be asked for what is late.
