@@ -70,6 +70,8 @@ pub(crate) fn set_receive_lowat(stream: &TcpStream, bytes: u32) -> io::Result<()
 pub(crate) struct Info {
     /// Bytes that the other side has acknowledged in all.
     pub(crate) acked: u64,
+    /// Bytes that came from it in all.
+    pub(crate) received: u64,
     /// Bytes that were written and that it has not; a packet that is on its way counts as a full one.
     pub(crate) left: u64,
     /// The round trip, smoothed, with all queues in it.
@@ -92,7 +94,8 @@ pub(crate) fn info(stream: &TcpStream) -> Option<Info> {
         rtt_us: u32,
         _then: [u32; 12],
         bytes_acked: u64,
-        _further: [u32; 4],
+        bytes_received: u64,
+        _further: [u32; 2],
         unsent_bytes: u32,
         min_rtt_us: u32,
     }
@@ -124,6 +127,7 @@ pub(crate) fn info(stream: &TcpStream) -> Option<Info> {
     let on_the_way = u64::from(info.unacked_packets) * u64::from(info.mss);
     is_known.then(|| Info {
         acked: info.bytes_acked,
+        received: info.bytes_received,
         left: on_the_way + u64::from(info.unsent_bytes),
         round_trip: micros(info.rtt_us),
         // All ones until there is a measurement.

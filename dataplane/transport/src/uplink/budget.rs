@@ -8,6 +8,11 @@ use super::way::MOST;
 /// The queue to aim at, as the time that it takes to drain. Less, and uplinks stand idle in a mesh whose
 /// members all wait for each other's acknowledgements; more, and nothing is gained (docs/performance.md).
 const QUEUE: Duration = Duration::from_millis(75);
+/// Where others' downlinks are slow, acknowledgements wait behind blocks there, and the queue is to be longer by as
+/// much: as long as a downlink needs for this many bytes, 12 blocks of 64 KiB.
+const DOWNLINK: f64 = 12.0 * 65_536.0;
+/// What is left of the best rate at which was received, a thought later: a third after 10 s.
+const FADES: f64 = 0.98;
 /// The longest queue to let it grow to where a short one costs throughput.
 const LONGEST: Duration = Duration::from_millis(1000);
 /// What the queue to aim at grows by where holding back costs throughput, and shrinks by where it does not.
@@ -51,6 +56,9 @@ pub(super) struct Budget {
     /// What it was at the last thoughts.
     rates: VecDeque<f64>,
     queue: Duration,
+    /// Bytes a second that arrived from others in the best of the last windows: what the downlink carries.
+    most_arrived: f64,
+    came: u64,
     /// How late the first to hear this node does so; unknown while nobody acknowledges.
     delay: Option<Duration>,
     measured: Instant,
@@ -75,6 +83,8 @@ impl Budget {
             rate: 0.0,
             rates: VecDeque::new(),
             queue: QUEUE,
+            most_arrived: 0.0,
+            came: 0,
             delay: None,
             measured: now,
             acked: 0,
@@ -104,17 +114,21 @@ impl Budget {
         self.rate == 0.0 || now.duration_since(self.began) < OPEN
     }
 
-    /// Bytes that others acknowledged since the last call, and how late the first of them hear this node.
-    pub(super) fn acked(&mut self, now: Instant, bytes: u64, delay: Option<Duration>) {
+    /// Bytes that others acknowledged since the last call and that came from them, and how late the first of
+    /// them hear this node.
+    pub(super) fn acked(&mut self, now: Instant, bytes: u64, came: u64, delay: Option<Duration>) {
         self.acked += bytes;
+        self.came += came;
         self.delay = delay;
         let took = now.duration_since(self.measured);
         if took < WINDOW {
             return;
         }
         let rate = self.acked as f64 / took.as_secs_f64();
-        (self.measured, self.acked) = (now, 0);
+        let arrives = self.came as f64 / took.as_secs_f64();
+        (self.measured, self.acked, self.came) = (now, 0, 0);
         let new = (NEW * took.as_secs_f64() / WINDOW.as_secs_f64()).min(0.5);
+        self.most_arrived = self.most_arrived.max(arrives);
         // Who had little to send knows no less for that.
         let knows = rate < self.rate && !self.was_held_back;
         self.was_held_back = false;
@@ -136,6 +150,7 @@ impl Budget {
         } else if !holds_back || part > FREE {
             self.queue = self.queue.mul_f64(DOWN).max(QUEUE);
         }
+        self.most_arrived *= FADES;
         if self.rates.len() == THOUGHTS {
             self.rates.pop_front();
         }
@@ -154,9 +169,18 @@ impl Budget {
         self.rates.iter().copied().fold(0.0, f64::max)
     }
 
+    /// The shortest queue to aim at. Others' downlinks are taken to be like this node's, of which what arrives
+    /// tells; who receives nothing takes them to be like its uplink.
+    fn shortest(&self) -> Duration {
+        let downlink = self.most_arrived.max(self.best()).max(self.rate);
+        let blocks = Duration::try_from_secs_f64(DOWNLINK / downlink).unwrap_or(LONGEST);
+        blocks.clamp(QUEUE, LONGEST)
+    }
+
     /// Bytes that may be on their way.
     fn bytes(&self) -> u64 {
-        ((self.rate * self.queue.as_secs_f64()) as u64).max(LEAST)
+        let queue = self.queue.max(self.shortest());
+        ((self.rate * queue.as_secs_f64()) as u64).max(LEAST)
     }
 
     /// Bytes that may follow what is on its way, until it is asked again.
@@ -199,12 +223,25 @@ mod tests {
     use super::*;
 
     const BLOCK: u64 = 64 << 10;
+    /// A downlink of 104 Mbit/s, bytes each millisecond.
+    const DOWN_MS: u64 = 13_000;
 
     /// An uplink with a queue, behind which others take `late` more to acknowledge than their way is long;
     /// blocks are sent whenever there is room for more than 6 s, which is looked at every 5 ms. `elsewhere` are
     /// bytes on their way that never were in the uplink's queue. The rate and the uplink's mean queue of the
     /// last 3 s.
     fn runs(rate: f64, late: Duration, elsewhere: u64, block: u64) -> (f64, Duration) {
+        runs_beside(DOWN_MS, rate, late, elsewhere, block)
+    }
+
+    /// The same, and so much is received each millisecond.
+    fn runs_beside(
+        came: u64,
+        rate: f64,
+        late: Duration,
+        elsewhere: u64,
+        block: u64,
+    ) -> (f64, Duration) {
         let start = Instant::now();
         let mut budget = Budget::new(start);
         let step = Duration::from_millis(1);
@@ -220,7 +257,7 @@ mod tests {
                 acked += on_the_way.pop_front().map_or(0.0, |(_, bytes)| bytes);
             }
             let delay = late + Duration::from_secs_f64(queued / rate);
-            budget.acked(now, acked as u64, Some(delay));
+            budget.acked(now, acked as u64, came, Some(delay));
             let flying: f64 = on_the_way.iter().map(|(_, bytes)| bytes).sum();
             let mut unacked = (queued + flying) as u64 + elsewhere;
             // Receivers have asked for at most this much.
@@ -275,6 +312,17 @@ mod tests {
     }
 
     #[test]
+    fn where_downlinks_are_slow_the_queue_is_longer() {
+        // 50 Mbit/s each way, where acknowledgements wait behind eight blocks at the receivers.
+        let (rate, late) = (6.25e6, Duration::from_millis(85));
+        let (got, _) = runs_beside(6250, rate, late, 0, BLOCK);
+        assert!(got > 0.98 * rate, "{got} of {rate}");
+        // Who receives faster than it sends is told sooner.
+        let (_, queue) = runs(rate, Duration::from_millis(1), 0, BLOCK);
+        assert!(queue < QUEUE + Duration::from_millis(21), "{queue:?}");
+    }
+
+    #[test]
     fn what_waits_elsewhere_costs_little_while_somebody_hears_this_node() {
         for rate in [3e6, 12e6, 120e6] {
             let (got, queue) = runs(rate, Duration::from_millis(1), 20 << 20, BLOCK);
@@ -293,7 +341,7 @@ mod tests {
             let mut blocks = 0;
             for n in 1..=2000 {
                 let now = start + Duration::from_millis(n);
-                budget.acked(now, 1, None);
+                budget.acked(now, 1, DOWN_MS, None);
                 if budget.room(now, 1 << 30) > 0 {
                     budget.leaves(now, block);
                     blocks += 1;
@@ -312,7 +360,12 @@ mod tests {
             let now = start + Duration::from_millis(10) * n as u32;
             let is_slow = (200..400).contains(&n);
             budget.looked(is_slow);
-            budget.acked(now, if is_slow { 30_000 } else { 100_000 }, None);
+            budget.acked(
+                now,
+                if is_slow { 30_000 } else { 100_000 },
+                10 * DOWN_MS,
+                None,
+            );
             queues.push(budget.queue);
         }
         assert_eq!(queues[199], QUEUE);
@@ -334,7 +387,7 @@ mod tests {
                 budget.leaves(now, BLOCK);
                 now += Duration::from_millis(10);
                 assert!(!budget.begin(now));
-                budget.acked(now, 10_000, None);
+                budget.acked(now, 10_000, 10 * DOWN_MS, None);
             }
             assert!(!budget.is_open(now));
             assert_eq!(budget.bytes(), LEAST, "a megabyte a second");
@@ -348,7 +401,7 @@ mod tests {
         budget.begin(start);
         let now = start + Duration::from_secs(1);
         budget.leaves(now, BLOCK);
-        budget.acked(now, 0, None);
+        budget.acked(now, 0, 0, None);
         assert!(budget.is_open(now));
     }
 }

@@ -270,16 +270,17 @@ impl State {
     fn count(&mut self, now: Instant) {
         self.counted = now;
         self.on_the_way = 0;
-        let (mut acked, mut delay) = (0, None);
+        let (mut acked, mut came, mut delay) = (0, 0, None);
         self.ways.retain_mut(|(socket, way)| {
             let Some(seen) = info(socket) else {
                 return false;
             };
-            acked += way.look(now, seen);
+            let (gone, new) = way.look(now, seen);
+            (acked, came) = (acked + gone, came + new);
             self.on_the_way += way.counts();
             delay = [delay, way.delay(now)].into_iter().flatten().min();
             !way.is_done(now)
         });
-        self.budget.acked(now, acked, delay);
+        self.budget.acked(now, acked, came, delay);
     }
 }

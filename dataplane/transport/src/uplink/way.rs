@@ -45,8 +45,9 @@ impl Way {
         self.writing = bytes;
     }
 
-    /// What the kernel says now. Returns the bytes that were acknowledged since it was asked last.
-    pub(super) fn look(&mut self, now: Instant, seen: Info) -> u64 {
+    /// What the kernel says now. Returns the bytes that were acknowledged since it was asked last, and those
+    /// that were received.
+    pub(super) fn look(&mut self, now: Instant, seen: Info) -> (u64, u64) {
         let gone = seen.acked.saturating_sub(self.seen.acked);
         let passed = now.duration_since(self.looked).as_secs_f64() / PACE.as_secs_f64();
         // Of what was acknowledged over long only that of the last of it.
@@ -54,8 +55,9 @@ impl Way {
         if gone > 0 {
             self.moved = Some(now);
         }
+        let came = seen.received.saturating_sub(self.seen.received);
         (self.seen, self.looked) = (seen, now);
-        gone
+        (gone, came)
     }
 
     /// Bytes that stand in the uplink's queue, at most: not those that are under way on a long way, and none
@@ -92,6 +94,7 @@ mod tests {
     fn info(acked: u64, left: u64, trip_ms: u64) -> Info {
         Info {
             acked,
+            received: acked / 2,
             left,
             round_trip: Duration::from_millis(trip_ms + 5),
             min_round_trip: Some(Duration::from_millis(trip_ms)),
@@ -104,7 +107,7 @@ mod tests {
         let mut way = Way::new(start, info(0, left, trip_ms));
         for n in 1..=200 {
             let now = start + Duration::from_millis(10) * n as u32;
-            assert_eq!(way.look(now, info(n * every, left, trip_ms)), every);
+            assert_eq!(way.look(now, info(n * every, left, trip_ms)).0, every);
         }
         way
     }
