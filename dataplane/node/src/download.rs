@@ -124,8 +124,8 @@ impl Node {
         let download = self
             .follow(task.clone(), &source.digest, wish, ahead)
             .inspect_err(|_| self.let_go(&task, true))?;
-        let let_go = !task.is_complete() && task.state().joined && lock(&task.source).is_none();
-        if let_go {
+        let was_let_go = !task.is_complete() && task.state().joined && lock(&task.source).is_none();
+        if was_let_go {
             // Its last reader went just before this one came.
             *lock(&task.source) = Some(source);
             self.tell_held(&task);

@@ -238,11 +238,9 @@ impl Drop for Client<'_> {
 
 /// Whether a content's key is made of this request or digest.
 fn is_named(content: &ContentKey, key: &RequestKey, source: &rpc::Source, validator: &str) -> bool {
-    if !source.digest.is_empty() {
-        return *content == ContentKey::from_digest(&source.domain, &source.digest);
-    }
     // What an origin gives no validator for is named by chance.
-    validator.is_empty() || *content == ContentKey::from_validator(&source.domain, key, validator)
+    let by_chance = source.digest.is_empty() && validator.is_empty();
+    by_chance || *content == source.content(key, validator)
 }
 
 /// Whether a text is `sha256:` and 64 lower-case hexadecimal digits.

@@ -109,14 +109,11 @@ fn origin_info(m: &Metadata, fresh: Duration) -> rpc::OriginInfo {
 
 /// The key of what an origin's answer says it holds.
 fn content_key(source: &rpc::Source, key: &RequestKey, m: &Metadata) -> ContentKey {
-    if !source.digest.is_empty() {
-        return ContentKey::from_digest(&source.domain, &source.digest);
-    }
     // A digest that the origin claims is its validator at best: only one that a client demanded is
     // enough to share content with other sources.
     let nonce = || format!("unvalidated {:032x}", fastrand::u128(..));
     let version = m.version().unwrap_or_else(nonce);
-    ContentKey::from_validator(&source.domain, key, &version)
+    source.content(key, &version)
 }
 
 impl Node {

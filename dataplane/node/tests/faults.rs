@@ -294,15 +294,19 @@ async fn a_peer_that_restarts_goes_on_with_what_it_holds() {
     );
 }
 
+/// A node that may keep so many bytes.
+async fn small(w: &World, number: u8, role: Role, space: u64) -> TestNode {
+    let dir = tempfile::tempdir().unwrap();
+    w.mesh
+        .node_of(number, 1, role, Settings::default(), dir, space)
+        .await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_is_a_clear_error_there_and_the_others_finish() {
     let w = world(false).await;
     let _seed = w.mesh.node(100, Role::Seed).await;
-    let small = tempfile::tempdir().unwrap();
-    let small = w
-        .mesh
-        .node_of(1, 1, Role::Peer, Settings::default(), small, 2 << 20)
-        .await;
+    let small = small(&w, 1, Role::Peer, 2 << 20).await;
     let (b, c) = (
         w.mesh.node(2, Role::Peer).await,
         w.mesh.node(3, Role::Peer).await,
@@ -325,11 +329,7 @@ async fn a_full_disk_is_a_clear_error_there_and_the_others_finish() {
 async fn a_full_disk_at_the_only_node_that_wants_a_content_is_an_error_there() {
     let w = world(false).await;
     let _seed = w.mesh.node(100, Role::Seed).await;
-    let small = tempfile::tempdir().unwrap();
-    let small = w
-        .mesh
-        .node_of(1, 1, Role::Peer, Settings::default(), small, 2 << 20)
-        .await;
+    let small = small(&w, 1, Role::Peer, 2 << 20).await;
     sessions().await;
     // More blocks than the seed pushes before any of them was heard to have arrived.
     let origin = Scripted::start(Script::of(bytes(32 << 20, 5))).await;
@@ -362,11 +362,7 @@ async fn a_range_that_is_refused_leaves_no_credentials() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_seed_short_of_space_for_several_contents_at_once_says_so_and_works_on() {
     let w = world(false).await;
-    let small = tempfile::tempdir().unwrap();
-    let _seed = w
-        .mesh
-        .node_of(100, 1, Role::Seed, Settings::default(), small, 6 << 20)
-        .await;
+    let _seed = small(&w, 100, Role::Seed, 6 << 20).await;
     let peer = w.mesh.node(1, Role::Peer).await;
     sessions().await;
     let mut origins = vec![];

@@ -11,6 +11,7 @@
 tonic::include_proto!("dragonfly.v1");
 
 use crate::geometry::{Geometry as BlockGeometry, GeometryError};
+use crate::id::{ContentKey, RequestKey};
 
 /// Longest encoded gRPC message either side takes, bytes.
 pub const MAX_MESSAGE: usize = 4 << 20;
@@ -39,6 +40,17 @@ impl Source {
         };
         let host = authority.rsplit('@').next().unwrap_or_default();
         format!("{scheme}://{host}{path}")
+    }
+
+    /// The key of what it holds: by the digest that the client demands, else by the request and what the
+    /// origin says of the version.
+    #[must_use]
+    pub fn content(&self, request: &RequestKey, validator: &str) -> ContentKey {
+        if self.digest.is_empty() {
+            ContentKey::from_validator(&self.domain, request, validator)
+        } else {
+            ContentKey::from_digest(&self.domain, &self.digest)
+        }
     }
 }
 

@@ -83,11 +83,7 @@ impl Core {
     ) {
         let source = m.source.unwrap_or_default();
         let origin = m.origin.unwrap_or_default();
-        let named = if source.digest.is_empty() {
-            ContentKey::from_validator(&source.domain, &request, &origin.validator)
-        } else {
-            ContentKey::from_digest(&source.domain, &source.digest)
-        };
+        let named = source.content(&request, &origin.validator);
         let may_read = self.settings.swarm.peers_may_fetch
             || self.nodes.get(&from).is_some_and(|e| e.is_seed());
         let geometry = m.geometry.as_ref().and_then(|g| Geometry::try_from(g).ok());
