@@ -21,6 +21,9 @@ use crate::wire;
 /// its way to the other node.
 const REFUSED_AGAIN: [u64; 5] = [20, 60, 200, 700, 2000];
 
+/// A node that refused so often takes no part in the task.
+const REFUSED: u8 = 3;
+
 /// Blocks of epochs never told of that a connection may bring: an honest node may have lost a
 /// certificate, and it is not banned for the first of them.
 const UNKNOWN_EPOCHS: u32 = 8;
@@ -74,9 +77,11 @@ impl Handler for Node {
                 let max = most_blocks(&s.task.geometry());
                 let control = links.with_map(stream, |map| wire::control(&frame, map, max));
                 if let Some(control) = control.map_err(Violation)? {
-                    let (done, effects) = s
-                        .task
-                        .drive(|st, now| st.engine.handle(now, s.neighbour, control));
+                    let (done, effects) = s.task.drive(|st, now| {
+                        let done = st.engine.handle(now, s.neighbour, control);
+                        st.hear(now, None);
+                        done
+                    });
                     self.apply(&s.task, effects);
                     done.map(|_| ()).or_else(fault)?;
                     s.task.notify_emission();
@@ -481,6 +486,9 @@ impl Node {
         let (Some(node), Some(task), conn) = (self.me(), self.find(&content), conn.clone()) else {
             return;
         };
+        if times >= REFUSED {
+            self.tells_nothing(&task, conn.peer());
+        }
         self.threads.spawn(async move {
             tokio::time::sleep(Duration::from_millis(pause)).await;
             if !conn.is_closed()

@@ -1,5 +1,6 @@
 //! Holding the lease of a content: reading its origin while anybody wants what nobody holds.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,11 +18,16 @@ use crate::origin::{meta, request, source_failure};
 use crate::reading::{RANGE, bytes_of};
 use crate::task::{Task, lock};
 
-/// A successor waits this long for neighbours to say what they hold.
+/// A successor waits this long for neighbours to say what they hold,
 const COLLECT: Duration = Duration::from_millis(500);
+/// and this long at most for those that came with the lease: where processors are busy it takes a while to
+/// connect, and what they hold would be read again.
+const COLLECT_NAMED: Duration = Duration::from_secs(3);
 /// A lease that came without a source gets one within this time, by a reminder that the scheduler sends when
 /// somebody who wants the content calls for it, or the content is given up.
 const SOURCE: Duration = Duration::from_secs(10);
+/// Nobody calls for a source while one neighbour seems to read it: one that has none for this long passes.
+const PASSES: Duration = Duration::from_secs(1);
 
 impl Node {
     /// Holds a lease until the task is complete, put away or failed.
@@ -169,7 +175,8 @@ impl Node {
         }
         let signer = RunSigner::new(self.signing.clone(), content, cert.epoch);
         // Whoever takes over first hears what the others hold.
-        let collect = if lease.members.is_empty() {
+        let named: HashSet<_> = self.others(&lease.members).map(|(id, _)| id).collect();
+        let collect = if named.is_empty() {
             Duration::ZERO
         } else {
             COLLECT
@@ -183,6 +190,11 @@ impl Node {
             s.lease = Some(signer.clone());
             s.used = Instant::now();
             s.engine.start_emitting(now, stripe, collect);
+            if !named.is_empty() {
+                s.engine.collect_named(now, COLLECT_NAMED);
+                s.awaited = named;
+                s.hear(now, None);
+            }
             let again = Hello {
                 content,
                 ticket: match s.ticket {
@@ -282,7 +294,7 @@ impl Node {
         task: &Arc<Task>,
         lease: &rpc::Lease,
     ) -> Result<Option<rpc::Source>, rpc::Failure> {
-        let mut until = Instant::now() + SOURCE;
+        let mut since = Instant::now();
         loop {
             // A reminder of the lease may have brought what the lease did not.
             let own = lock(&task.source).clone();
@@ -292,20 +304,24 @@ impl Node {
             if let Some(given) = self.source_given(&task.key(), lease).await? {
                 return Ok(Some(given));
             }
-            if Instant::now() > until {
+            if since.elapsed() > SOURCE {
                 let text =
                     "the scheduler knows of no client's request for it any more: ask for it again";
                 return Err(rpc::Failure::new(Code::NoSource, text));
             }
             let _ =
                 tokio::time::timeout(Duration::from_millis(200), task.emission.notified()).await;
+            if since.elapsed() > PASSES {
+                let ((), effects) = task.drive(|s, now| s.engine.pass(now));
+                self.apply(task, effects);
+            }
             let asked = Instant::now();
             if !self.wait_for_demand(task).await {
                 return Ok(None);
             }
             if asked.elapsed() > Duration::from_millis(50) {
                 // Nobody wanted anything for a while: whoever does now has the whole time.
-                until = Instant::now() + SOURCE;
+                since = Instant::now();
             }
         }
     }

@@ -67,16 +67,21 @@ impl Node {
         all.get(&task.key()).cloned().unwrap_or_default()
     }
 
+    /// Those of these members that are other nodes and may be spoken to.
+    pub(crate) fn others<'a>(
+        &'a self,
+        members: &'a [rpc::Member],
+    ) -> impl Iterator<Item = (NodeId, &'a rpc::Member)> {
+        let known = members
+            .iter()
+            .filter_map(|m| Some((NodeId::from_slice(&m.node)?, m)));
+        known.filter(|(id, _)| *id != self.identity.node && !self.is_banned(id))
+    }
+
     /// Opens a stream for the task with each of these nodes, dialling where there is no connection.
     pub(crate) fn connect_members(self: &Arc<Self>, task: &Arc<Task>, members: &[rpc::Member]) {
-        for m in members {
-            let Some(id) = NodeId::from_slice(&m.node) else {
-                continue;
-            };
-            if id == self.identity.node || self.is_banned(&id) {
-                continue;
-            }
-            let addrs: Vec<SocketAddr> = m
+        for (id, member) in self.others(members) {
+            let addrs: Vec<SocketAddr> = member
                 .addresses
                 .iter()
                 .take(8)
@@ -100,8 +105,16 @@ impl Node {
         }
     }
 
+    /// A holder of the lease waits no longer for what this node holds.
+    pub(crate) fn tells_nothing(&self, task: &Arc<Task>, node: NodeId) {
+        let ((), effects) = task.drive(|s, now| s.hear(now, Some(node)));
+        self.apply(task, effects);
+        task.notify_emission();
+    }
+
     /// Tells a task's scheduler that a node cannot be reached, or broke the rules.
     pub(crate) fn lost(&self, task: &Arc<Task>, node: NodeId, reason: &str, banned: bool) {
+        self.tells_nothing(task, node);
         let lost = rpc::LostNode {
             content: task.key().0.to_vec(),
             node: node.0.to_vec(),

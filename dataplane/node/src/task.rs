@@ -6,7 +6,7 @@
 //! Lock order: `signing`, `state`, then a connection's queue; `verifier` and `meta` are never held with
 //! them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -57,6 +57,8 @@ pub(crate) struct State {
     pub(crate) links: HashMap<NeighbourId, Link>,
     pub(crate) ticket: Option<Ticket>,
     pub(crate) lease: Option<RunSigner>,
+    /// Members that came with the lease and have not told yet what they hold.
+    pub(crate) awaited: HashSet<NodeId>,
     pub(crate) size: Option<SignedSize>,
     pub(crate) failure: Option<rpc::Failure>,
     /// What each user of the task (reader, download) wants: byte ranges.
@@ -79,6 +81,27 @@ impl State {
     pub(crate) fn measure(&mut self) {
         for (id, link) in &self.links {
             self.engine.set_rtt(*id, link.conn.round_trip());
+        }
+    }
+
+    /// Something came from a neighbour, or `gone` will tell nothing: a lease-holder that has heard every
+    /// member it was told of need not wait any longer.
+    pub(crate) fn hear(&mut self, now: Duration, gone: Option<NodeId>) {
+        if self.awaited.is_empty() {
+            return;
+        }
+        let told = |(id, _): &(&NeighbourId, &Link)| self.engine.has_told(**id);
+        let told: Vec<_> = self
+            .links
+            .iter()
+            .filter(told)
+            .map(|(_, l)| l.conn.peer())
+            .collect();
+        for node in told.into_iter().chain(gone) {
+            self.awaited.remove(&node);
+        }
+        if self.awaited.is_empty() {
+            self.engine.heard_all(now);
         }
     }
 }
@@ -196,6 +219,7 @@ impl Task {
             links: HashMap::new(),
             ticket: None,
             lease: None,
+            awaited: HashSet::new(),
             size: None,
             failure: None,
             wants: HashMap::new(),

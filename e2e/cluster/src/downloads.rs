@@ -89,6 +89,25 @@ impl Client<'_> {
         })
     }
 
+    /// Whether there are bytes of a content that it gets.
+    ///
+    /// # Errors
+    /// The node cannot be looked at.
+    pub async fn has_begun(&self, number: usize) -> Result<bool> {
+        let part = format!(".{}-{number}*", self.name);
+        let line = [
+            "find",
+            "/run",
+            "-maxdepth",
+            "1",
+            "-name",
+            &part,
+            "-size",
+            "+0",
+        ];
+        Ok(!self.node.exec(&line).await?.stdout.is_empty())
+    }
+
     /// Gets contents until it is over; the one that is under way then is waited for.
     ///
     /// # Errors

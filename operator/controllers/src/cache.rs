@@ -65,6 +65,7 @@ pub(crate) struct Pools {
     pub(crate) pools: Store<DeserializeGuard<SchedulerPool>>,
     pub(crate) pool_changes: Changes<DeserializeGuard<SchedulerPool>>,
     pub(crate) distributions: Store<DeserializeGuard<Distribution>>,
+    pub(crate) distributions_known: Filled,
     pub(crate) distribution_changes: Changes<DeserializeGuard<Distribution>>,
 }
 
@@ -72,13 +73,15 @@ impl Pools {
     pub(crate) fn new(client: &Client) -> Self {
         let config = watcher::Config::default;
         let (pools, _, pool_changes) = watch(Api::all(client.clone()), (), config());
-        let (distributions, _, changes) = watch(Api::all(client.clone()), (), config());
+        let (distributions, distributions_known, changes) =
+            watch(Api::all(client.clone()), (), config());
         Self {
             pools,
             pool_changes: sound(
                 pool_changes.predicate_filter(predicates::generation, Default::default()),
             ),
             distributions,
+            distributions_known,
             // How many schedulers are ready is in the status, so every change counts.
             distribution_changes: sound(changes),
         }

@@ -15,7 +15,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::Pools;
+use crate::cache::{Filled, Pools};
 use crate::context::said;
 use crate::visit::{Error, again, key, visited};
 use crate::{AT_ONCE, Context};
@@ -27,6 +27,7 @@ const KIND: &str = "SchedulerPool";
 struct Shared {
     context: Arc<Context>,
     distributions: Store<DeserializeGuard<Distribution>>,
+    distributions_known: Filled,
 }
 
 /// Reconciles pools until stopped.
@@ -34,6 +35,7 @@ pub(crate) async fn run(context: Arc<Context>, pools: Pools, stop: CancellationT
     let shared = Shared {
         context,
         distributions: pools.distributions,
+        distributions_known: pools.distributions_known,
     };
     Controller::for_stream(pools.pool_changes, pools.pools)
         .watches_stream(
@@ -71,6 +73,11 @@ async fn reconcile(pool: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Er
 }
 
 async fn visit(pool: &Guarded, shared: &Shared) -> Result<(), Error> {
+    // Before meshes are known a pool seems to serve none, and its status would say so for a moment.
+    let mut known = shared.distributions_known.clone();
+    if known.wait_for(|known| *known).await.is_err() {
+        return Ok(());
+    }
     let (namespace, name) = (pool.namespace().unwrap_or_default(), pool.name_any());
     let resource = ApiResource::erase::<SchedulerPool>(&());
     let api: kube::Api<DynamicObject> =

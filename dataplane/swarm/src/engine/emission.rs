@@ -47,10 +47,13 @@ pub(super) struct Emission {
     mean_ack: Duration,
     /// Before this, neighbours' bitmaps are being collected and nothing is emitted.
     collect_until: Duration,
+    /// The same while members that were named have not told theirs.
+    collect_named_until: Duration,
     collected: bool,
     passed: bool,
-    /// When a neighbour last announced anything new. Long ago: some of what was announced may be a
-    /// lie that keeps blocks from being fetched, so announcements are not believed.
+    /// When a neighbour last announced or sent anything new. Long ago: some of what was announced may be a
+    /// lie that keeps blocks from being fetched, so it is not believed that neighbours will give each other
+    /// what they hold.
     last_news: Duration,
     distrust: bool,
 }
@@ -81,6 +84,7 @@ impl Engine {
             outstanding: Vec::new(),
             mean_ack: Duration::ZERO,
             collect_until: now + collect,
+            collect_named_until: now + collect,
             collected: collect.is_zero(),
             passed: false,
             last_news: now + collect,
@@ -97,6 +101,41 @@ impl Engine {
         }
         self.emission = Some(emission);
         self.wake_emission();
+    }
+
+    /// Members are known by name that have not told yet what they hold, so bitmaps are collected for this long
+    /// from now at most; until [`Self::heard_all`] if that is earlier.
+    pub fn collect_named(&mut self, now: Duration, at_most: Duration) {
+        if let Some(emission) = &mut self.emission {
+            emission.collect_named_until = emission.collect_until.max(now + at_most);
+        }
+    }
+
+    /// Every member known by name has told what it holds, or will not. What they announced in the last moment
+    /// may still be on its way, so bitmaps are collected for as long as `start_emitting` was told; unless
+    /// nobody holds anything.
+    pub fn heard_all(&mut self, now: Duration) {
+        let nothing = self.neighbours.iter().all(|n| n.has.is_empty());
+        let Some(emission) = &mut self.emission else {
+            return;
+        };
+        if nothing {
+            emission.collect_until = now;
+        }
+        emission.collect_named_until = emission.collect_until;
+        self.end_collecting(now);
+    }
+
+    fn end_collecting(&mut self, now: Duration) {
+        let Some(emission) = &mut self.emission else {
+            return;
+        };
+        if !emission.collected && now >= emission.collect_named_until {
+            emission.collected = true;
+            emission.last_news = now;
+            self.timers.pass_due = true;
+            self.wake_emission();
+        }
     }
 
     /// The lease is for other blocks from now on: another emitter's share came to this node, or went.
@@ -202,8 +241,7 @@ impl Engine {
         emission.stripe.contains(index)
             && !self.held.contains(index)
             && (emission.distrust || self.holders.get(index as usize).is_none_or(|n| *n == 0))
-            && (self.wanted.contains(index)
-                || self.neighbours.iter().any(|n| n.want.contains(index)))
+            && (self.wanted.contains(index) || self.neighbours.iter().any(|n| n.lacks(index)))
     }
 
     /// Whether there are blocks that no neighbour has got of this emitter yet.
@@ -311,13 +349,20 @@ impl Engine {
         }
     }
 
+    /// A neighbour sent a block that was missing: the swarm does not stand still.
+    pub(super) fn emission_news(&mut self, now: Duration) {
+        if let Some(emission) = &mut self.emission {
+            emission.last_news = now;
+            emission.distrust = false;
+        }
+    }
+
     /// A neighbour announced a block: it need not be emitted (again).
     pub(super) fn emission_acknowledged(&mut self, at: usize, index: u32) {
+        self.emission_news(self.neighbours[at].last_heard);
         let Some(emission) = &mut self.emission else {
             return;
         };
-        emission.last_news = self.neighbours[at].last_heard;
-        emission.distrust = false;
         emission.ready.remove(index);
         emission.urgent.remove(index);
         if !emission.emitted.contains(index) {
@@ -368,11 +413,10 @@ impl Engine {
         let Some(emission) = &mut self.emission else {
             return;
         };
-        emission.distrust = now > emission.last_news + self.config.orphan_after;
-        if !emission.collected && now >= emission.collect_until {
-            emission.collected = true;
-            self.timers.pass_due = true;
-            self.wake_emission();
+        let silent = now > emission.last_news + self.config.orphan_after;
+        emission.distrust = emission.collected && silent;
+        if !emission.collected {
+            self.end_collecting(now);
         } else if !emission.passed {
             let patience = self.config.reemit_after.max(emission.mean_ack * 4);
             let mut again = false;
@@ -414,14 +458,21 @@ impl Engine {
             return;
         };
         let Some(total) = self.total else { return };
-        if emission.passed || !emission.collected || !self.pass_is_due(emission, total) {
+        if !emission.passed && emission.collected && self.pass_is_due(emission, total) {
+            self.pass(now);
+        }
+    }
+
+    /// Announces all that is held and pushes nothing more: neighbours look for the rest themselves. What
+    /// `origin_wanted` says is fetched as before. For a lease-holder that cannot ask the origin: while it
+    /// seems to emit, nobody calls for a source.
+    pub fn pass(&mut self, now: Duration) {
+        let Some(emission) = self.emission.as_mut().filter(|e| !e.passed) else {
             return;
-        }
-        if let Some(emission) = &mut self.emission {
-            emission.passed = true;
-            emission.urgent.clear();
-            emission.ready.clear();
-        }
+        };
+        emission.passed = true;
+        emission.urgent.clear();
+        emission.ready.clear();
         self.reveal(now);
         for at in 0..self.neighbours.len() {
             let id = self.neighbours[at].id;

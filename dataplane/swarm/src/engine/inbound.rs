@@ -21,6 +21,7 @@ impl Engine {
         match message {
             Control::Bitmap(set) => {
                 self.check_end(set.end())?;
+                self.neighbours[at].told = true;
                 self.learn_of(set.end());
                 for range in set.ranges() {
                     self.note_held_by(at, range);
@@ -131,6 +132,7 @@ impl Engine {
         } else {
             self.stats.received += 1;
             self.stats.pushed_to_us += u64::from(pushed);
+            self.emission_news(now);
             self.store(now, index);
             Receipt::New
         };

@@ -272,6 +272,12 @@ impl Engine {
             .map_or(0, |at| self.neighbours[at].has.count())
     }
 
+    /// Whether a neighbour has told what it holds, be it nothing.
+    #[must_use]
+    pub fn has_told(&self, id: NeighbourId) -> bool {
+        self.slot(id).is_some_and(|at| self.neighbours[at].told)
+    }
+
     /// Counters since the engine was made.
     #[must_use]
     pub fn stats(&self) -> Stats {

@@ -30,6 +30,8 @@ pub(super) struct Neighbour {
 
     /// Blocks it announced.
     pub(super) has: BlockSet,
+    /// Whether it told what it holds, be it nothing.
+    pub(super) told: bool,
     /// Of those, the ones that may be requested; unused when that is all of them.
     pub(super) offers: BlockSet,
     /// Of those, how many this node wants and has asked nobody for.
@@ -77,6 +79,7 @@ impl Neighbour {
             rtt: info.rtt,
             may_ask: info.may_ask,
             has: BlockSet::new(),
+            told: false,
             offers: BlockSet::new(),
             useful: 0,
             want: Wanted::Nothing,

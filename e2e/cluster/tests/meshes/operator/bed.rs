@@ -7,9 +7,15 @@ use dragonfly_cluster::{Cluster, ClusterOptions, Installed, Operator, Place};
 use dragonfly_controllers::{Ages, At, Namespaces, Options};
 use dragonfly_crds::Preheat;
 use dragonfly_operator_core::Settings;
+use kube::Config;
 use kube::api::{Api, Patch, PatchParams};
+use kube::client::ClientBuilder;
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
 use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
+
+use super::crash::faulty::Faults;
 
 /// How many tests may share it: the operator is told its namespaces when it starts.
 const TESTS: usize = 32;
@@ -63,6 +69,30 @@ pub(crate) async fn own() -> (Cluster, Installed, Place) {
     let place = Place::new(&cluster).await.unwrap();
     let installed = Installed::on(&cluster, &[&place.namespace]).await.unwrap();
     (cluster, installed, place)
+}
+
+/// An operator in this process, or an issuer; it ends when dropped, wherever it is.
+pub(crate) struct Running(pub(crate) tokio::task::JoinHandle<()>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// An operator in this process, of all namespaces, whose client has these faults.
+pub(crate) async fn operator(cluster: &Cluster, faults: &Faults) -> Running {
+    let config = Kubeconfig::read_from(cluster.kubeconfig()).unwrap();
+    let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await;
+    let builder = ClientBuilder::try_from(config.unwrap()).unwrap();
+    let client = builder.with_layer(faults).build();
+    let options = options(At::Address("192.0.2.1:8443".to_owned()));
+    let operator = dragonfly_controllers::Operator::new(client, options, Arc::default());
+    Running(tokio::spawn(async move {
+        operator
+            .lead(Arc::default(), CancellationToken::new())
+            .await;
+    }))
 }
 
 /// Options of an operator within the test, of all namespaces.

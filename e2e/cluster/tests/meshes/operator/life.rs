@@ -231,7 +231,16 @@ async fn leaves_no_trace(cluster: &Cluster, place: &Place) {
         .collect();
     let downloads = futures::future::try_join_all(clients.iter().map(|c| c.get(&url, 0)));
     let deletion = async {
-        tokio::time::sleep(Duration::from_secs(8)).await;
+        for client in &clients {
+            wait_until("a download's first bytes", READY, || async {
+                let begun = client.has_begun(0).await?;
+                Ok::<_, Failed>(begun.then_some(()).ok_or_else(|| client.name.clone()))
+            })
+            .await
+            .unwrap();
+        }
+        // Well under way, by its own words.
+        tokio::time::sleep(Duration::from_secs(3)).await;
         let begun = Instant::now();
         let now = DeleteParams::default();
         meshes.delete("default", &now).await.unwrap();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dragonfly_crds::Distribution;
+use dragonfly_crds::{Distribution, SchedulerPool};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{
     ConfigMap, PersistentVolumeClaim, Secret, Service, ServiceAccount,
@@ -22,6 +22,7 @@ use dragonfly_controllers::At;
 use tokio_util::sync::CancellationToken;
 
 use super::bed::{options, own, place};
+use super::crash::faulty::Faults;
 
 #[tokio::test]
 async fn one_object_becomes_a_mesh() {
@@ -267,6 +268,61 @@ async fn nothing_is_written_when_nothing_changed_even_by_an_operator_that_starts
     assert!(condition(&mesh, "Ready").is_some());
     drop(second);
     cluster.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_operator_that_hears_of_meshes_late_does_not_say_that_a_pool_serves_none() {
+    let (cluster, _, place) = own().await;
+    let pool = |replicas: i32| {
+        format!(
+            "{{apiVersion: d7y.io/v1alpha1, kind: SchedulerPool, metadata: {{name: p}}, \
+             spec: {{replicas: {replicas}}}}}"
+        )
+    };
+    let serves = |desired: i32| {
+        move |pool: &SchedulerPool| {
+            let status = pool.status.clone().unwrap_or_default();
+            let schedulers = status.schedulers.map(|s| s.desired);
+            if (status.distributions, schedulers) == (Some(1), Some(desired)) {
+                Ok(())
+            } else {
+                Err(format!("{status:?}"))
+            }
+        }
+    };
+    place.apply(&pool(1)).await;
+    place.mesh("m", "{schedulerPoolRef: {name: p}}").await;
+    let first = Faults::default();
+    let operator = super::bed::operator(&cluster, &first).await;
+    place.until("p", serves(1)).await;
+    place.applied("m").await;
+    let writes = quiet(&first, &place).await;
+    assert!(writes > 10, "{writes}");
+    drop(operator);
+
+    let late = Faults {
+        late: Duration::from_secs(2),
+        ..Faults::default()
+    };
+    let operator = super::bed::operator(&cluster, &late).await;
+    tokio::time::sleep(late.late * 3).await;
+    assert_eq!(late.written(&place.namespace), 0);
+    // It works.
+    place.apply(&pool(2)).await;
+    place.until("p", serves(2)).await;
+    drop(operator);
+    cluster.stop().await.unwrap();
+}
+
+/// Until an operator has written nothing for a while: how often it did.
+async fn quiet(faults: &Faults, place: &Place) -> usize {
+    loop {
+        let before = faults.written(&place.namespace);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        if faults.written(&place.namespace) == before {
+            return before;
+        }
+    }
 }
 
 /// Pods as the mesh's workloads make them, tried against a level of Pod Security.

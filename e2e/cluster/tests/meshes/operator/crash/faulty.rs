@@ -1,8 +1,10 @@
-//! A client whose operator dies, or gets no answer, after so many writes of a namespace.
+//! A client whose operator dies, or gets no answer, after so many writes of a namespace; or that hears of
+//! meshes late.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use http::{Method, Request};
@@ -15,6 +17,8 @@ pub(crate) struct Faults {
     pub(crate) after: HashMap<String, usize>,
     /// The client works again after the answer that was lost.
     pub(crate) passing: bool,
+    /// How much later than other kinds meshes are listed.
+    pub(crate) late: Duration,
     pub(crate) written: Arc<Mutex<HashMap<String, usize>>>,
 }
 
@@ -88,8 +92,15 @@ where
         if !carried_out {
             return Box::pin(async { Err("the operator is dead".into()) });
         }
+        let late = request.uri().path().ends_with("/distributions");
+        let late = if late {
+            self.faults.late
+        } else {
+            Duration::ZERO
+        };
         let answer = self.inner.call(request);
         Box::pin(async move {
+            tokio::time::sleep(late).await;
             let answer = answer.await.map_err(Into::into)?;
             if answered {
                 Ok(answer)

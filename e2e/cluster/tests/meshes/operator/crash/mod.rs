@@ -4,11 +4,10 @@
 //! loses the answer of the last one and all that comes after: what the API server knows then is what an
 //! operator leaves that dies after that write. Then another one goes on.
 
-mod faulty;
+pub(super) mod faulty;
 mod state;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use dragonfly_cluster::company::{Company, Kept, names, request_kind, signs};
@@ -16,17 +15,13 @@ use dragonfly_cluster::definitions::Neighbour;
 use dragonfly_cluster::place::{SOON, condition};
 use dragonfly_cluster::wait::wait_until;
 use dragonfly_cluster::{Cluster, ClusterOptions, Failed, Installed, Place};
-use dragonfly_controllers::{At, Metrics, Operator};
 use dragonfly_crds::{Distribution, Preheat};
 use futures::stream::{self, StreamExt};
+use kube::ResourceExt;
 use kube::api::{Api, DynamicObject, ListParams};
-use kube::client::ClientBuilder;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Config, ResourceExt};
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
-use super::bed::{options, planned, reports};
+use super::bed::{Running, operator, planned, reports};
 use faulty::Faults;
 use state::{difference, state};
 
@@ -38,15 +33,6 @@ const MOST_OF_CA: usize = 12;
 const ISSUED: &str = "security: {issuerRef: {name: company}}";
 /// Rows at once.
 const AT_ONCE: usize = 8;
-
-/// An operator in this process, or an issuer; it ends when dropped, wherever it is.
-struct Running(tokio::task::JoinHandle<()>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
 
 struct Bed {
     cluster: Cluster,
@@ -71,20 +57,8 @@ impl Bed {
         }
     }
 
-    /// An operator of all namespaces.
     async fn operator(&self, faults: &Faults) -> Running {
-        let path = self.cluster.kubeconfig();
-        let config = Kubeconfig::read_from(path).unwrap();
-        let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await;
-        let builder = ClientBuilder::try_from(config.unwrap()).unwrap();
-        let client = builder.with_layer(faults).build();
-        let options = options(At::Address("192.0.2.1:8443".to_owned()));
-        let operator = Operator::new(client, options, Arc::new(Metrics::default()));
-        Running(tokio::spawn(async move {
-            operator
-                .lead(Arc::default(), CancellationToken::new())
-                .await;
-        }))
+        operator(&self.cluster, faults).await
     }
 
     fn place(&self, row: usize) -> Place {
