@@ -12,7 +12,7 @@
 //!   brings.
 //! * [`task`]: one content at this node. [`meta`]: what it keeps on disk. `find`: from a source to it.
 //!   [`download`]: one client's interest in it.
-//! * `handler`, `links`, `turns`, `wire`: between connections and engines. `pex`: neighbours through
+//! * `handler`, `hello`, `links`, `turns`, `wire`: between connections and engines. `pex`: neighbours through
 //!   neighbours.
 //! * [`session`], `membership`: what schedulers say and are told.
 //! * `origin`, `lease`, `reading`: looking at origins; reading and signing under a lease. `alone`:
@@ -31,6 +31,7 @@ mod failures;
 mod find;
 mod handler;
 mod held;
+mod hello;
 mod import;
 mod inventory;
 mod lease;

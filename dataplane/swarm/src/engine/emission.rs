@@ -7,11 +7,12 @@
 //! ready or still to come from the origin, the emitter passes: it announces all that it holds and
 //! is an ordinary parent.
 //!
-//! What neighbours say they hold is not fetched again, unless the swarm stands still: then a claim
-//! was false, or the claimant serves nobody. The caller therefore goes on asking for
-//! `origin_wanted` after the pass, as long as it holds the lease.
+//! `reading`: what is fetched of the origin. The caller goes on asking for `origin_wanted` after the
+//! pass, as long as it holds the lease.
 //!
 //! Bounds: `outstanding` has at most [`MAX_UNACKED`] entries a neighbour.
+
+mod reading;
 
 use super::neighbour::Neighbour;
 use super::{Action, Control, Engine, NeighbourId, Stripe, Wanted};
@@ -103,41 +104,6 @@ impl Engine {
         self.wake_emission();
     }
 
-    /// Members are known by name that have not told yet what they hold, so bitmaps are collected for this long
-    /// from now at most; until [`Self::heard_all`] if that is earlier.
-    pub fn collect_named(&mut self, now: Duration, at_most: Duration) {
-        if let Some(emission) = &mut self.emission {
-            emission.collect_named_until = emission.collect_until.max(now + at_most);
-        }
-    }
-
-    /// Every member known by name has told what it holds, or will not. What they announced in the last moment
-    /// may still be on its way, so bitmaps are collected for as long as `start_emitting` was told; unless
-    /// nobody holds anything.
-    pub fn heard_all(&mut self, now: Duration) {
-        let nothing = self.neighbours.iter().all(|n| n.has.is_empty());
-        let Some(emission) = &mut self.emission else {
-            return;
-        };
-        if nothing {
-            emission.collect_until = now;
-        }
-        emission.collect_named_until = emission.collect_until;
-        self.end_collecting(now);
-    }
-
-    fn end_collecting(&mut self, now: Duration) {
-        let Some(emission) = &mut self.emission else {
-            return;
-        };
-        if !emission.collected && now >= emission.collect_named_until {
-            emission.collected = true;
-            emission.last_news = now;
-            self.timers.pass_due = true;
-            self.wake_emission();
-        }
-    }
-
     /// The lease is for other blocks from now on: another emitter's share came to this node, or went.
     /// What is under way goes on.
     pub fn set_stripe(&mut self, now: Duration, stripe: Stripe) {
@@ -182,66 +148,6 @@ impl Engine {
                 self.wake(at);
             }
         }
-    }
-
-    /// Runs of at most `blocks` blocks to fetch from the origin next, in the order to fetch them:
-    /// blocks that readers wait for, then ascending. Blocks that this node or a neighbour wants and
-    /// that nobody is known to hold; they stay in the list until `origin_block_ready`, so the
-    /// caller leaves out those under way. Empty while bitmaps are being collected.
-    #[must_use]
-    pub fn origin_wanted(&self, blocks: u32) -> Vec<Range<u32>> {
-        let mut runs: Vec<Range<u32>> = Vec::new();
-        let mut left = blocks;
-        let Some(emission) = self.emission.as_ref().filter(|e| e.collected) else {
-            return runs;
-        };
-        let mut take = |index: u32| {
-            match runs.last_mut() {
-                Some(last) if last.end == index => last.end += 1,
-                _ => runs.push(index..index + 1),
-            }
-            left -= 1;
-            left > 0
-        };
-        let nobody =
-            self.wanted.is_nothing() && self.neighbours.iter().all(|n| n.want.is_nothing());
-        if blocks == 0 || nobody {
-            return runs;
-        }
-        let urgent = emission.urgent.iter().filter(|i| self.fetches(*i));
-        for index in urgent {
-            if !take(index) {
-                return runs;
-            }
-        }
-        let mut index = 0;
-        loop {
-            index = self.held.next_missing(index);
-            if index >= self.limit() {
-                return runs;
-            }
-            if !emission.urgent.contains(index) && self.fetches(index) && !take(index) {
-                return runs;
-            }
-            index += 1;
-        }
-    }
-
-    /// Whether time alone can make this node emit or fetch something.
-    pub(super) fn may_have_to_fetch(&self) -> bool {
-        let complete = self.total == Some(self.held.count());
-        self.is_emitting() || (self.emission.is_some() && !complete)
-    }
-
-    /// Whether the origin is to be asked for this block.
-    fn fetches(&self, index: u32) -> bool {
-        let Some(emission) = &self.emission else {
-            return false;
-        };
-        emission.stripe.contains(index)
-            && !self.held.contains(index)
-            && (emission.distrust || self.holders.get(index as usize).is_none_or(|n| *n == 0))
-            && (self.wanted.contains(index) || self.neighbours.iter().any(|n| n.lacks(index)))
     }
 
     /// Whether there are blocks that no neighbour has got of this emitter yet.
@@ -346,14 +252,6 @@ impl Engine {
         }
         if core::mem::take(&mut self.timers.pass_due) {
             self.pass_if_done(now);
-        }
-    }
-
-    /// A neighbour sent a block that was missing: the swarm does not stand still.
-    pub(super) fn emission_news(&mut self, now: Duration) {
-        if let Some(emission) = &mut self.emission {
-            emission.last_news = now;
-            emission.distrust = false;
         }
     }
 

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use dragonfly_cluster::wait::{wait_for, wait_until};
+use dragonfly_cluster::wait::{ready_pod, wait_for, wait_until};
 use dragonfly_cluster::{Cluster, Failed, Place, argocd, mesh, pod};
 use dragonfly_crds::preheat::PreheatStatus;
 use dragonfly_crds::{Distribution, Preheat};
@@ -68,15 +68,17 @@ async fn until(place: &Place, name: &str, reason: &str) -> PreheatStatus {
     status
 }
 
-/// Kills the pods of a part.
-async fn kill(place: &Place, part: &str) {
+/// Kills the pods of a part: their names.
+async fn kill(place: &Place, part: &str) -> Vec<String> {
     let label = format!("app.kubernetes.io/component={part}");
     let found = pod::with_labels(&place.client, &place.namespace, &label).await;
     let pods: Api<Pod> = place.api();
-    for pod in found.unwrap() {
+    let names: Vec<_> = found.unwrap().iter().map(ResourceExt::name_any).collect();
+    for name in &names {
         let now = DeleteParams::default().grace_period(0);
-        pods.delete(&pod.name_any(), &now).await.unwrap();
+        pods.delete(name, &now).await.unwrap();
     }
+    names
 }
 
 /// With a mesh `default` of two peers and a seed, and an origin that nobody asked yet.
@@ -188,16 +190,29 @@ pub(crate) async fn a_run_goes_on_when_its_pace_is_changed_and_when_its_seed_die
     })
     .await
     .unwrap();
+    // Slow until another seed is there: the dead one's process ends when its kubelet gets to it, and what it
+    // still reads meanwhile is nobody's.
+    origin.set_rate(1 << 20);
     let before = origin.sent();
     assert!(before < content.len, "it is under way");
-    kill(place, "seed").await;
+    let dead = kill(place, "seed").await;
+    wait_until("another seed", READY, || async {
+        let label = "app.kubernetes.io/component=seed";
+        let mut pods = pod::with_labels(&place.client, &place.namespace, label).await?;
+        pods.retain(|pod| !dead.contains(&pod.name_any()));
+        Ok(ready_pod(pods.first()))
+    })
+    .await
+    .unwrap();
+    let meanwhile = origin.sent();
+    assert!(meanwhile < content.len, "it goes on with another");
     origin.set_rate(0);
     let status = until(place, "paced", "Succeeded").await;
     let targets = status.progress.unwrap().targets;
     assert_eq!((status.runs, targets.succeeded), (1, 2));
     let again = origin.sent() - content.len;
     eprintln!(
-        "a seed died after {before} bytes of {}: {again} were sent again",
+        "a seed died after {before} bytes of {}: another was ready after {meanwhile}, {again} were sent again",
         content.len
     );
     assert!(again < content.len / 8, "{again} bytes again");
