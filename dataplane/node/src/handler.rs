@@ -53,7 +53,10 @@ impl Handler for Node {
             return Ok(());
         };
         match frame {
-            Frame::Close => self.unlink(links, stream),
+            Frame::Close => {
+                self.unlink(links, stream);
+                self.tells_nothing(&s.task, conn.peer());
+            }
             Frame::Epoch(cert) => {
                 s.task
                     .add_epoch(&cert)
@@ -263,7 +266,10 @@ impl Handler for Node {
         self.threads.spawn(async move {
             tokio::time::sleep(ANOTHER).await;
             if let Some(other) = node.mesh().and_then(|m| m.get(&peer)) {
-                node.hello_again(&other, &contents);
+                return node.hello_again(&other, &contents);
+            }
+            for task in contents.iter().filter_map(|c| node.find(c)) {
+                node.tells_nothing(&task, peer);
             }
         });
     }

@@ -176,15 +176,15 @@ impl Node {
     ) {
         let times = links.refused(&content);
         tracing::debug!(peer = %conn.peer(), task = %content.short(), reason, times, "was refused");
-        let Some(pause) = REFUSED_AGAIN.get(usize::from(times) - 1).copied() else {
-            return;
-        };
         let (Some(node), Some(task), conn) = (self.me(), self.find(&content), conn.clone()) else {
             return;
         };
         if times >= REFUSED {
             self.tells_nothing(&task, conn.peer());
         }
+        let Some(pause) = REFUSED_AGAIN.get(usize::from(times) - 1).copied() else {
+            return;
+        };
         self.threads.spawn(async move {
             tokio::time::sleep(Duration::from_millis(pause)).await;
             if !conn.is_closed()

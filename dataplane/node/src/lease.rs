@@ -26,8 +26,8 @@ const COLLECT_NAMED: Duration = Duration::from_secs(3);
 /// A lease that came without a source gets one within this time, by a reminder that the scheduler sends when
 /// somebody who wants the content calls for it, or the content is given up.
 const SOURCE: Duration = Duration::from_secs(10);
-/// Nobody calls for a source while one neighbour seems to read it: one that has none for this long passes.
-const PASSES: Duration = Duration::from_secs(1);
+/// Nobody calls for a source while a neighbour seems to read it: one that has none asks, this often.
+const ASKS: Duration = Duration::from_millis(500);
 
 impl Node {
     /// Holds a lease until the task is complete, put away or failed.
@@ -294,7 +294,7 @@ impl Node {
         task: &Arc<Task>,
         lease: &rpc::Lease,
     ) -> Result<Option<rpc::Source>, rpc::Failure> {
-        let mut since = Instant::now();
+        let (mut since, mut asked) = (Instant::now(), Instant::now());
         loop {
             // A reminder of the lease may have brought what the lease did not.
             let own = lock(&task.source).clone();
@@ -311,15 +311,15 @@ impl Node {
             }
             let _ =
                 tokio::time::timeout(Duration::from_millis(200), task.emission.notified()).await;
-            if since.elapsed() > PASSES {
-                let ((), effects) = task.drive(|s, now| s.engine.pass(now));
-                self.apply(task, effects);
+            if asked.elapsed() > ASKS {
+                asked = Instant::now();
+                self.ask_for_source(task, None);
             }
-            let asked = Instant::now();
+            let idle = Instant::now();
             if !self.wait_for_demand(task).await {
                 return Ok(None);
             }
-            if asked.elapsed() > Duration::from_millis(50) {
+            if idle.elapsed() > Duration::from_millis(50) {
                 // Nobody wanted anything for a while: whoever does now has the whole time.
                 since = Instant::now();
             }

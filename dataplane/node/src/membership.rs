@@ -90,6 +90,11 @@ impl Node {
             to_node::Message::Lease(lease) => {
                 tokio::spawn(self.clone().hold_lease(from, lease));
             }
+            to_node::Message::ShowSource(ask) => {
+                if let Some(task) = self.task_of(&ask.content) {
+                    self.show_source(&task);
+                }
+            }
             to_node::Message::Warm(warm) => self.on_warm(from, warm),
             to_node::Message::Tend(tend) => {
                 tokio::spawn(self.clone().on_tend(from, tend));

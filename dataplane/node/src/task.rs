@@ -57,7 +57,7 @@ pub(crate) struct State {
     pub(crate) links: HashMap<NeighbourId, Link>,
     pub(crate) ticket: Option<Ticket>,
     pub(crate) lease: Option<RunSigner>,
-    /// Members that came with the lease and have not told yet what they hold.
+    /// Members that came with the lease and have not told yet what they hold, while that is waited for.
     pub(crate) awaited: HashSet<NodeId>,
     pub(crate) size: Option<SignedSize>,
     pub(crate) failure: Option<rpc::Failure>,
@@ -89,6 +89,9 @@ impl State {
     pub(crate) fn hear(&mut self, now: Duration, gone: Option<NodeId>) {
         if self.awaited.is_empty() {
             return;
+        }
+        if !self.engine.is_collecting() {
+            return self.awaited.clear();
         }
         let told = |(id, _): &(&NeighbourId, &Link)| self.engine.has_told(**id);
         let told: Vec<_> = self

@@ -140,13 +140,7 @@ impl Node {
             if state.wants.is_empty() && state.lease.is_none() {
                 return;
             }
-            let ask = rpc::NeedSource {
-                content: task.key().0.to_vec(),
-                ranges: vec![],
-                source: task.wanted_source(&state),
-            };
-            self.sessions
-                .tell(&task.key(), from_node::Message::NeedSource(ask))
+            self.ask_for_source(task, task.wanted_source(&state))
         };
         if told {
             task.unheard.store(0, Ordering::Relaxed);
@@ -156,6 +150,26 @@ impl Node {
         {
             // Neither scheduler nor anybody who has the rest, twice in a row.
             node.go_alone(task);
+        }
+    }
+
+    /// Asks the content's scheduler for a source, or shows it one; whether it was told.
+    pub(crate) fn ask_for_source(&self, task: &Task, shown: Option<rpc::Source>) -> bool {
+        let ask = rpc::NeedSource {
+            content: task.key().0.to_vec(),
+            ranges: vec![],
+            source: shown,
+        };
+        self.sessions
+            .tell(&task.key(), from_node::Message::NeedSource(ask))
+    }
+
+    /// The holder of the lease has no source: shows what this node's clients have, where one waits.
+    pub(crate) fn show_source(&self, task: &Task) {
+        let state = task.state();
+        if let Some(source) = task.wanted_source(&state) {
+            // With the state held: the word that nobody wants it any more must not come in between.
+            self.ask_for_source(task, Some(source));
         }
     }
 

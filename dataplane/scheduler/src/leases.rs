@@ -18,10 +18,12 @@ const EPOCH_ZERO: u64 = 1_767_225_600;
 const LEASE_AGAIN: Duration = Duration::from_secs(10);
 /// Told so often in vain, it is taken for unfit.
 const LEASE_TRIES: u32 = 3;
-/// So often in a row members may find no source before another seed gets the lease.
+/// So often members may find no source before another seed gets the lease.
 const MAX_DOUBTS: u32 = 3;
 /// Members that find no source are believed, but the lease-holder is reminded at most so often.
 const REMIND: Duration = Duration::from_secs(2);
+/// So many members at once are asked to show the source of a content.
+const SHOWN: usize = 4;
 
 impl Core {
     /// The node that looked at the origin for another replica has its answer open: the first lease is
@@ -90,6 +92,9 @@ impl Core {
         if !task.swarm.contains(from) {
             return;
         }
+        if m.source.is_none() && task.swarm.holds_lease(from) {
+            return self.find_source(content);
+        }
         task.wanting.insert(from);
         let news = m.source.as_ref().is_some_and(|s| task.remember_source(s));
         let leased = !task.swarm.leases().is_empty();
@@ -134,6 +139,37 @@ impl Core {
             let why = "nobody holds a part of it, no seed is there, and policy keeps peers from \
                        the origin (spec.backToSource)";
             self.fail_task(content, &rpc::Failure::new(Code::NoSource, why));
+        }
+    }
+
+    /// A holder of a content's lease has nothing to ask the origin with: what is kept is told to it, and
+    /// some who want the content are asked to show theirs. None of this is the holder's fault.
+    fn find_source(&mut self, content: ContentKey) {
+        let (now, recovering) = (self.now, self.recovering());
+        let Some(task) = self.tasks.get_mut(&content) else {
+            return;
+        };
+        if recovering || task.importer.is_some() || now.saturating_sub(task.told.0) < REMIND {
+            return;
+        }
+        let wanting: Vec<NodeId> = task
+            .wanting
+            .iter()
+            .copied()
+            .filter(|node| !task.swarm.holds_lease(*node))
+            .collect();
+        let kept = task.source.is_some();
+        // Others the next time: not everybody's client shows something that is good.
+        for node in fastrand::choose_multiple(wanting, SHOWN) {
+            let ask = rpc::ShowSource {
+                content: content.0.to_vec(),
+            };
+            self.send(node, to_node::Message::ShowSource(ask));
+        }
+        if kept {
+            self.remind(content);
+        } else if let Some(task) = self.tasks.get_mut(&content) {
+            task.told.0 = now;
         }
     }
 

@@ -31,7 +31,7 @@ pub(crate) struct TaskEntry {
     pub(crate) ready: bool,
     /// When the lease-holder was last told, and how often since it last answered.
     pub(crate) told: (Duration, u32),
-    /// How often in a row members found no source although a lease is held.
+    /// How often members found no source since the lease was given.
     pub(crate) doubts: u32,
     /// The node that a client brings the content to: there is no origin to go to meanwhile.
     pub(crate) importer: Option<NodeId>,

@@ -536,6 +536,54 @@ fn a_lease_given_without_a_source_is_told_of_it_as_soon_as_a_member_brings_it() 
 }
 
 #[test]
+fn a_lease_holder_without_a_source_is_told_it_and_members_are_asked_for_theirs() {
+    let mut w = World::running(false);
+    w.seed(100);
+    for n in 1..=9 {
+        w.peer(n);
+        w.join(n, 1, |j| j.wants = n < 9);
+    }
+    let (holder, _) = w.leases().remove(0);
+    w.lease_result(holder, 1, None);
+    let shown = |w: &mut World| {
+        w.take(|to, m| match m {
+            to_node::Message::ShowSource(ask) => {
+                assert_eq!(ask.content, content(1).0.to_vec());
+                Some(to)
+            }
+            _ => None,
+        })
+    };
+    w.need_source(holder.0[0], 1);
+    assert!(shown(&mut w).is_empty(), "its lease is on its way");
+    w.pass(3.0);
+    w.need_source(holder.0[0], 1);
+    let asked = shown(&mut w);
+    assert_eq!(asked.len(), 4);
+    assert!(!asked.contains(&node(9)), "it wants nothing");
+    assert!(w.leases().is_empty(), "there is nothing to tell");
+    w.need_source(holder.0[0], 1);
+    assert!(shown(&mut w).is_empty(), "as seldom as all reminders");
+    // One answers.
+    w.need_source_of(asked[0].0[0], 1, Some(source()));
+    let told = |w: &mut World| {
+        w.take(|to, m| match m {
+            to_node::Message::Lease(l) => Some((to, l.source)),
+            _ => None,
+        })
+    };
+    let lease = (holder, Some(source()));
+    assert_eq!(told(&mut w), std::slice::from_ref(&lease));
+    // The holder lost it, or does not believe it. However often: it keeps its lease.
+    for _ in 0..8 {
+        w.pass(3.0);
+        w.need_source(holder.0[0], 1);
+        assert_eq!(told(&mut w), std::slice::from_ref(&lease));
+        assert_eq!(shown(&mut w).len(), 4);
+    }
+}
+
+#[test]
 fn a_lease_holder_that_members_cannot_reach_is_followed_by_another_seed() {
     let mut w = World::running(false);
     w.seed(100);

@@ -46,9 +46,9 @@ pub(super) struct Emission {
     outstanding: Vec<Emitted>,
     /// Mean time from sending a block to hearing that its owner has it.
     mean_ack: Duration,
-    /// Before this, neighbours' bitmaps are being collected and nothing is emitted.
+    /// Neighbours' bitmaps are being collected at least until then,
     collect_until: Duration,
-    /// The same while members that were named have not told theirs.
+    /// and until then unless `heard_all` comes first. Nothing is fetched or emitted meanwhile.
     collect_named_until: Duration,
     collected: bool,
     passed: bool,
@@ -74,8 +74,8 @@ impl Engine {
     /// This node holds the lease for a stripe now: it fetches `origin_wanted` and emits.
     ///
     /// `collect` is zero for a task's first emitter. A successor waits that long for neighbours'
-    /// bitmaps before it fetches or emits anything, so that only what nobody announces leaves the
-    /// origin again.
+    /// bitmaps, or longer by [`Self::collect_named`], before it fetches or emits anything, so that
+    /// only what nobody announces leaves the origin again.
     pub fn start_emitting(&mut self, now: Duration, stripe: Stripe, collect: Duration) {
         let mut emission = Emission {
             stripe,
@@ -356,21 +356,14 @@ impl Engine {
             return;
         };
         let Some(total) = self.total else { return };
-        if !emission.passed && emission.collected && self.pass_is_due(emission, total) {
-            self.pass(now);
-        }
-    }
-
-    /// Announces all that is held and pushes nothing more: neighbours look for the rest themselves. What
-    /// `origin_wanted` says is fetched as before. For a lease-holder that cannot ask the origin: while it
-    /// seems to emit, nobody calls for a source.
-    pub fn pass(&mut self, now: Duration) {
-        let Some(emission) = self.emission.as_mut().filter(|e| !e.passed) else {
+        if emission.passed || !emission.collected || !self.pass_is_due(emission, total) {
             return;
-        };
-        emission.passed = true;
-        emission.urgent.clear();
-        emission.ready.clear();
+        }
+        if let Some(emission) = &mut self.emission {
+            emission.passed = true;
+            emission.urgent.clear();
+            emission.ready.clear();
+        }
         self.reveal(now);
         for at in 0..self.neighbours.len() {
             let id = self.neighbours[at].id;

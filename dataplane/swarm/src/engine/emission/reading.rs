@@ -9,27 +9,27 @@ use core::ops::Range;
 use core::time::Duration;
 
 impl Engine {
-    /// Members are known by name that have not told yet what they hold, so bitmaps are collected for this long
-    /// from now at most; until [`Self::heard_all`] if that is earlier.
+    /// Members are known by name that have not told yet what they hold: bitmaps are collected until
+    /// [`Self::heard_all`], for this long from now at most.
     pub fn collect_named(&mut self, now: Duration, at_most: Duration) {
         if let Some(emission) = &mut self.emission {
             emission.collect_named_until = emission.collect_until.max(now + at_most);
         }
     }
 
-    /// Every member known by name has told what it holds, or will not. What they announced in the last moment
-    /// may still be on its way, so bitmaps are collected for as long as `start_emitting` was told; unless
-    /// nobody holds anything.
+    /// No member known by name is waited for any more. Others may still tell what they hold, so bitmaps are
+    /// collected for as long as `start_emitting` was told.
     pub fn heard_all(&mut self, now: Duration) {
-        let nothing = self.neighbours.iter().all(|n| n.has.is_empty());
-        let Some(emission) = &mut self.emission else {
-            return;
-        };
-        if nothing {
-            emission.collect_until = now;
+        if let Some(emission) = &mut self.emission {
+            emission.collect_named_until = emission.collect_until;
+            self.end_collecting(now);
         }
-        emission.collect_named_until = emission.collect_until;
-        self.end_collecting(now);
+    }
+
+    /// Whether bitmaps are being collected.
+    #[must_use]
+    pub fn is_collecting(&self) -> bool {
+        self.emission.as_ref().is_some_and(|e| !e.collected)
     }
 
     pub(super) fn end_collecting(&mut self, now: Duration) {
