@@ -163,6 +163,7 @@ impl Node {
                     &task.key(),
                     from_node::Message::Leave(rpc::Leave {
                         content: task.key().0.to_vec(),
+                        damaged: false,
                     }),
                 );
                 if task.store.held_count() > 0 && !task.is_unproven() {

@@ -209,6 +209,9 @@ impl Handler for Node {
                     // Not a fault of the neighbour's: it asks another when it hears nothing.
                     tracing::warn!(task = %s.task.key().short(), index, error = %e,
                         "cannot read a block that is held");
+                    if let Some(node) = self.me() {
+                        node.check_held(s.task.key());
+                    }
                 }
             }
         }

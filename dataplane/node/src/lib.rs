@@ -25,6 +25,7 @@ mod alone;
 pub mod api;
 mod chores;
 mod clock;
+mod damage;
 mod delivery;
 pub mod download;
 mod failures;

@@ -95,6 +95,11 @@ impl Node {
                     self.show_source(&task);
                 }
             }
+            to_node::Message::Check(check) => {
+                if let Some(content) = ContentKey::from_slice(&check.content) {
+                    self.check_held(content);
+                }
+            }
             to_node::Message::Warm(warm) => self.on_warm(from, warm),
             to_node::Message::Tend(tend) => {
                 tokio::spawn(self.clone().on_tend(from, tend));

@@ -28,6 +28,8 @@ pub struct Metrics {
     pub blocks_rejected: Counter,
     /// Nodes banned.
     pub bans: Counter,
+    /// Contents that were damaged on disk and deleted.
+    pub contents_damaged: Counter,
     /// Downloads that ended well.
     pub downloads_done: Counter,
     /// Downloads that ended with an error.
@@ -131,7 +133,7 @@ impl Metrics {
     /// Enters the counters in a registry.
     pub fn register(&self, registry: &mut Registry) {
         let node = registry.sub_registry_with_prefix("dragonfly_node");
-        let rows: [(&str, &str, &Counter); 9] = [
+        let rows: [(&str, &str, &Counter); 10] = [
             (
                 "origin_read_bytes",
                 "Bytes read from origins",
@@ -159,6 +161,11 @@ impl Metrics {
                 &self.blocks_rejected,
             ),
             ("bans", "Nodes banned", &self.bans),
+            (
+                "damaged_contents",
+                "Contents that were damaged on disk and deleted",
+                &self.contents_damaged,
+            ),
             (
                 "downloads_done",
                 "Downloads that ended well",

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dragonfly_proto::id::{ContentKey, NodeId};
 use dragonfly_proto::rpc::{self, from_node};
@@ -22,9 +22,11 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::MeshClock;
+use crate::damage::Checks;
 use crate::limits::{RateLimit, Recent};
 use crate::metrics::Metrics;
 use crate::origin::PendingOrigins;
+use crate::others::Bans;
 use crate::sealed::Asking;
 use crate::session::{FromScheduler, Sessions};
 use crate::task::{Task, lock};
@@ -129,7 +131,8 @@ pub struct Node {
     pub(crate) members: Mutex<Recent<ContentKey, Vec<rpc::Member>>>,
     /// What a scheduler said of tasks that are about to be opened here.
     pub(crate) early: Mutex<HashMap<ContentKey, Vec<rpc::Neighbours>>>,
-    pub(crate) bans: Mutex<HashMap<NodeId, Instant>>,
+    pub(crate) bans: Mutex<Bans>,
+    pub(crate) checks: Checks,
     authorities: RwLock<Vec<PublicKey>>,
     pub(crate) settings: watch::Sender<Settings>,
     pub(crate) policy: Mutex<rpc::PolicyAck>,
@@ -202,6 +205,7 @@ impl Node {
             members: Mutex::new(Recent::new(MAX_SWARMS)),
             early: Mutex::default(),
             bans: Mutex::default(),
+            checks: Checks::new(),
             authorities: RwLock::default(),
             settings: watch::Sender::new(settings),
             policy: Mutex::default(),

@@ -1,5 +1,6 @@
 //! Other nodes: who they are, where, and who is not spoken to.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,31 +12,62 @@ use crate::links::ConnState;
 use crate::node::Node;
 use crate::task::{Task, lock};
 
-/// A node that misbehaved is not spoken to for this long.
-const BAN: Duration = Duration::from_secs(600);
+/// A node that misbehaved is not spoken to for this long: an honest one whose disk was damaged has found out
+/// by then.
+const BAN: Duration = Duration::from_secs(10);
+/// Twice as long each time that it does it again, up to this.
+const LONGEST_BAN: Duration = Duration::from_secs(600);
+/// One that kept the rules for this long since begins anew.
+const BAN_FORGOTTEN: Duration = Duration::from_secs(3600);
 /// Bans remembered.
 const MAX_BANS: usize = 1024;
 /// Members of a task remembered, for when no scheduler can be asked.
 const MAX_MEMBERS: usize = 64;
 
+/// Who is not spoken to, and for how long.
+#[derive(Debug, Default)]
+pub(crate) struct Bans(HashMap<NodeId, Ban>);
+
+#[derive(Debug, Clone, Copy)]
+struct Ban {
+    until: Instant,
+    length: Duration,
+}
+
+impl Bans {
+    /// For how long a node that misbehaved now is not spoken to; nothing when that was known.
+    fn add(&mut self, node: NodeId, now: Instant) -> Option<Duration> {
+        if self.holds(&node, now) {
+            return None;
+        }
+        if self.0.len() >= MAX_BANS {
+            self.0.retain(|_, ban| ban.until > now);
+        }
+        let before = self.0.get(&node).copied();
+        let lately = before.filter(|ban| now < ban.until + BAN_FORGOTTEN);
+        let length = lately.map_or(BAN, |ban| (ban.length * 2).min(LONGEST_BAN));
+        if before.is_some() || self.0.len() < MAX_BANS {
+            let until = now + length;
+            self.0.insert(node, Ban { until, length });
+        }
+        Some(length)
+    }
+
+    fn holds(&self, node: &NodeId, now: Instant) -> bool {
+        self.0.get(node).is_some_and(|ban| ban.until > now)
+    }
+}
+
 impl Node {
     pub(crate) fn ban(&self, node: NodeId, why: &str) {
-        tracing::warn!(%node, why, "banned");
-        self.metrics.bans.inc();
-        let mut bans = lock(&self.bans);
-        let now = Instant::now();
-        if bans.len() >= MAX_BANS {
-            bans.retain(|_, until| *until > now);
-        }
-        if bans.len() < MAX_BANS {
-            bans.insert(node, now + BAN);
+        if let Some(length) = lock(&self.bans).add(node, Instant::now()) {
+            tracing::warn!(%node, why, ?length, "banned");
+            self.metrics.bans.inc();
         }
     }
 
     pub(crate) fn is_banned(&self, node: &NodeId) -> bool {
-        lock(&self.bans)
-            .get(node)
-            .is_some_and(|until| *until > Instant::now())
+        lock(&self.bans).holds(node, Instant::now())
     }
 
     /// Keeps members for when no scheduler can be asked.
@@ -123,5 +155,41 @@ impl Node {
         };
         self.sessions
             .tell(&task.key(), from_node::Message::LostNode(lost));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bans_grow_with_every_time_and_begin_anew_after_an_hour() {
+        let (mut bans, node, now) = (Bans::default(), NodeId([1; 16]), Instant::now());
+        assert_eq!(bans.add(node, now), Some(BAN));
+        assert_eq!(bans.add(node, now + BAN / 2), None, "it is banned");
+        assert!(bans.holds(&node, now + BAN / 2) && !bans.holds(&node, now + BAN));
+        let mut at = now + BAN;
+        for times in 1..20 {
+            let length = bans.add(node, at).unwrap();
+            assert_eq!(length, (BAN * 2_u32.pow(times.min(10))).min(LONGEST_BAN));
+            at += length;
+        }
+        assert_eq!(bans.add(node, at + BAN_FORGOTTEN), Some(BAN));
+    }
+
+    #[test]
+    fn of_more_nodes_than_can_be_remembered_those_are_that_are_banned() {
+        let (mut bans, now) = (Bans::default(), Instant::now());
+        let node = |n: u32| {
+            let mut id = [0; 16];
+            id[..4].copy_from_slice(&n.to_le_bytes());
+            NodeId(id)
+        };
+        for n in 0..MAX_BANS as u32 + 5 {
+            assert_eq!(bans.add(node(n), now), Some(BAN));
+        }
+        assert_eq!(bans.0.len(), MAX_BANS);
+        assert_eq!(bans.add(node(5000), now + BAN), Some(BAN));
+        assert_eq!(bans.0.len(), 1);
     }
 }

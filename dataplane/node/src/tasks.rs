@@ -233,10 +233,20 @@ impl Node {
 
     /// A content is no longer held.
     pub(crate) fn forget(&self, content: &ContentKey) {
+        self.left(content, false);
+    }
+
+    /// A content is no longer held, because what was held was damaged.
+    pub(crate) fn forget_damaged(&self, content: &ContentKey) {
+        self.left(content, true);
+    }
+
+    fn left(&self, content: &ContentKey, damaged: bool) {
         lock(&self.tickets).remove(content);
         lock(&self.members).remove(content);
         let leave = rpc::Leave {
             content: content.0.to_vec(),
+            damaged,
         };
         self.sessions
             .tell(content, from_node::Message::Leave(leave));

@@ -334,6 +334,11 @@ impl Core {
             return;
         };
         self.leave(content, from);
+        let task = self.tasks.get_mut(&content).filter(|_| m.damaged);
+        if task.is_some_and(|task| task.swarm.pardon(from)) {
+            tracing::info!(node = %from, content = %content.short(),
+                "what it held was damaged; it may take part again");
+        }
     }
 
     pub(crate) fn leave(&mut self, content: ContentKey, node: NodeId) {

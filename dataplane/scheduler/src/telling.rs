@@ -70,12 +70,20 @@ impl Core {
         let Some(task) = self.tasks.get_mut(&content) else {
             return;
         };
+        let members = task.swarm.contains(from) && task.swarm.contains(whom);
         if m.banned {
             task.swarm.accuse(from, whom);
         } else {
             task.swarm.disconnected(from, whom);
         }
         self.drain(content);
+        if m.banned && members {
+            // It may be honest, and its disk not.
+            let check = rpc::Check {
+                content: content.0.to_vec(),
+            };
+            self.send(whom, to_node::Message::Check(check));
+        }
     }
 
     fn say(&mut self, content: ContentKey, to: NodeId, said: rpc::Neighbours) {

@@ -91,7 +91,8 @@ fn message() -> impl Strategy<Value = Message> {
                 })
             }
         ),
-        key().prop_map(|content| Message::Leave(rpc::Leave { content })),
+        (key(), any::<bool>())
+            .prop_map(|(content, damaged)| Message::Leave(rpc::Leave { content, damaged })),
         (key(), any::<u32>(), prop::collection::vec(node_id(), 0..50)).prop_map(
             |(content, count, known)| {
                 Message::NeedNeighbours(rpc::NeedNeighbours {

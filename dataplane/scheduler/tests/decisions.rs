@@ -162,7 +162,13 @@ fn what_all_let_go_of_is_fetched_anew_and_whoever_holds_the_lease_hears_from_whe
         w.said.clear();
         for n in [100, 1] {
             let content = content(1).0.to_vec();
-            w.say(n, from_node::Message::Leave(rpc::Leave { content }));
+            w.say(
+                n,
+                from_node::Message::Leave(rpc::Leave {
+                    content,
+                    damaged: false,
+                }),
+            );
         }
         w.resolve(1, 1);
         let leases = w.take(|to, m| match m {
@@ -584,6 +590,49 @@ fn a_lease_holder_without_a_source_is_told_it_and_members_are_asked_for_theirs()
 }
 
 #[test]
+fn a_seed_whose_disk_was_damaged_is_told_and_taken_back_once() {
+    let mut w = World::running(false);
+    w.seed(100);
+    for n in 1..=3 {
+        w.peer(n);
+    }
+    let seed = w.begun(1);
+    for n in 2..=3 {
+        w.join(n, 1, |j| j.wants = true);
+    }
+    let accuse = |w: &mut World, by: u8| {
+        let lost = rpc::LostNode {
+            content: content(1).0.to_vec(),
+            node: seed.0.to_vec(),
+            reason: "block 7 failed its check".to_owned(),
+            banned: true,
+        };
+        w.say(by, from_node::Message::LostNode(lost));
+        w.take(|to, m| match m {
+            to_node::Message::Check(check) => Some((to, check.content)),
+            _ => None,
+        })
+    };
+    for once in [true, false] {
+        let check = vec![(seed, content(1).0.to_vec())];
+        assert_eq!(accuse(&mut w, 1), check);
+        assert_eq!(accuse(&mut w, 2), check, "two: it is out");
+        assert_eq!(accuse(&mut w, 3), [], "it is no member any more");
+        w.leases();
+        let leave = rpc::Leave {
+            content: content(1).0.to_vec(),
+            damaged: true,
+        };
+        w.say(seed.0[0], from_node::Message::Leave(leave));
+        w.pass(3.0);
+        w.need_source(3, 1);
+        let leases = w.leases();
+        assert_eq!(leases.iter().any(|l| l.0 == seed), once, "{leases:?}");
+        w.lease_result(seed, 1, None);
+    }
+}
+
+#[test]
 fn a_lease_holder_that_members_cannot_reach_is_followed_by_another_seed() {
     let mut w = World::running(false);
     w.seed(100);
@@ -635,6 +684,7 @@ fn a_node_may_take_part_in_many_contents_and_not_in_endlessly_many() {
     assert_eq!(w.core.task_count(), 65_536, "the refused one left an entry");
     let leave = rpc::Leave {
         content: vec![0; 32],
+        damaged: false,
     };
     w.say(1, from_node::Message::Leave(leave));
     assert_eq!(w.core.task_count(), 65_535, "an entry of nobody's");

@@ -74,6 +74,7 @@ pub struct Swarm<K> {
     epoch: u64,
     source_zone: Option<ZoneId>,
     banned: BTreeSet<K>,
+    pardoned: BTreeSet<K>,
     ban_order: VecDeque<K>,
     commands: VecDeque<Command<K>>,
     /// What members are to be told, and those of them that are to hear it now.
@@ -95,6 +96,7 @@ impl<K: NodeKey> Swarm<K> {
             epoch: 0,
             source_zone: None,
             banned: BTreeSet::new(),
+            pardoned: BTreeSet::new(),
             ban_order: VecDeque::new(),
             commands: VecDeque::new(),
             news: BTreeMap::new(),
@@ -250,6 +252,16 @@ impl<K: NodeKey> Swarm<K> {
         if member.accusers.len() >= self.settings.accusers {
             self.ban(whom);
         }
+    }
+
+    /// A node that is out shows that it did not know better: it may join again. Once; whether that was now.
+    pub fn pardon(&mut self, node: K) -> bool {
+        let may = self.pardoned.len() < self.settings.max_bans && self.pardoned.insert(node);
+        if may {
+            self.banned.remove(&node);
+            self.ban_order.retain(|banned| *banned != node);
+        }
+        may
     }
 
     /// A node is out of the task for good.

@@ -1,0 +1,125 @@
+//! What a node holds may be damaged on its disk. Blocks go from there to others unread, so it learns of it
+//! from those who are sent them: they ban it, and the scheduler passes that on. Then everything that is
+//! held of the content is compared with what is known of it, and deleted where it differs.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use dragonfly_proto::id::ContentKey;
+use dragonfly_proto::rpc::{self, failure::Code};
+use dragonfly_storage::ErrorKind;
+
+use crate::node::Node;
+use crate::task::lock;
+
+/// A content is compared no more often than this: who says that its blocks are wrong may lie, and every
+/// time all of it is read.
+const AGAIN: Duration = Duration::from_secs(600);
+/// Contents of which it is known when that was.
+const MAX_CHECKED: usize = 1024;
+
+/// When contents were compared last, and whose turn it is.
+#[derive(Debug)]
+pub(crate) struct Checks {
+    last: Mutex<HashMap<ContentKey, Instant>>,
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Checks {
+    pub(crate) fn new() -> Self {
+        Self {
+            last: Mutex::default(),
+            turn: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// Whether a content may be compared now; it counts as done then.
+    fn begins(&self, content: ContentKey, now: Instant) -> bool {
+        let mut last = lock(&self.last);
+        if last.len() >= MAX_CHECKED {
+            last.retain(|_, at| now.duration_since(*at) < AGAIN);
+        }
+        let lately = last.get(&content);
+        if lately.is_some_and(|at| now.duration_since(*at) < AGAIN) || last.len() >= MAX_CHECKED {
+            return false;
+        }
+        last.insert(content, now);
+        true
+    }
+}
+
+impl Node {
+    /// Compares what is held of a content with what is known of it, one content after the other.
+    pub(crate) fn check_held(self: &Arc<Self>, content: ContentKey) {
+        if !self.checks.begins(content, Instant::now()) {
+            return;
+        }
+        let node = self.clone();
+        self.threads.spawn(async move {
+            let _turn = node.checks.turn.lock().await;
+            let reader = node.clone();
+            let found = tokio::task::spawn_blocking(move || reader.damage(&content)).await;
+            if let Ok(Some((block, why))) = found {
+                node.damaged(&content, block, &why);
+            }
+        });
+    }
+
+    /// The first block that is not what it was, and how that shows.
+    fn damage(&self, content: &ContentKey) -> Option<(u32, String)> {
+        let task = self.store.open_task(content).ok().flatten()?;
+        for block in task.held().iter() {
+            if self.stop.is_cancelled() {
+                return None;
+            }
+            match task.verify_block(block) {
+                Ok(true) => {}
+                Ok(false) => return Some((block, "other bytes than were stored".to_owned())),
+                Err(e) if matches!(e.kind(), ErrorKind::NotHeld | ErrorKind::Deleted) => {}
+                Err(e) => return Some((block, e.to_string())),
+            }
+        }
+        tracing::info!(task = %content.short(), "compared what is held: nothing is damaged");
+        None
+    }
+
+    /// Lets go of a content: whoever wants it asks anew.
+    fn damaged(&self, content: &ContentKey, block: u32, why: &str) {
+        tracing::error!(task = %content.short(), block, why,
+            "what is held is damaged on this machine's disk: it is deleted, and fetched again when it is wanted");
+        self.metrics.contents_damaged.inc();
+        if let Some(task) = self.find(content) {
+            let text = format!(
+                "block {block} was damaged on the node's disk, and what was held is deleted: ask for it again"
+            );
+            task.fail(rpc::Failure::new(Code::Changed, text));
+        }
+        self.forget_task(content);
+        if let Err(error) = self.store.delete(content) {
+            tracing::error!(task = %content.short(), %error, "cannot delete what is damaged");
+        }
+        self.forget_damaged(content);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_content_is_compared_once_in_a_while_and_many_are_not_remembered_for_ever() {
+        let checks = Checks::new();
+        let key = |n: usize| ContentKey::from_digest("", &n.to_string());
+        let now = Instant::now();
+        assert!(checks.begins(key(0), now));
+        assert!(!checks.begins(key(0), now + AGAIN / 2));
+        for n in 1..MAX_CHECKED {
+            assert!(checks.begins(key(n), now + AGAIN / 2), "{n}");
+        }
+        assert!(!checks.begins(key(MAX_CHECKED), now + AGAIN / 2), "full");
+        assert!(checks.begins(key(0), now + AGAIN), "its time has come");
+        assert!(checks.begins(key(MAX_CHECKED), now + AGAIN * 2));
+        assert_eq!(lock(&checks.last).len(), 1, "the others' is over");
+    }
+}
