@@ -1,4 +1,4 @@
-//! Who is who in a mesh (contract 5).
+//! Who is who in a mesh.
 //!
 //! Without Kubernetes an [`Authority`] lives with the schedulers: a CA, an Ed25519 key that signs
 //! tickets and epochs, and the secret part of the join token, by which a node proves itself

@@ -2,7 +2,7 @@
 //!
 //! * `Download`: the content comes to this node, the client hears how far it is. `Read`: the bytes,
 //!   in order, while they come. Both end with `done` or `failure`, or the stream breaks: a client
-//!   that loses its node asks again and loses nothing (contract 6).
+//!   that loses its node asks again and loses nothing.
 //! * Who may connect is the socket's mode. A client names no isolation domain: its credentials make
 //!   one (`download.rs`).
 //! * Each call is a task of tokio that ends with its client.

@@ -2,8 +2,9 @@
 //!
 //! The client says the digest first (its library hashes the file before it sends it). What comes is
 //! staged under a key of its own and hashed; only bytes that are the digest's become the task, so
-//! that no client can put others' bytes in its place. With a scheduler, the node asks it for a lease
-//! to sign under; without one, the content serves this node's clients only.
+//! that no client can put others' bytes in its place. The node asks a scheduler for a lease to sign
+//! under: without any configured, the content serves this node's clients only; where none answers it is
+//! refused.
 //!
 //! A digest speaks for itself; a URL of somebody's origin does not: only a seed may import under one.
 

@@ -17,6 +17,7 @@
 //! * [`session`], `membership`: what schedulers say and are told.
 //! * `origin`, `lease`, `reading`: looking at origins; reading and signing under a lease. `alone`:
 //!   without one.
+//! * `damage`: what a disk changed.
 //! * `tending`: contents that a person has all nodes delete or keep.
 //! * `warming`: contents that a scheduler has the node get before anybody asks.
 //! * [`limits`], [`metrics`], `failures`: what schedulers hear of how downloads end.

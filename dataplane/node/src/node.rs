@@ -1,8 +1,9 @@
 //! The node engine: seed and peer are this, with different data.
 //!
 //! Owns the store, the tasks in use, the connections and the sessions with the schedulers. The tasks
-//! of tokio that it runs: one that ticks the engines of tasks in use, one that takes what schedulers
-//! send, one a session, two a connection (in the transport), one a lease held.
+//! of tokio that run all the time: one that accepts, one that ticks the engines of tasks in use, those of
+//! `chores`, one that takes what schedulers send, one a session, two a connection (in the transport);
+//! besides, one a lease held, a warming job, a look at an origin.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -3,11 +3,11 @@
 //! Everything here is pure: bytes in, values or errors out. No socket, no clock, no task. Parsers
 //! check every length, count and index before they allocate or slice, and each has a property test.
 //!
-//! * [`id`]: node, request and content keys (contract 1: what a task *is*).
+//! * [`id`]: node, request and content keys (what a task *is*).
 //! * [`geometry`]: how content is cut into blocks.
-//! * [`sign`], [`trust`]: signatures, epochs, Merkle proofs (contract 2).
-//! * [`ticket`]: leave to be served (contract 3).
-//! * [`frame`]: the wire between nodes (contract 9).
+//! * [`sign`], [`trust`]: signatures, epochs, Merkle proofs.
+//! * [`ticket`]: leave to be served.
+//! * [`frame`]: the wire between nodes.
 //! * [`rpc`]: gRPC between roles, and between a node and its clients (feature `grpc`).
 
 pub mod frame;

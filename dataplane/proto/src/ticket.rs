@@ -1,4 +1,4 @@
-//! Tickets: what a peer shows another before it is served anything (contract 3).
+//! Tickets: what a peer shows another before it is served anything.
 //!
 //! The scheduler issues one to a member of a task (or to all of a tenant's domain); it names its
 //! bearer, whom the transport has authenticated, so that a copied ticket is worth nothing.

@@ -1,4 +1,4 @@
-//! Trust in blocks before the whole content is there (contract 2).
+//! Trust in blocks before the whole content is there.
 //!
 //! Whoever holds the lease on a task's origin (a seed; a peer only where policy lets peers go to
 //! the origin) signs the Merkle root of each run of 1 to [`MAX_RUN`] blocks that became ready

@@ -1,9 +1,9 @@
 //! The scheduler's decisions: messages in, messages out, time passed in.
 //!
 //! Split by subject: `lookups` (what does a source hold, asked at the origin once), `swarms` (the
-//! members of a content, the lease), `telling` (what members hear of each other), [`crate::sketch`]
-//! (what is counted). What is to be sent
-//! piles up in `Core::out`.
+//! members of a content), `leases` (who may go to its origin), `imports` (what clients bring), `telling`
+//! (what members hear of each other), `preheats` and `tending` (what people ask of all nodes),
+//! [`crate::sketch`] (what is counted). What is to be sent piles up in `Core::out`.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

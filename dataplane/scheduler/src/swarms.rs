@@ -1,4 +1,4 @@
-//! The members of each content, their neighbours, and who holds the lease on its origin.
+//! The members of each content and their neighbours.
 
 use std::collections::HashSet;
 use std::time::Duration;

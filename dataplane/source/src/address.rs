@@ -1,4 +1,4 @@
-//! Which addresses an origin may have (contract 6), judged on what a name *resolves to*.
+//! Which addresses an origin may have, judged on what a name *resolves to*.
 //!
 //! Invariant: every connection goes to an address that [`AddressPolicy`] allows: names pass
 //! through `PolicyResolver` at connect time (so a name that changes its mind between check and use

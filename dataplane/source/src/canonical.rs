@@ -1,4 +1,4 @@
-//! One spelling for each source: the part of a request key that says *where from* (contract 1).
+//! One spelling for each source: the part of a request key that says *where from*.
 //!
 //! Equal canonical keys mean the same resource at the origin; what the filter drops (signatures by
 //! default) must not select content. Normalisation is that of RFC 3986 section 6.2.2 (case, percent

@@ -90,7 +90,7 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// The version of the content for a content key when no digest is known (contract 1): `None`
+    /// The version of the content for a content key when no digest is known: `None`
     /// when the origin gives no validator, and then nothing may be shared with another fetch.
     pub fn version(&self) -> Option<String> {
         let encoding = self.content_encoding.as_deref().unwrap_or("identity");

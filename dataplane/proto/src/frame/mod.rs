@@ -1,4 +1,4 @@
-//! The wire between two nodes (contract 9).
+//! The wire between two nodes.
 //!
 //! A connection begins with a [`Greeting`] from each side; frames follow, little-endian:
 //!

@@ -1,7 +1,7 @@
 //! The lease-holder's part: every block leaves the emitter once before any leaves it twice.
 //!
-//! `ready` = blocks of the stripe that are held and not yet emitted, and that no neighbour
-//! announced. A neighbour with credit gets the lowest of them that it wants; readers' blocks go
+//! `ready` = blocks that are held and to be emitted: those that no neighbour announced, and all that
+//! arrive while the swarm stands still. A neighbour with credit gets the lowest of them that it wants; readers' blocks go
 //! first. Whoever returns credit faster owns more. A block whose owner does not announce it in
 //! time, or leaves, is ready again for another neighbour. When nothing that a neighbour wants is
 //! ready or still to come from the origin, the emitter passes: it announces all that it holds and

@@ -7,11 +7,11 @@
 //! Invariants:
 //! - `need` = wanted and neither held nor requested; a block in `requested` is in the list of one
 //!   neighbour, or of two at the end or near a reader.
-//! - `useful` of a neighbour = blocks it announced that are in `need`, so a neighbour that has
-//!   nothing for us costs nothing.
+//! - `useful` of a neighbour = blocks that it announced, that may be asked of it and are in `need`, so a
+//!   neighbour that has nothing for us costs nothing.
 //! - `holders[b]` = number of neighbours that announced `b` and may be asked for it.
 //! - Blocks in `hidden` are held but announced to nobody: an emitter's, until it passes.
-//! - Every index from a neighbour is checked before use, so memory is two bits a block and
+//! - Every index from a neighbour is checked before use, so memory is at most three bits a block and
 //!   neighbour, a few bytes a block and bounded lists, whatever neighbours send.
 //!
 //! Files: `choice` (what to request), `inbound` (what neighbours say and send), `outbound` (what

@@ -1,4 +1,4 @@
-//! What an engine remembers of one neighbour: two bitmaps and small lists, each with a bound that
+//! What an engine remembers of one neighbour: three bitmaps and small lists, each with a bound that
 //! the neighbour cannot move.
 
 use super::types::{NeighbourId, NeighbourInfo, Stripe, Wanted};
@@ -36,7 +36,7 @@ pub(super) struct Neighbour {
     pub(super) offers: BlockSet,
     /// Of those, how many this node wants and has asked nobody for.
     pub(super) useful: u32,
-    /// What it said it wants, and whether it ever said so.
+    /// What it said it wants.
     pub(super) want: Wanted,
 
     /// Our requests it has not answered. At most the window.

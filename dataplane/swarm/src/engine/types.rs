@@ -235,7 +235,7 @@ pub enum Receipt {
     Duplicate,
 }
 
-/// Settings of an engine. The defaults are those the design was measured with.
+/// Settings of an engine. The defaults are production's; docs/performance.md says what each is worth.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// What the swarm is made fast for.

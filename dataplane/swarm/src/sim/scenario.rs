@@ -120,7 +120,7 @@ impl Scenario {
                 objective,
                 window: 1,
                 window_few: if regime == Regime::Uneven { 3 } else { 1 },
-                // Production's batches, where messages would take most of the simulator's time.
+                // Batches, where messages would take most of the simulator's time.
                 have_delay: Duration::from_millis(if peers > 2000 { 10 } else { 0 }),
                 degree: 8,
                 ..Config::default()
