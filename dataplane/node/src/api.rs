@@ -16,6 +16,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use dragonfly_proto::rpc::node_server::{Node as NodeApi, NodeServer};
@@ -259,12 +260,14 @@ impl Service {
         let call = call(self.0.clone(), out.clone());
         let shared = self.0.clone();
         tokio::spawn(async move {
+            let _counted = Counted::new(&shared.node);
             let is_over = tokio::select! {
                 () = call => false,
                 () = out.closed() => false,
                 () = shared.stop.cancelled() => true,
             };
             if is_over {
+                shared.node.last_word().await;
                 // One that comes back is waited for; one whose mesh is gone is not.
                 let last = if shared.node.is_retired() {
                     Ok(failed(mesh_is_gone()))
@@ -275,6 +278,22 @@ impl Service {
             }
         });
         Response::new(Box::pin(ReceiverStream::new(events)))
+    }
+}
+
+/// A client's call, counted for as long as this lives.
+struct Counted(Arc<Node>);
+
+impl Counted {
+    fn new(node: &Arc<Node>) -> Self {
+        node.clients.fetch_add(1, Ordering::Relaxed);
+        Self(node.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.clients.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -37,6 +37,8 @@ use crate::warming::Warming;
 const MAX_SWARMS: usize = 4096;
 /// Tickets kept: of one that is gone another is given with the next join.
 const MAX_TICKETS: usize = 65_536;
+/// The scheduler's word that the mesh was deleted may be this far behind the signal to end.
+const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// What the node may do besides exchanging blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,6 +153,8 @@ pub struct Node {
     pub(crate) warming: Warming,
     /// The mesh was deleted.
     pub(crate) retired: AtomicBool,
+    /// Calls of clients under way.
+    pub(crate) clients: AtomicUsize,
 }
 
 impl std::fmt::Debug for Node {
@@ -223,6 +227,7 @@ impl Node {
             clock: MeshClock::default(),
             warming: Warming::default(),
             retired: AtomicBool::new(false),
+            clients: AtomicUsize::new(0),
         });
         let local = Local {
             node: node.identity.node,
@@ -270,6 +275,19 @@ impl Node {
 
     pub(crate) fn mesh(&self) -> Option<Arc<Mesh<Self>>> {
         self.mesh.get().and_then(Weak::upgrade)
+    }
+
+    /// This node is about to end. Waits for the scheduler's word that the mesh was deleted, which may be a
+    /// moment behind the signal; not where no client would hear of it.
+    pub async fn last_word(&self) {
+        let until = tokio::time::Instant::now() + LAST_WORD;
+        let may_come = || {
+            let clients = self.clients.load(Ordering::Relaxed) > 0;
+            clients && !self.is_retired() && !self.schedulers().is_empty()
+        };
+        while may_come() && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Whether a scheduler said that the mesh was deleted, and none gave a policy since.

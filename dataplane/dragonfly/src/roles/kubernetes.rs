@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dragonfly_crds::Policy;
+use dragonfly_crds::{Distribution, Policy};
 use dragonfly_kubernetes::policy::{Seen, follow};
 use dragonfly_kubernetes::preheats::carry_out;
 use dragonfly_kubernetes::reporter::{self, Reporter};
@@ -13,6 +13,7 @@ use dragonfly_proto::rpc;
 use dragonfly_scheduler::replicas;
 use dragonfly_scheduler::service::Service;
 use kube::Client;
+use kube::api::{Api, ApiResource, DynamicObject};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +26,8 @@ use super::{RoleError, write_atomically};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the last reports may take.
 const LAST: Duration = Duration::from_secs(8);
+/// How long it takes at most until nodes have heard that the mesh was deleted.
+const HEARD: Duration = Duration::from_secs(1);
 
 /// The object that `--distribution` names: its namespace is the pod's, where none is said.
 pub(crate) fn target(distribution: Option<&str>) -> Result<Target, RoleError> {
@@ -60,7 +63,6 @@ impl Connected {
         target: Target,
         state: &Path,
         shown: &Arc<ShownScheduler>,
-        stop: &CancellationToken,
     ) -> Result<Self, RoleError> {
         let client = connect().await.map_err(|e| RoleError(e.to_string()))?;
         let reporter = Reporter::default();
@@ -76,7 +78,9 @@ impl Connected {
             give,
         };
         let seen = move |seen| taker.take(seen);
-        tokio::spawn(follow(client.clone(), target.clone(), seen, stop.clone()));
+        // Also while it ends: see `last_look`.
+        let until = CancellationToken::new();
+        tokio::spawn(follow(client.clone(), target.clone(), seen, until));
         Ok(Self {
             client,
             target,
@@ -161,6 +165,8 @@ impl Connected {
                 .collect(),
             pod: std::env::var("POD_NAME").ok(),
         };
+        let (client, target) = (self.client.clone(), config.target.clone());
+        let last_look = last_look(client, &target);
         let given = self.given.clone();
         let preheats = carry_out(
             self.client.clone(),
@@ -199,10 +205,23 @@ impl Connected {
             }
             () = stop.cancelled() => {}
         }
-        if tokio::time::timeout(LAST, task).await.is_err() {
+        let (reported, ()) = futures::join!(tokio::time::timeout(LAST, task), last_look);
+        if reported.is_err() {
             tracing::warn!("the last reports took too long");
         }
         Ok(())
+    }
+}
+
+/// A mesh that is deleted takes its scheduler with it, perhaps before the watch has told why: then it is
+/// waited for, that nodes hear of it.
+async fn last_look(client: Client, target: &Target) {
+    let kind = ApiResource::erase::<Distribution>(&());
+    let api: Api<DynamicObject> = Api::namespaced_with(client, &target.namespace, &kind);
+    let looked = tokio::time::timeout(HEARD, api.get_opt(&target.name)).await;
+    let goes = |object: DynamicObject| object.metadata.deletion_timestamp.is_some();
+    if looked.is_ok_and(|found| found.is_ok_and(|found| found.is_none_or(goes))) {
+        tokio::time::sleep(HEARD).await;
     }
 }
 

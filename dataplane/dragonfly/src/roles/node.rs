@@ -143,6 +143,7 @@ async fn serve(args: Args, role: Role, stop: CancellationToken) -> Result<(), Ro
         super::show(addr, Arc::new(shown), &stop).await?;
     }
     stop.cancelled().await;
+    node.last_word().await;
     if let Some(mirrored) = mirrored {
         mirrored.drained().await;
     }

@@ -155,7 +155,7 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
     }
     let kubernetes = if args.kubernetes {
         let target = kubernetes::target(args.distribution.as_deref())?;
-        let connected = kubernetes::Connected::new(target, &args.state, &shown, &stop).await?;
+        let connected = kubernetes::Connected::new(target, &args.state, &shown).await?;
         Some(connected)
     } else {
         None
