@@ -77,6 +77,15 @@ async fn world(peers_may_fetch: bool) -> (SchedulerProcess, TestMesh, Origin, Ve
     (scheduler, mesh, origin, body)
 }
 
+/// A seed, and a peer that got the content by it.
+async fn pair(mesh: &TestMesh, url: &str, body: &[u8]) -> (TestNode, TestNode) {
+    let seed = mesh.node(100, Role::Seed).await;
+    let peer = mesh.node(1, Role::Peer).await;
+    sessions().await;
+    assert!(read_all(&peer, url).await.unwrap() == body);
+    (seed, peer)
+}
+
 async fn sessions() {
     tokio::time::sleep(Duration::from_millis(300)).await;
 }
@@ -86,11 +95,9 @@ async fn what_is_damaged_on_a_nodes_disk_is_deleted_there_and_had_anew() {
     for what in ["data", "index"] {
         let (_scheduler, mesh, origin, body) = world(false).await;
         let url = origin.url("file");
-        let seed = mesh.node(100, Role::Seed).await;
-        let first = mesh.node(1, Role::Peer).await;
+        let (seed, _first) = pair(&mesh, &url, &body).await;
         let second = mesh.node(2, Role::Peer).await;
         sessions().await;
-        assert!(read_all(&first, &url).await.unwrap() == body);
         assert_eq!(origin.sent.load(Ordering::Relaxed), LEN as u64);
 
         damage(&seed, what);
@@ -118,10 +125,7 @@ async fn what_is_damaged_at_the_only_node_that_holds_it_is_had_from_the_origin_a
     for what in ["data", "index"] {
         let (_scheduler, mesh, origin, body) = world(false).await;
         let url = origin.url("file");
-        let seed = mesh.node(100, Role::Seed).await;
-        let first = mesh.node(1, Role::Peer).await;
-        sessions().await;
-        assert!(read_all(&first, &url).await.unwrap() == body);
+        let (seed, first) = pair(&mesh, &url, &body).await;
         first.node.shutdown().await;
         damage(&seed, what);
         // One waits until it speaks to the seed again.
@@ -138,10 +142,7 @@ async fn what_is_damaged_at_the_only_node_that_holds_it_is_had_from_the_origin_a
 async fn a_seed_that_all_were_sent_damaged_blocks_by_is_taken_back() {
     let (_scheduler, mesh, origin, body) = world(false).await;
     let url = origin.url("file");
-    let seed = mesh.node(100, Role::Seed).await;
-    let first = mesh.node(1, Role::Peer).await;
-    sessions().await;
-    assert!(read_all(&first, &url).await.unwrap() == body);
+    let (seed, first) = pair(&mesh, &url, &body).await;
     first.node.shutdown().await;
     damage(&seed, "data");
     let mut peers = vec![];
