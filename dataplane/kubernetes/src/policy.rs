@@ -13,7 +13,6 @@ use kube::api::{Api, ApiResource, DynamicObject};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use serde_json::Value;
-use tokio_util::sync::CancellationToken;
 
 use crate::Target;
 
@@ -42,13 +41,8 @@ pub enum Seen {
     Deleted,
 }
 
-/// Follows the object until stopped, and tells of each change of its policy once.
-pub async fn follow(
-    client: Client,
-    target: Target,
-    mut tell: impl FnMut(Seen),
-    stop: CancellationToken,
-) {
+/// Follows the object for as long as it is polled, and tells of each change of its policy once.
+pub async fn follow(client: Client, target: Target, mut tell: impl FnMut(Seen)) {
     let kind = ApiResource::erase::<Distribution>(&());
     let api: Api<DynamicObject> = Api::namespaced_with(client, &target.namespace, &kind);
     let only = watcher::Config::default().fields(&format!("metadata.name={}", target.name));
@@ -58,10 +52,7 @@ pub async fn follow(
     let mut complaint = String::new();
     let mut orphaned = false;
     loop {
-        let event = tokio::select! {
-            event = events.next() => event,
-            () = stop.cancelled() => return,
-        };
+        let event = events.next().await;
         if let Some(Ok(Event::InitApply(object) | Event::Apply(object))) = &event {
             orphaned = leaves_its_parts(object);
         }

@@ -78,9 +78,8 @@ impl Connected {
             give,
         };
         let seen = move |seen| taker.take(seen);
-        // Also while it ends: see `last_look`.
-        let until = CancellationToken::new();
-        tokio::spawn(follow(client.clone(), target.clone(), seen, until));
+        // As long as this process lives, also while it ends: see `last_look`.
+        tokio::spawn(follow(client.clone(), target.clone(), seen));
         Ok(Self {
             client,
             target,
