@@ -115,14 +115,24 @@ bench-setup:
 	@test -x target/bench-python/bin/python || python3 -m venv target/bench-python
 	@target/bench-python/bin/pip install --quiet libtorrent==2.0.11
 
-BENCH_RUN = BENCH_PYTHON=$(CURDIR)/target/bench-python/bin/python target/release/bench
+# The data plane of Dragonfly 2, which takes a quarter of an hour to build: compared with where it is there.
+DRAGONFLY_CLIENT_VERSION = 1.5.10
+DRAGONFLY_CLIENT = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dragonfly-e2e/dragonfly-client-$(DRAGONFLY_CLIENT_VERSION)
+
+.PHONY: dragonfly-client
+dragonfly-client: ## Build dragonfly-client, once, for `make bench` to compare with
+	@scripts/setup.sh dragonfly-client
+	cargo install --locked --root $(DRAGONFLY_CLIENT) dragonfly-client@$(DRAGONFLY_CLIENT_VERSION)
+
+BENCH_RUN = BENCH_PYTHON=$(CURDIR)/target/bench-python/bin/python \
+	BENCH_DRAGONFLY_CLIENT=$(DRAGONFLY_CLIENT)/bin target/release/bench
 
 .PHONY: bench
 bench: bench-setup ## Compare with other systems; writes docs/benchmarks.md (needs root; BENCH=, RUNS=)
 	$(BENCH_RUN) $(BENCH) --runs $(RUNS)
 
 .PHONY: bench-full
-bench-full: bench-setup ## All regimes of the bench
+bench-full: bench-setup dragonfly-client ## All regimes of the bench
 	$(BENCH_RUN) swarm --full --runs $(RUNS)
 
 .PHONY: crds

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what building and testing needs on a Debian that has Rust and Go, and nothing when it is
-# there already. Its arguments say for what: test, cluster, containers, arm64, bench.
+# there already. Its arguments say for what: test, cluster, containers, arm64, bench, dragonfly-client.
 set -euo pipefail
 
 missing=()
@@ -42,6 +42,12 @@ if wanted bench; then
     command -v aria2c >/dev/null || missing+=(aria2)
     command -v tc >/dev/null || missing+=(iproute2)
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
+fi
+if wanted dragonfly-client; then
+    # Its API is compiled by protoc, its RocksDB bound by libclang.
+    command -v protoc >/dev/null || missing+=(protobuf-compiler)
+    command -v g++ >/dev/null || missing+=(build-essential)
+    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || missing+=(libclang-dev)
 fi
 if [ ${#missing[@]} -gt 0 ]; then
     if [ "$(id -u)" -ne 0 ]; then

@@ -12,6 +12,7 @@ use dragonfly_e2e::process::Process;
 use dragonfly_e2e::{Failed, Result, sample};
 
 use crate::case::{Case, Fault};
+use crate::dragonfly2::{self, Programs};
 use crate::net::Net;
 use crate::systems::{Client, Mesh, System, clients};
 use crate::usage;
@@ -36,12 +37,20 @@ pub(crate) struct Run {
     pub(crate) rss_mib: f64,
 }
 
+/// Programs of other systems.
+#[derive(Default)]
+pub(crate) struct Others {
+    /// A python that has libtorrent.
+    pub(crate) python: PathBuf,
+    pub(crate) dragonfly_client: Option<Programs>,
+}
+
 pub(crate) struct Bed<'a> {
     pub(crate) net: &'a Net,
     pub(crate) case: &'a Case,
     pub(crate) dir: PathBuf,
     pub(crate) bin: PathBuf,
-    pub(crate) python: PathBuf,
+    pub(crate) others: &'a Others,
     pub(crate) content: PathBuf,
     pub(crate) meshes: Vec<Mesh>,
     /// Of the content, `sha256:<hex>`.
@@ -55,7 +64,7 @@ impl<'a> Bed<'a> {
         case: &'a Case,
         dir: &Path,
         bin: &Path,
-        python: &Path,
+        others: &'a Others,
         systems: &[System],
     ) -> Result<Self> {
         let www = dir.join("www");
@@ -80,7 +89,7 @@ impl<'a> Bed<'a> {
             case,
             dir: dir.to_owned(),
             bin: bin.to_owned(),
-            python: python.to_owned(),
+            others,
             digest: sample.digest,
             content,
             meshes: vec![],
@@ -91,6 +100,11 @@ impl<'a> Bed<'a> {
             bed.meshes.push(mesh);
         }
         Ok(bed)
+    }
+
+    /// Where the origin has something.
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}:8080/{path}", self.net.ip(0))
     }
 
     pub(crate) fn output(&self, node: usize) -> PathBuf {
@@ -205,7 +219,8 @@ impl<'a> Bed<'a> {
         Ok(done)
     }
 
-    fn clean(&self) {
+    pub(crate) fn clean(&self) {
+        let _ = fs::remove_dir_all(dragonfly2::home(self));
         for out in (1..=self.case.peers()).map(|n| self.output(n)) {
             let _ = fs::remove_file(&out);
             for extension in ["done", "hook"] {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use dragonfly_e2e::{Failed, Result};
 use serde_json::{Value, json};
 
-use crate::bed::Bed;
+use crate::bed::{Bed, Others};
 use crate::case::Case;
 use crate::io::{HTTP, Rows, compare, curl, get};
 use crate::net::{Link, Net};
@@ -32,7 +32,8 @@ fn at(bin: &Path, size: u64, runs: usize, trip: u64) -> Result<Value> {
     let mut net = Net::new(&case.links)?;
     net.far(1, Duration::from_millis(trip) / 2)?;
     let ours = [System::DragonflyPlaintext, System::DragonflyTls];
-    let bed = Bed::new(&net, &case, dir.path(), bin, Path::new("python3"), &ours)?;
+    let others = Others::default();
+    let bed = Bed::new(&net, &case, dir.path(), bin, &others, &ours)?;
     let out = bed.dir.join("out");
     let mut rows = Rows::default();
     let mut done = |name: &str, seconds: f64| {

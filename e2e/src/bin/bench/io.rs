@@ -2,19 +2,24 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use dragonfly_e2e::process::Process;
 use dragonfly_e2e::{Failed, Result, sample};
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, prime};
+use crate::bed::{Bed, Others, prime};
 use crate::case::Case;
+use crate::dragonfly2::scheduler::Parents;
+use crate::dragonfly2::{self, Daemons, Programs};
 use crate::net::{Link, Net};
 use crate::report::medians;
 use crate::systems::{Mesh, System, wait_for};
 use crate::usage;
 
+/// How long a node that started may take to come to rest.
+const REST: Duration = Duration::from_secs(3);
 /// Files of each small size.
 const SMALL: usize = 20;
 /// What others would use, in reports.
@@ -24,7 +29,12 @@ const TASKS: usize = 200;
 const SIZES: [(&str, u64); 2] = [("16 KiB", 16 << 10), ("1 MiB", 1 << 20)];
 
 /// All cases; `runs` of each system in turn.
-pub(crate) fn run(bin: &Path, size: u64, runs: usize) -> Result<Vec<Value>> {
+pub(crate) fn run(
+    bin: &Path,
+    size: u64,
+    runs: usize,
+    dragonfly_client: Option<Programs>,
+) -> Result<Vec<Value>> {
     let case = Case {
         links: vec![Link::UNSHAPED; 2],
         ..Case::equal(1, 0, size)
@@ -32,7 +42,11 @@ pub(crate) fn run(bin: &Path, size: u64, runs: usize) -> Result<Vec<Value>> {
     let dir = tempfile::tempdir().map_err(|e| Failed::at("a temporary directory", e))?;
     let net = Net::new(&case.links)?;
     let ours = [System::DragonflyPlaintext, System::DragonflyTls];
-    let bed = Bed::new(&net, &case, dir.path(), bin, Path::new("python3"), &ours)?;
+    let others = Others {
+        dragonfly_client,
+        ..Others::default()
+    };
+    let bed = Bed::new(&net, &case, dir.path(), bin, &others, &ours)?;
     for (name, bytes) in SIZES {
         for n in 0..SMALL.max(if bytes == SIZES[0].1 { TASKS } else { 0 }) {
             let path = bed.dir.join("www").join(small(name, n));
@@ -40,11 +54,11 @@ pub(crate) fn run(bin: &Path, size: u64, runs: usize) -> Result<Vec<Value>> {
         }
     }
     // Idle is idle only once start-up is over.
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(REST);
     let idle: Vec<f64> = bed.meshes.iter().map(|m| resident(m, "VmRSS")).collect();
-    let throughput = throughput(&bed, size, runs)?;
+    let (throughput, theirs) = throughput(&bed, size, runs)?;
     let transfer: Vec<f64> = bed.meshes.iter().map(|m| resident(m, "VmHWM")).collect();
-    let small = small_files(&bed)?;
+    let small = small_files(&bed, runs)?;
     let memory = bed.meshes.iter().enumerate().map(|(n, mesh)| {
         many_tasks(&bed, mesh)?;
         let row = json!({
@@ -54,16 +68,20 @@ pub(crate) fn run(bin: &Path, size: u64, runs: usize) -> Result<Vec<Value>> {
         });
         Ok(json!({"system": mesh.system().name(), "runs": [row], "median": row}))
     });
-    let memory: Vec<Value> = memory.collect::<Result<_>>()?;
+    let mut memory: Vec<Value> = memory.collect::<Result<_>>()?;
+    if !theirs.is_empty() {
+        memory
+            .push(json!({"system": dragonfly2::NAME, "median": medians(&theirs), "runs": theirs}));
+    }
     Ok(vec![
         json!({
             "case": "One warm parent to one child", "peers": 1, "rate_mbit": 0, "size_bytes": size,
-            "about": "no shaping, every block checked (BLAKE3), written to a file (its client's own copy, or by `--hard-link` the node's); files lie on a disk that nobody else writes to; CPU is of both ends",
+            "about": "no shaping, every block checked (BLAKE3), written to a file (its client's own copy, or by `--hard-link` the node's; dragonfly-client writes a link wherever it can); files lie on a disk that nobody else writes to; CPU is of both ends",
             "systems": throughput,
         }),
         json!({
             "case": "Small files", "peers": 1, "rate_mbit": 0, "size_bytes": SIZES[1].1,
-            "about": "`get` from a node that fetches from a warm peer, beside curl from the origin; milliseconds",
+            "about": "`get` from a node that fetches from a warm peer, beside curl from the origin; milliseconds; dragonfly-client by its scheduler, for which a stand-in answers at once",
             "systems": small,
         }),
         json!({
@@ -84,33 +102,82 @@ fn resident(mesh: &Mesh, which: &str) -> f64 {
         .map_or(0.0, |n| usage::memory(n.id(), which))
 }
 
-/// Runs a client to its end: seconds.
-pub(crate) fn get(bed: &Bed<'_>, mesh: &Mesh, node: usize, path: &str, out: &Path) -> Result<f64> {
-    get_as(bed, mesh, (node, path, out), &[])
+/// Makes the command of a client at a node: of which path, to which file.
+type Get<'a> = Box<dyn Fn(usize, &str, &Path) -> Command + 'a>;
+
+/// A parent at node 0 and a child at node 1.
+struct Pair<'a> {
+    name: String,
+    /// The parent's process first.
+    nodes: Vec<u32>,
+    get: Get<'a>,
 }
 
-fn get_as(
+impl<'a> Pair<'a> {
+    fn ours(bed: &'a Bed<'_>, mesh: &'a Mesh, options: &'a [&'a str]) -> Self {
+        Self {
+            name: mesh.system().name().to_owned(),
+            nodes: mesh.nodes.iter().map(Process::id).collect(),
+            get: Box::new(move |node, path, out| command(bed, mesh, (node, path, out), options)),
+        }
+    }
+
+    fn theirs(bed: &'a Bed<'_>, daemons: &'a Daemons) -> Self {
+        Self {
+            name: dragonfly2::NAME.to_owned(),
+            nodes: daemons.nodes(),
+            get: Box::new(move |node, path, out| daemons.get(bed, node, &bed.url(path), out)),
+        }
+    }
+
+    fn spent(&self) -> f64 {
+        self.nodes.iter().map(|n| usage::cpu(*n)).sum::<f64>() + usage::ended_children()
+    }
+
+    /// The parent has the content when this begins to measure: what the child took.
+    fn transfer(&self, bed: &Bed<'_>, path: &str, out: &Path) -> Result<Value> {
+        let size = bed.case.size;
+        timed(&mut (self.get)(0, path, out))?;
+        let _ = fs::remove_file(out);
+        quiet(bed, size)?;
+        let before = self.spent();
+        let seconds = timed(&mut (self.get)(1, path, out))?;
+        let cpu = self.spent() - before;
+        compare(&bed.digest, out)?;
+        Ok(row(seconds, cpu / gib(size), size))
+    }
+}
+
+fn gib(size: u64) -> f64 {
+    size as f64 / f64::from(1 << 30)
+}
+
+/// Runs a client to its end: seconds.
+pub(crate) fn get(bed: &Bed<'_>, mesh: &Mesh, node: usize, path: &str, out: &Path) -> Result<f64> {
+    timed(&mut command(bed, mesh, (node, path, out), &[]))
+}
+
+fn command(
     bed: &Bed<'_>,
     mesh: &Mesh,
     (node, path, out): (usize, &str, &Path),
     options: &[&str],
-) -> Result<f64> {
+) -> Command {
     let mut c = bed.net.command(node, &bed.bin);
     c.args(["get", "--quiet"]).args(options);
     c.arg("--socket").arg(&mesh.sockets[node]);
     c.arg("-O").arg(out);
-    c.arg(format!("http://{}:8080/{path}", bed.net.ip(0)));
-    timed(&mut c)
+    c.arg(bed.url(path));
+    c
 }
 
 pub(crate) fn curl(bed: &Bed<'_>, path: &str, out: &Path) -> Result<f64> {
     let mut c = bed.net.command(1, Path::new("curl"));
-    c.arg("-sfo").arg(out);
-    c.arg(format!("http://{}:8080/{path}", bed.net.ip(0)));
+    c.arg("-sfo").arg(out).arg(bed.url(path));
     timed(&mut c)
 }
 
-fn timed(command: &mut std::process::Command) -> Result<f64> {
+fn timed(command: &mut Command) -> Result<f64> {
     let started = Instant::now();
     let status = command.status().map_err(|e| Failed::at("a client", e))?;
     if !status.success() {
@@ -119,41 +186,44 @@ fn timed(command: &mut std::process::Command) -> Result<f64> {
     Ok(started.elapsed().as_secs_f64())
 }
 
-fn throughput(bed: &Bed<'_>, size: u64, runs: usize) -> Result<Vec<Value>> {
-    let gib = size as f64 / f64::from(1 << 30);
+/// All systems in turn; and what the other's node needed of memory.
+fn throughput(bed: &Bed<'_>, size: u64, runs: usize) -> Result<(Vec<Value>, Vec<Value>)> {
     let out = bed.dir.join("out");
-    let mut rows = Rows::default();
+    let (mut rows, mut memory) = (Rows::default(), vec![]);
     let outputs: [(&str, &[&str]); 2] = [("", &[]), (", hard link", &["--hard-link"])];
-    let ways = bed.meshes.iter();
-    let ways: Vec<_> = ways
-        .flat_map(|m| outputs.map(|(output, options)| (m, output, options)))
-        .collect();
     for run in 0..runs.max(1) {
-        for &(mesh, output, options) in &ways {
-            let name = format!("{}{output}", mesh.system().name());
-            let path = format!("run-io-{}-{run}", name.replace([',', ' '], ""));
-            get(bed, mesh, 0, &path, &out)?;
-            let _ = fs::remove_file(&out);
-            quiet(bed, size)?;
-            let spent = || -> f64 {
-                mesh.nodes.iter().map(|n| usage::cpu(n.id())).sum::<f64>() + usage::ended_children()
-            };
-            let before = spent();
-            let seconds = get_as(bed, mesh, (1, &path, &out), options)?;
-            let cpu = spent() - before;
-            compare(&bed.digest, &out)?;
-            mesh.forget(&bed.bin)?;
-            rows.push(&name, row(seconds, cpu / gib, size));
+        for mesh in &bed.meshes {
+            for (output, options) in outputs {
+                let mut pair = Pair::ours(bed, mesh, options);
+                pair.name += output;
+                let path = format!("run-io-{}-{run}", pair.name.replace([',', ' '], ""));
+                rows.push(&pair.name, pair.transfer(bed, &path, &out)?);
+                mesh.forget(&bed.bin)?;
+            }
         }
+        if bed.others.dragonfly_client.is_some() {
+            let daemons = Daemons::start(bed, Parents::Random, run)?;
+            std::thread::sleep(REST);
+            let pair = Pair::theirs(bed, &daemons);
+            let resident = |which| usage::memory(pair.nodes[1], which);
+            let idle = resident("VmRSS");
+            let path = format!("run-io-{}-{run}", pair.name);
+            rows.push(&pair.name, pair.transfer(bed, &path, &out)?);
+            memory.push(json!({
+                "idle_mib": idle,
+                "peak_after_transfer_mib": resident("VmHWM"),
+            }));
+        }
+        bed.clean();
         quiet(bed, size)?;
         let nginx = || bed.origin_cpu() + usage::ended_children();
         let before = nginx();
         let seconds = curl(bed, "content", &out)?;
         let cpu = nginx() - before;
         compare(&bed.digest, &out)?;
-        rows.push(HTTP, row(seconds, cpu / gib, size));
+        rows.push(HTTP, row(seconds, cpu / gib(size), size));
     }
-    Ok(rows.systems())
+    Ok((rows.systems(), memory))
 }
 
 /// The disk has nothing left to write, and memory is there: touched last, for a virtual machine's host may
@@ -195,29 +265,39 @@ pub(crate) fn compare(expected: &str, out: &Path) -> Result<()> {
     fs::remove_file(out).map_err(|e| Failed::at(out.display(), e))
 }
 
-fn small_files(bed: &Bed<'_>) -> Result<Vec<Value>> {
-    let out = bed.dir.join("out");
+fn small_files(bed: &Bed<'_>, start: usize) -> Result<Vec<Value>> {
     let mut systems = vec![];
     for mesh in &bed.meshes {
-        let mut rows = vec![];
-        for n in 0..SMALL {
-            let mut row = serde_json::Map::new();
-            for (size, _) in SIZES {
-                let path = small(size, n);
-                get(bed, mesh, 0, &path, &out)?;
-                let ours = get(bed, mesh, 1, &path, &out)? * 1e3;
-                let plain = curl(bed, &path, &out)? * 1e3;
-                row.insert(format!("{size}_ms"), json!(ours));
-                row.insert(format!("{size}_over_curl_ms"), json!(ours - plain));
-            }
-            rows.push(Value::Object(row));
-        }
+        systems.push(small_files_of(bed, &Pair::ours(bed, mesh, &[]))?);
         mesh.forget(&bed.bin)?;
-        systems.push(json!({
-            "system": mesh.system().name(), "median": medians(&rows), "runs": rows,
-        }));
     }
+    if bed.others.dragonfly_client.is_some() {
+        let daemons = Daemons::start(bed, Parents::Random, start)?;
+        systems.push(small_files_of(bed, &Pair::theirs(bed, &daemons))?);
+    }
+    bed.clean();
     Ok(systems)
+}
+
+fn small_files_of(bed: &Bed<'_>, pair: &Pair<'_>) -> Result<Value> {
+    let out = bed.dir.join("out");
+    let mut rows = vec![];
+    for n in 0..SMALL {
+        let mut row = serde_json::Map::new();
+        for (size, _) in SIZES {
+            let path = small(size, n);
+            for node in [0, 1] {
+                let _ = fs::remove_file(&out);
+                let seconds = timed(&mut (pair.get)(node, &path, &out))?;
+                row.insert(format!("{size}_ms"), json!(seconds * 1e3));
+            }
+            let plain = curl(bed, &path, &out)? * 1e3;
+            let over = row[&format!("{size}_ms")].as_f64().unwrap_or(f64::NAN) - plain;
+            row.insert(format!("{size}_over_curl_ms"), json!(over));
+        }
+        rows.push(Value::Object(row));
+    }
+    Ok(json!({"system": pair.name, "median": medians(&rows), "runs": rows}))
 }
 
 /// Leaves the child with many tasks in use.
@@ -229,7 +309,7 @@ fn many_tasks(bed: &Bed<'_>, mesh: &Mesh) -> Result<()> {
             c.args(["get", "--quiet", "--socket"]).arg(&mesh.sockets[1]);
             c.arg("-O").arg(bed.dir.join(format!("out-{n}")));
             let path = small(SIZES[0].0, n);
-            c.arg(format!("http://{}:8080/{path}", bed.net.ip(0)));
+            c.arg(bed.url(&path));
             // Quiet but for the reason of a failure.
             c.stderr(std::process::Stdio::inherit());
             clients.push(std::cell::RefCell::new(Process::spawn("get", &mut c)?));

@@ -7,6 +7,7 @@
 mod bed;
 mod case;
 mod control;
+mod dragonfly2;
 mod far;
 mod images;
 mod io;
@@ -20,11 +21,13 @@ mod tracker;
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum as _};
 use dragonfly_e2e::{Failed, Result, usage};
 
-use crate::bed::Bed;
+use crate::bed::{Bed, Others};
 use crate::case::Case;
+use crate::dragonfly2::Place;
+use crate::dragonfly2::scheduler::Parents;
 use crate::net::Net;
 use crate::systems::System;
 
@@ -48,6 +51,8 @@ enum What {
         /// Runs of each system
         #[arg(long, default_value_t = 5)]
         runs: usize,
+        #[command(flatten)]
+        other: Place,
     },
     /// Mutual TLS beside plaintext: a byte, a handshake, a connection
     Tls {
@@ -73,6 +78,9 @@ enum What {
     /// A BitTorrent tracker, for the systems that need one
     #[command(hide = true)]
     Tracker { listen: String },
+    /// A scheduler for dragonfly-client
+    #[command(hide = true)]
+    Dragonfly2Scheduler { listen: String, parents: Parents },
 }
 
 #[derive(Args)]
@@ -89,12 +97,8 @@ struct SwarmArgs {
     /// Runs of each system; plain HTTP runs once
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// Which systems
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "dragonfly-tls,dragonfly-plaintext,libtorrent,aria2,http"
-    )]
+    /// Which systems; all that are there when none is named
+    #[arg(long, value_delimiter = ',')]
     systems: Vec<System>,
     /// All regimes, not equal links alone
     #[arg(long)]
@@ -105,12 +109,14 @@ struct SwarmArgs {
     /// A python that has libtorrent
     #[arg(long, env = "BENCH_PYTHON", default_value = "python3")]
     python: PathBuf,
+    #[command(flatten)]
+    other: Place,
 }
 
 fn main() {
     let done = match Cli::parse().what {
         What::Swarm(args) => swarm(&args),
-        What::Io { size, runs } => io(size, runs),
+        What::Io { size, runs, other } => io(size, runs, &other),
         What::Tls {
             size,
             connections,
@@ -122,6 +128,9 @@ fn main() {
         What::Load(args) => load::run(args),
         What::Control(args) => control::run(&args).and_then(|c| report::write("control", c)),
         What::Tracker { listen } => tracker::serve(&listen),
+        What::Dragonfly2Scheduler { listen, parents } => {
+            dragonfly2::scheduler::serve(&listen, parents)
+        }
     };
     if let Err(e) = done {
         eprintln!("bench: {e}");
@@ -138,15 +147,24 @@ fn binary() -> Result<PathBuf> {
     Ok(this.with_file_name("dragonfly"))
 }
 
-fn io(size: u64, runs: usize) -> Result<()> {
+fn io(size: u64, runs: usize, other: &Place) -> Result<()> {
     let (bin, size, runs) = (binary()?, size << 20, runs.clamp(1, 100));
-    let mut cases = io::run(&bin, size, runs)?;
+    let mut cases = io::run(&bin, size, runs, other.programs())?;
     cases.extend(far::run(&bin, size / 8, runs)?);
     report::write("io", cases)
 }
 
 fn swarm(args: &SwarmArgs) -> Result<()> {
     let bin = binary()?;
+    let others = Others {
+        python: args.python.clone(),
+        dragonfly_client: args.other.programs(),
+    };
+    let mut systems = args.systems.clone();
+    if systems.is_empty() {
+        systems.extend(System::value_variants());
+        systems.retain(|s| s.parents().is_none() || others.dragonfly_client.is_some());
+    }
     for &peers in &args.peers {
         if !(1..=200).contains(&peers) {
             return Err(Failed::at(format!("--peers {peers}"), "1 to 200"));
@@ -158,41 +176,45 @@ fn swarm(args: &SwarmArgs) -> Result<()> {
         }
         cases.retain(|c| args.cases.is_empty() || args.cases.iter().any(|n| n == c.name));
         for case in cases {
-            let results = one(args, &case, &bin)?;
+            let results = one(args.runs, &systems, &case, &bin, &others)?;
             report::write("swarm", vec![results])?;
         }
     }
     Ok(())
 }
 
-fn one(args: &SwarmArgs, case: &Case, bin: &Path) -> Result<serde_json::Value> {
+fn one(
+    runs: usize,
+    systems: &[System],
+    case: &Case,
+    bin: &Path,
+    others: &Others,
+) -> Result<serde_json::Value> {
     // What others cannot do is not asked of them: they read no stream and have no scheduler.
     let comparable =
         case.name == "equal" || case.name == "fast-seed" || case.name == "mixed-uplinks";
-    let systems: Vec<System> = args
-        .systems
+    let systems: Vec<System> = systems
         .iter()
         .copied()
-        .filter(|s| s.is_ours() || comparable && (*s != System::Http || case.name == "equal"))
+        .filter(|s| s.is_ours() || comparable && (!s.is_slow() || case.name == "equal"))
         .collect();
     let dir = place(case).map_err(|e| Failed::at("a temporary directory", e))?;
     let net = Net::new(&case.links)?;
-    let mut bed = Bed::new(&net, case, dir.path(), bin, &args.python, &systems)?;
+    let mut bed = Bed::new(&net, case, dir.path(), bin, others, &systems)?;
     let mut results: Vec<(System, Vec<bed::Run>)> = systems.iter().map(|s| (*s, vec![])).collect();
-    for number in 0..args.runs.clamp(1, 100) {
-        for (system, runs) in &mut results {
-            // Plain HTTP cannot be better than N times the limit: once is enough.
-            if *system == System::Http && number > 0 {
+    for number in 0..runs.clamp(1, 100) {
+        for (system, done) in &mut results {
+            if system.is_slow() && number > 0 {
                 continue;
             }
             let run = bed.run(*system, number)?;
             eprintln!("{}", report::line(case, system.name(), number, &run));
-            runs.push(run);
+            done.push(run);
         }
     }
     let named: Vec<(&str, Vec<bed::Run>)> = results
         .into_iter()
-        .map(|(system, runs)| (system.name(), runs))
+        .map(|(system, done)| (system.name(), done))
         .collect();
     Ok(report::rows(case, &named))
 }

@@ -8,6 +8,8 @@ use dragonfly_e2e::process::Process;
 use dragonfly_e2e::{Failed, Result};
 
 use crate::bed::Bed;
+use crate::dragonfly2::scheduler::Parents;
+use crate::dragonfly2::{self, Daemons};
 use crate::net::sh;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -17,6 +19,10 @@ pub(crate) enum System {
     Libtorrent,
     Aria2,
     Http,
+    /// dragonfly-client, parents as its scheduler chooses them.
+    DragonflyClient,
+    /// The same, each peer behind another.
+    DragonflyClientChain,
 }
 
 impl System {
@@ -27,6 +33,8 @@ impl System {
             Self::Libtorrent => "libtorrent",
             Self::Aria2 => "aria2",
             Self::Http => "http",
+            Self::DragonflyClient => dragonfly2::NAME,
+            Self::DragonflyClientChain => "dragonfly-client-chain",
         }
     }
 
@@ -36,7 +44,21 @@ impl System {
 
     /// Whether its seed reads the content from the origin: the others start with it.
     pub(crate) const fn has_origin(self) -> bool {
-        self.is_ours() || matches!(self, Self::Http)
+        !matches!(self, Self::Libtorrent | Self::Aria2)
+    }
+
+    /// How the stand-in for its scheduler chooses parents, if it needs that.
+    pub(crate) const fn parents(self) -> Option<Parents> {
+        match self {
+            Self::DragonflyClient => Some(Parents::Random),
+            Self::DragonflyClientChain => Some(Parents::Chain),
+            _ => None,
+        }
+    }
+
+    /// What one run of says enough: it cannot be better than nearly N times the limit.
+    pub(crate) const fn is_slow(self) -> bool {
+        matches!(self, Self::Http | Self::DragonflyClient)
     }
 }
 
@@ -195,7 +217,7 @@ pub(crate) fn clients(
         System::DragonflyTls | System::DragonflyPlaintext => {
             let mesh = bed.meshes.iter().find(|m| m.system == system);
             let mesh = mesh.ok_or(Failed("no mesh".to_owned()))?;
-            let url = format!("http://{}:8080/run-{}-{run}", bed.net.ip(0), system.name());
+            let url = bed.url(&format!("run-{}-{run}", system.name()));
             Box::new(move |n, out| {
                 let mut c = bed.net.command(n, &bed.bin);
                 // Quiet but for the reason of a failure.
@@ -208,16 +230,24 @@ pub(crate) fn clients(
         }
         System::Http => Box::new(|n, out| {
             let mut c = bed.net.command(n, Path::new("curl"));
-            let url = format!("http://{}:8080/content", bed.net.ip(0));
+            let url = bed.url("content");
             c.arg("-sfo").arg(out).arg(url);
             Ok(c)
         }),
+        System::DragonflyClient | System::DragonflyClientChain => {
+            let parents = system.parents().unwrap_or(Parents::Random);
+            let start = 2 * run + usize::from(parents == Parents::Chain);
+            let mut daemons = Daemons::start(bed, parents, start)?;
+            helpers.append(&mut daemons.processes);
+            let url = bed.url(&format!("run-{}-{run}", system.name()));
+            Box::new(move |n, out| Ok(daemons.get(bed, n, &url, out)))
+        }
         System::Libtorrent => {
             let script = torrent(bed, "")?;
             helpers.push(torrent_seed(bed, &script)?);
             let all: Vec<String> = (0..=bed.case.peers()).map(|n| bed.net.ip(n)).collect();
             Box::new(move |n, out| {
-                let mut c = bed.net.command(n, &bed.python);
+                let mut c = bed.net.command(n, &bed.others.python);
                 c.arg(&script)
                     .arg("leech")
                     .arg(bed.dir.join("content.torrent"));
@@ -229,7 +259,7 @@ pub(crate) fn clients(
             let tracker = format!("{}:6969", bed.net.ip(0));
             let script = torrent(bed, &format!("http://{tracker}/announce"))?;
             let made = sh(
-                &bed.python.display().to_string(),
+                &bed.others.python.display().to_string(),
                 &[
                     &script.display().to_string(),
                     "make",
@@ -325,7 +355,7 @@ fn torrent(bed: &Bed<'_>, tracker: &str) -> Result<PathBuf> {
 fn torrent_seed(bed: &Bed<'_>, script: &Path) -> Result<Process> {
     let ready = bed.dir.join("seeding");
     let _ = fs::remove_file(&ready);
-    let mut c = bed.net.command(0, &bed.python);
+    let mut c = bed.net.command(0, &bed.others.python);
     c.arg(script)
         .arg("seed")
         .arg(bed.dir.join("content.torrent"));
