@@ -1,12 +1,13 @@
-//! The second half of a large block's way, beside the first half of the next one's: checking and storing
+//! The second half of a large block's way, beside the first half of the next ones: checking and storing
 //! on another thread while the connection reads on.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dragonfly_proto::trust::MAX_PROOF;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::conn::{CloseReason, Conn};
@@ -14,6 +15,12 @@ use crate::{Block, Handler, Violation};
 
 /// Waking another thread for less than this costs more than it saves, bytes.
 const WORTH_IT: usize = 256 << 10;
+/// Blocks of one connection that may be under way; then its reader waits until so few are left: two threads
+/// that wake each other for each block sleep and wake most of the time.
+const MOST: usize = 4;
+const ROOM: usize = 2;
+/// With so many the reader does the hashing.
+const ENOUGH: usize = 2;
 
 /// What a handler said of a block.
 pub(crate) type Verdict = Result<Option<Duration>, Violation>;
@@ -52,77 +59,148 @@ impl Taken {
     }
 }
 
-/// One connection's other thread: one block at a time, in order.
+/// One connection's other thread: its blocks one after the other, in order.
 pub(crate) struct Aside {
     turns: Arc<Semaphore>,
-    busy: Option<JoinHandle<(Verdict, Vec<u8>)>>,
-    /// The buffer that is not being filled.
-    spare: Vec<u8>,
+    queue: Arc<Queue>,
+    /// Takes blocks until none is left.
+    worker: Option<JoinHandle<()>>,
+}
+
+/// What a reader and its other thread share.
+#[derive(Default)]
+struct Queue {
+    state: Mutex<State>,
+    /// There is room again, or a lie.
+    moved: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Taken>,
+    /// Blocks that wait or are looked at.
+    under_way: usize,
+    /// Buffers of blocks that are done.
+    spare: Vec<Vec<u8>>,
+    /// How long to pause, of those that are done.
+    pause: Option<Duration>,
+    lie: Option<Violation>,
+    /// A thread takes what waits.
+    is_taken: bool,
+}
+
+impl Queue {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next block to look at; none ends the thread.
+    fn next(&self) -> Option<Taken> {
+        let mut state = self.state();
+        let next = state.waiting.pop_front();
+        state.is_taken = next.is_some();
+        next
+    }
+
+    fn done(&self, verdict: Verdict, data: Vec<u8>) {
+        let mut state = self.state();
+        state.under_way -= 1;
+        state.spare.push(data);
+        match verdict {
+            Ok(pause) => state.pause = state.pause.max(pause),
+            Err(lie) => {
+                // What came behind it is of the same hand.
+                state.under_way -= state.waiting.len();
+                state.waiting.clear();
+                state.lie = Some(lie);
+            }
+        }
+        let moved = state.under_way <= ROOM || state.lie.is_some();
+        drop(state);
+        if moved {
+            self.moved.notify_one();
+        }
+    }
+
+    fn verdict(&self) -> Verdict {
+        let mut state = self.state();
+        match state.lie.take() {
+            Some(lie) => Err(lie),
+            None => Ok(state.pause.take()),
+        }
+    }
 }
 
 impl Aside {
     pub(crate) fn new(turns: Arc<Semaphore>) -> Self {
         Self {
             turns,
-            busy: None,
-            spare: Vec::new(),
+            queue: Arc::default(),
+            worker: None,
         }
     }
 
-    /// A turn on another thread, where a block of this size is worth one and one is free.
-    pub(crate) fn turn(&self, len: usize) -> Option<OwnedSemaphorePermit> {
-        let worth_it = len >= WORTH_IT;
-        worth_it.then(|| self.turns.clone().try_acquire_owned().ok())?
-    }
-
+    /// Whether a block is under way, or what was said of one has not been read.
     pub(crate) const fn is_busy(&self) -> bool {
-        self.busy.is_some()
+        self.worker.is_some()
     }
 
-    /// Whether it would take a block of this size at once.
+    /// Whether blocks are under way.
+    pub(crate) fn is_working(&self) -> bool {
+        self.queue.state().under_way > 0
+    }
+
+    /// Whether it has nothing better to do than to hash a block of this size.
     pub(crate) fn is_free(&self, len: usize) -> bool {
-        // Its turn is given back before it is finished: a free one, or this connection's own.
-        let is_done = match &self.busy {
-            Some(busy) => busy.is_finished(),
-            None => self.turns.available_permits() > 0,
-        };
-        len >= WORTH_IT && is_done
+        let under_way = self.queue.state().under_way;
+        let has_turn = under_way > 0 || self.turns.available_permits() > 0;
+        len >= WORTH_IT && under_way < ENOUGH && has_turn
     }
 
-    /// Hands a block over on another thread, and gives a buffer for the next. Nothing is under way.
-    pub(crate) fn start<H: Handler>(
+    /// Takes a block over, where it is worth that and another thread may; else gives it back.
+    pub(crate) fn take<H: Handler>(
         &mut self,
         conn: &Arc<Conn>,
         handler: &Arc<H>,
-        mut taken: Taken,
-        turn: OwnedSemaphorePermit,
-    ) -> Vec<u8> {
-        let (conn, handler) = (conn.clone(), handler.clone());
-        self.busy = Some(tokio::task::spawn_blocking(move || {
-            let verdict = taken.hand_over(&conn, &*handler);
-            drop(turn);
-            (verdict, taken.data)
-        }));
-        std::mem::take(&mut self.spare)
+        taken: Taken,
+    ) -> Option<Taken> {
+        let mut state = self.queue.state();
+        if !state.is_taken {
+            if taken.len < WORTH_IT {
+                return Some(taken);
+            }
+            let Ok(turn) = self.turns.clone().try_acquire_owned() else {
+                return Some(taken);
+            };
+            state.is_taken = true;
+            let (conn, handler, queue) = (conn.clone(), handler.clone(), self.queue.clone());
+            self.worker = Some(tokio::task::spawn_blocking(move || {
+                while let Some(mut taken) = queue.next() {
+                    let verdict = taken.hand_over(&conn, &*handler);
+                    queue.done(verdict, taken.data);
+                }
+                drop(turn);
+            }));
+        }
+        state.under_way += 1;
+        state.waiting.push_back(taken);
+        None
     }
 
-    /// Waits for the block that is under way, if one is; what the handler said of it. May be dropped while
+    /// A buffer that is not in use.
+    pub(crate) fn spare(&self) -> Vec<u8> {
+        self.queue.state().spare.pop().unwrap_or_default()
+    }
+
+    /// Waits until no block is under way; what the handler said of those that were. May be dropped while
     /// it waits.
     pub(crate) async fn ended(&mut self) -> Verdict {
-        let Some(busy) = &mut self.busy else {
-            return Ok(None);
-        };
-        let ended = busy.await;
-        self.busy = None;
-        match ended.map_err(JoinError::try_into_panic) {
-            Ok((verdict, data)) => {
-                self.spare = data;
-                verdict
-            }
-            Err(Ok(panic)) => std::panic::resume_unwind(panic),
-            // Never begun: the runtime is going away.
-            Err(Err(_)) => Ok(None),
+        if let Some(worker) = &mut self.worker {
+            let ended = worker.await;
+            self.worker = None;
+            went_well(ended);
         }
+        self.queue.verdict()
     }
 
     /// The same for a reader, which reads nothing meanwhile and does as it is told.
@@ -137,13 +215,42 @@ impl Aside {
         obey(conn, verdict).await
     }
 
-    pub(crate) const fn holds_memory(&self) -> bool {
-        !self.spare.is_empty()
+    /// The same, but some blocks may be left under way.
+    pub(crate) async fn room(&mut self, conn: &Conn) -> Result<(), CloseReason> {
+        let has_room = |most| {
+            let state = self.queue.state();
+            state.under_way <= most || state.lie.is_some()
+        };
+        if !has_room(MOST - 1) {
+            conn.pausing.store(true, Ordering::Relaxed);
+            while let Some(worker) = self.worker.as_mut().filter(|_| !has_room(ROOM)) {
+                tokio::select! {
+                    () = self.queue.moved.notified() => {}
+                    ended = worker => {
+                        self.worker = None;
+                        went_well(ended);
+                    }
+                }
+            }
+            conn.pausing.store(false, Ordering::Relaxed);
+        }
+        obey(conn, self.queue.verdict()).await
+    }
+
+    pub(crate) fn holds_memory(&self) -> bool {
+        !self.queue.state().spare.is_empty()
     }
 
     /// Gives memory back that is not in use.
     pub(crate) fn rest(&mut self) {
-        self.spare = Vec::new();
+        self.queue.state().spare = Vec::new();
+    }
+}
+
+fn went_well(ended: Result<(), JoinError>) {
+    // Cancelled: never begun, for the runtime is going away.
+    if let Err(Ok(panic)) = ended.map_err(JoinError::try_into_panic) {
+        std::panic::resume_unwind(panic);
     }
 }
 

@@ -19,6 +19,9 @@ use crate::who::Who;
 /// one large block map and many announcements.
 const MAX_QUEUED: usize = 8 << 20;
 
+/// A round trip on a long way, which is no way between two machines of one place.
+pub(crate) const FAR: Duration = Duration::from_millis(5);
+
 /// Why a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CloseReason {

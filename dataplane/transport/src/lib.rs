@@ -14,6 +14,7 @@
 mod aside;
 mod calls;
 mod conn;
+mod pace;
 mod reader;
 mod refusal;
 mod seal;

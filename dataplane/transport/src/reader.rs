@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::aside::{Aside, Taken, obey};
-use crate::conn::{CloseReason, Conn};
+use crate::conn::{CloseReason, Conn, FAR};
 use crate::socket::{Shared, set_receive_lowat};
 use crate::{Handler, Violation, Welcome};
 
@@ -23,9 +23,6 @@ const READ_AHEAD: usize = 16 << 10;
 const HASH_STEP: usize = 64 << 10;
 /// Most bytes of a block to wait for at once: hashing goes on beside the arrival of the rest.
 const WAIT_FOR: usize = 64 << 10;
-/// On a way as long as this whatever comes is read at once: the kernel widens its receive window by what
-/// is read within a round trip.
-const FAR: Duration = Duration::from_millis(5);
 /// A block buffer unused for this long is given back.
 const IDLE_BUFFER: Duration = Duration::from_secs(5);
 
@@ -154,8 +151,7 @@ async fn data<H: Handler, R: Input>(
         }
     }
     conn.received.fetch_add(len as u64, Ordering::Relaxed);
-    aside.end(conn).await?;
-    let mut taken = Taken {
+    let taken = Taken {
         stream: frame.stream,
         index: header.index,
         hasher,
@@ -166,15 +162,17 @@ async fn data<H: Handler, R: Input>(
         len,
     };
     // Who waits for the other side has the time to do it here.
-    let turn = if reader.source.waited {
-        None
+    let left = if reader.source.waited && !aside.is_working() {
+        Some(taken)
     } else {
-        aside.turn(len)
+        aside.take(conn, handler, taken)
     };
-    if let Some(turn) = turn {
-        *block = aside.start(conn, handler, taken, turn);
+    let Some(mut taken) = left else {
+        aside.room(conn).await?;
+        *block = aside.spare();
         return Ok(());
-    }
+    };
+    aside.end(conn).await?;
     let verdict = taken.hand_over(conn, &**handler);
     *block = taken.data;
     obey(conn, verdict).await
@@ -198,6 +196,8 @@ struct Source<'a, R> {
 impl<R: Input> Source<'_, R> {
     /// Some bytes into `out`; `sure` bytes are certain to come.
     async fn read(&mut self, out: &mut [u8], sure: usize) -> Result<usize, CloseReason> {
+        // On a long way whatever comes is read at once: the kernel widens its receive window by what is read
+        // within a round trip.
         let most = if self.conn.round_trip() < FAR {
             WAIT_FOR
         } else {

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::conn::{CloseReason, Conn};
+use crate::pace::Pace;
 use crate::socket::{Shared, bindable, send_more};
 use crate::uplink::{Place, Uplink};
 use crate::{Handler, Next, Outgoing, Payload};
@@ -50,6 +51,7 @@ pub(crate) async fn run<H: Handler, W: Output>(
         buf: Vec::new(),
         full: true,
         place: None,
+        pace: Pace::new(),
     };
     loop {
         if let Err(e) = writer.turn().await {
@@ -69,6 +71,7 @@ struct Writer<'a, H, W> {
     full: bool,
     /// Where it stands in the line of all connections with a block to send.
     place: Option<Place>,
+    pace: Pace,
 }
 
 impl<H, W> Drop for Writer<'_, H, W> {
@@ -146,6 +149,7 @@ impl<H: Handler, W: Output> Writer<'_, H, W> {
         block.header(&mut self.buf);
         self.out.block(&self.buf, &block.payload).await?;
         self.uplink.written(self.socket);
+        self.pace.sent(len, self.conn, self.socket);
         self.conn.sent.fetch_add(u64::from(len), Ordering::Relaxed);
         self.handler.sent(self.conn, block.stream, block.index, len);
         Ok(())

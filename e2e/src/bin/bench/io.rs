@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::bed::{Bed, Others, prime};
 use crate::case::Case;
 use crate::dragonfly2::scheduler::Parents;
-use crate::dragonfly2::{self, Daemons, Programs};
+use crate::dragonfly2::{self, Daemons, Place};
 use crate::net::{Link, Net};
 use crate::report::medians;
 use crate::systems::{Mesh, System, wait_for};
@@ -28,22 +28,45 @@ pub(crate) const HTTP: &str = "http (nginx, curl)";
 const TASKS: usize = 200;
 const SIZES: [(&str, u64); 2] = [("16 KiB", 16 << 10), ("1 MiB", 1 << 20)];
 
+/// What to run.
+#[derive(clap::Args)]
+pub(crate) struct IoArgs {
+    /// MiB of the content
+    #[arg(long, default_value_t = 1024)]
+    pub(crate) size: u64,
+    /// Runs of each system
+    #[arg(long, default_value_t = 5)]
+    pub(crate) runs: usize,
+    /// Nothing but the throughput of one parent to one child
+    #[arg(long)]
+    pub(crate) pair_only: bool,
+    /// Which systems, of these four; all that are there when none is named
+    #[arg(long, value_delimiter = ',')]
+    systems: Vec<System>,
+    #[command(flatten)]
+    other: Place,
+}
+
+impl IoArgs {
+    fn wants(&self, system: System) -> bool {
+        self.systems.is_empty() || self.systems.contains(&system)
+    }
+}
+
 /// All cases; `runs` of each system in turn.
-pub(crate) fn run(
-    bin: &Path,
-    size: u64,
-    runs: usize,
-    dragonfly_client: Option<Programs>,
-) -> Result<Vec<Value>> {
+pub(crate) fn run(bin: &Path, args: &IoArgs) -> Result<Vec<Value>> {
+    let (size, runs) = (args.size << 20, args.runs.clamp(1, 100));
     let case = Case {
         links: vec![Link::UNSHAPED; 2],
         ..Case::equal(1, 0, size)
     };
     let dir = tempfile::tempdir().map_err(|e| Failed::at("a temporary directory", e))?;
     let net = Net::new(&case.links)?;
-    let ours = [System::DragonflyPlaintext, System::DragonflyTls];
+    let mut ours = vec![System::DragonflyPlaintext, System::DragonflyTls];
+    ours.retain(|s| args.wants(*s));
+    let theirs = args.wants(System::DragonflyClient);
     let others = Others {
-        dragonfly_client,
+        dragonfly_client: theirs.then(|| args.other.programs()).flatten(),
         ..Others::default()
     };
     let bed = Bed::new(&net, &case, dir.path(), bin, &others, &ours)?;
@@ -56,7 +79,15 @@ pub(crate) fn run(
     // Idle is idle only once start-up is over.
     std::thread::sleep(REST);
     let idle: Vec<f64> = bed.meshes.iter().map(|m| resident(m, "VmRSS")).collect();
-    let (throughput, theirs) = throughput(&bed, size, runs)?;
+    let (throughput, theirs) = throughput(&bed, args)?;
+    let pair = json!({
+        "case": "One warm parent to one child", "peers": 1, "rate_mbit": 0, "size_bytes": size,
+        "about": "no shaping, every block checked (BLAKE3), written to a file (its client's own copy, or by `--hard-link` the node's; dragonfly-client writes a link wherever it can, and checks CRC-32); files lie on a disk that nobody else writes to; CPU is of both ends",
+        "systems": throughput,
+    });
+    if args.pair_only {
+        return Ok(vec![pair]);
+    }
     let transfer: Vec<f64> = bed.meshes.iter().map(|m| resident(m, "VmHWM")).collect();
     let small = small_files(&bed, runs)?;
     let memory = bed.meshes.iter().enumerate().map(|(n, mesh)| {
@@ -74,11 +105,7 @@ pub(crate) fn run(
             .push(json!({"system": dragonfly2::NAME, "median": medians(&theirs), "runs": theirs}));
     }
     Ok(vec![
-        json!({
-            "case": "One warm parent to one child", "peers": 1, "rate_mbit": 0, "size_bytes": size,
-            "about": "no shaping, every block checked (BLAKE3), written to a file (its client's own copy, or by `--hard-link` the node's; dragonfly-client writes a link wherever it can); files lie on a disk that nobody else writes to; CPU is of both ends",
-            "systems": throughput,
-        }),
+        pair,
         json!({
             "case": "Small files", "peers": 1, "rate_mbit": 0, "size_bytes": SIZES[1].1,
             "about": "`get` from a node that fetches from a warm peer, beside curl from the origin; milliseconds; dragonfly-client by its scheduler, for which a stand-in answers at once",
@@ -187,11 +214,12 @@ fn timed(command: &mut Command) -> Result<f64> {
 }
 
 /// All systems in turn; and what the other's node needed of memory.
-fn throughput(bed: &Bed<'_>, size: u64, runs: usize) -> Result<(Vec<Value>, Vec<Value>)> {
+fn throughput(bed: &Bed<'_>, args: &IoArgs) -> Result<(Vec<Value>, Vec<Value>)> {
+    let size = bed.case.size;
     let out = bed.dir.join("out");
     let (mut rows, mut memory) = (Rows::default(), vec![]);
     let outputs: [(&str, &[&str]); 2] = [("", &[]), (", hard link", &["--hard-link"])];
-    for run in 0..runs.max(1) {
+    for run in 0..args.runs.clamp(1, 100) {
         for mesh in &bed.meshes {
             for (output, options) in outputs {
                 let mut pair = Pair::ours(bed, mesh, options);
@@ -215,6 +243,9 @@ fn throughput(bed: &Bed<'_>, size: u64, runs: usize) -> Result<(Vec<Value>, Vec<
             }));
         }
         bed.clean();
+        if !args.wants(System::Http) {
+            continue;
+        }
         quiet(bed, size)?;
         let nginx = || bed.origin_cpu() + usage::ended_children();
         let before = nginx();

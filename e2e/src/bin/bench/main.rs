@@ -44,16 +44,7 @@ enum What {
     /// One content to many nodes on shaped links (needs root)
     Swarm(SwarmArgs),
     /// One warm parent to one child, unshaped; small files; memory
-    Io {
-        /// MiB of the content
-        #[arg(long, default_value_t = 1024)]
-        size: u64,
-        /// Runs of each system
-        #[arg(long, default_value_t = 5)]
-        runs: usize,
-        #[command(flatten)]
-        other: Place,
-    },
+    Io(io::IoArgs),
     /// Mutual TLS beside plaintext: a byte, a handshake, a connection
     Tls {
         /// MiB that are sent
@@ -116,7 +107,7 @@ struct SwarmArgs {
 fn main() {
     let done = match Cli::parse().what {
         What::Swarm(args) => swarm(&args),
-        What::Io { size, runs, other } => io(size, runs, &other),
+        What::Io(args) => io(&args),
         What::Tls {
             size,
             connections,
@@ -147,10 +138,16 @@ fn binary() -> Result<PathBuf> {
     Ok(this.with_file_name("dragonfly"))
 }
 
-fn io(size: u64, runs: usize, other: &Place) -> Result<()> {
-    let (bin, size, runs) = (binary()?, size << 20, runs.clamp(1, 100));
-    let mut cases = io::run(&bin, size, runs, other.programs())?;
-    cases.extend(far::run(&bin, size / 8, runs)?);
+fn io(args: &io::IoArgs) -> Result<()> {
+    let bin = binary()?;
+    let mut cases = io::run(&bin, args)?;
+    if !args.pair_only {
+        cases.extend(far::run(
+            &bin,
+            (args.size << 20) / 8,
+            args.runs.clamp(1, 100),
+        )?);
+    }
     report::write("io", cases)
 }
 
