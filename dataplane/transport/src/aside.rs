@@ -89,6 +89,13 @@ struct State {
     is_taken: bool,
 }
 
+impl State {
+    fn add(&mut self, taken: Taken) {
+        self.under_way += 1;
+        self.waiting.push_back(taken);
+    }
+}
+
 impl Queue {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -165,25 +172,31 @@ impl Aside {
         taken: Taken,
     ) -> Option<Taken> {
         let mut state = self.queue.state();
-        if !state.is_taken {
-            if taken.len < WORTH_IT {
-                return Some(taken);
-            }
-            let Ok(turn) = self.turns.clone().try_acquire_owned() else {
-                return Some(taken);
-            };
-            state.is_taken = true;
-            let (conn, handler, queue) = (conn.clone(), handler.clone(), self.queue.clone());
-            self.worker = Some(tokio::task::spawn_blocking(move || {
-                while let Some(mut taken) = queue.next() {
-                    let verdict = taken.hand_over(&conn, &*handler);
-                    queue.done(verdict, taken.data);
-                }
-                drop(turn);
-            }));
+        // Nothing is handed over behind a lie: its reader finds it before it does anything with this.
+        if state.lie.is_some() {
+            return Some(taken);
         }
-        state.under_way += 1;
-        state.waiting.push_back(taken);
+        if state.is_taken {
+            state.add(taken);
+            return None;
+        }
+        if taken.len < WORTH_IT {
+            return Some(taken);
+        }
+        let Ok(turn) = self.turns.clone().try_acquire_owned() else {
+            return Some(taken);
+        };
+        state.is_taken = true;
+        state.add(taken);
+        drop(state);
+        let (conn, handler, queue) = (conn.clone(), handler.clone(), self.queue.clone());
+        self.worker = Some(tokio::task::spawn_blocking(move || {
+            while let Some(mut taken) = queue.next() {
+                let verdict = taken.hand_over(&conn, &*handler);
+                queue.done(verdict, taken.data);
+            }
+            drop(turn);
+        }));
         None
     }
 

@@ -3,7 +3,9 @@
 //! A kernel whose congestion control paces what it sends (BBR) sets a timer for each 64 KiB. At more than a
 //! few Gbit/s those timers are most of what sending costs, above all on a virtual machine, where each leaves
 //! the guest: sending 1 GiB on one connection took 0.8 s with them and 0.3 without. Between near nodes there is
-//! no queue to spare that would be worth it, so a connection that is near and found to be fast goes on without.
+//! no queue to spare that would be worth it, so a connection that is near and found to be fast goes on with a
+//! control that does not pace by itself. The kernel keeps the timer of a connection that ever had one, but at a
+//! rate so far above what it sends that it hardly ever has to wait.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -61,7 +63,7 @@ impl Pace {
 
 /// Whether a connection that took so long for [`LOOK_EVERY`] is better off without.
 fn is_worth_it(took: Duration, round_trip: Duration) -> bool {
-    took <= FAST && round_trip < FAR
+    took <= FAST && !round_trip.is_zero() && round_trip < FAR
 }
 
 /// Has the kernel not pace a connection that it does pace; what controls congestion then.
@@ -90,6 +92,7 @@ mod tests {
         assert!(is_worth_it(ms(10), Duration::from_micros(80)));
         assert!(!is_worth_it(ms(70), Duration::from_micros(80)), "1 Gbit/s");
         assert!(!is_worth_it(ms(10), ms(40)), "another place");
+        assert!(!is_worth_it(ms(10), ms(0)), "not known");
     }
 
     #[tokio::test]

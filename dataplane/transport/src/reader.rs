@@ -10,7 +10,7 @@ use std::time::Duration;
 use dragonfly_proto::frame::{DataHeader, Frame, FrameHeader, kind};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::aside::{Aside, Taken, obey};
 use crate::conn::{CloseReason, Conn, FAR};
@@ -57,6 +57,7 @@ pub(crate) async fn run<H: Handler, R: Input>(
         ahead: vec![0; READ_AHEAD],
         start: 0,
         end: 0,
+        last_block: Instant::now(),
     };
     let mut block = Vec::new();
     let mut body = Vec::new();
@@ -93,7 +94,9 @@ async fn step<H: Handler, R: Input>(
     let holds_memory = !block.is_empty() || aside.holds_memory();
     if holds_memory && reader.start == reader.end {
         // Between bursts a thousand connections must not each sit on a megabyte.
-        match timeout(IDLE_BUFFER, reader.fill(1)).await {
+        // Frames keep coming where no block does.
+        let left = IDLE_BUFFER.saturating_sub(reader.last_block.elapsed());
+        match timeout(left, reader.fill(1)).await {
             Ok(filled) => filled?,
             Err(_) => {
                 *block = Vec::new();
@@ -139,6 +142,7 @@ async fn data<H: Handler, R: Input>(
     if block.len() < len {
         block.resize(len, 0);
     }
+    reader.last_block = Instant::now();
     let mut hasher = blake3::Hasher::new();
     let (mut filled, mut hashed) = (0, 0);
     reader.source.waited = false;
@@ -233,6 +237,8 @@ struct FrameReader<'a, R> {
     ahead: Vec<u8>,
     start: usize,
     end: usize,
+    /// When the last block began to come.
+    last_block: Instant,
 }
 
 impl<R: Input> FrameReader<'_, R> {

@@ -95,3 +95,22 @@ async fn a_lie_is_why_the_connection_ends_though_the_liar_hangs_up_or_says_nothi
         assert_eq!(to.notes.blocks.lock().unwrap().len(), 2);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_handed_over_behind_a_lie() {
+    // What is said of a block comes while the next one is read, or while its reader waits for room.
+    for (tls, slow) in [(false, 0), (true, 0), (false, 50)].repeat(8) {
+        let (from, to) = pair(tls, slow);
+        to.notes.lies_from.store(2, Ordering::SeqCst);
+        let conn = from.connect(&to).await;
+        for index in 0..12 {
+            let data = bytes(LARGE, index.into());
+            from.notes.queue(&to.id, in_memory(1, index, data));
+        }
+        conn.wake();
+        until("the end", SOON, || !to.notes.reasons().is_empty()).await;
+        let reasons = to.notes.reasons();
+        assert!(reasons[0].contains("block 2 is a lie"), "{reasons:?}");
+        assert_eq!(to.notes.handed.load(Ordering::SeqCst), 3);
+    }
+}

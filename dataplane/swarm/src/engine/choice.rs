@@ -4,7 +4,7 @@
 //! there is a reader), else the rarest of a sample. Windows are short: deep queues are the main
 //! loss of a swarm, since a block asked for early is a block that another neighbour cannot bring.
 
-use super::neighbour::Outstanding;
+use super::neighbour::{AT_BOTH_ENDS, Outstanding};
 use super::{Action, Control, Engine, MAX_CREDIT, NeighbourId};
 use core::time::Duration;
 
@@ -111,7 +111,12 @@ impl Engine {
     /// zero while rate or round trip are not known.
     fn in_flight(&self, at: usize) -> u32 {
         let neighbour = &self.neighbours[at];
-        let trip = neighbour.trip().unwrap_or_default();
+        // Who gets less than a block in that time is not kept waiting by it: the shortest windows stay possible.
+        let is_quick = neighbour.rate * AT_BOTH_ENDS.as_secs_f32() >= 1.0;
+        let trip = match neighbour.trip() {
+            Some(trip) if is_quick => trip,
+            _ => neighbour.rtt,
+        };
         let blocks = neighbour.rate * trip.as_secs_f32();
         if blocks < 0.1 {
             return neighbour.reach;

@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 /// What both ends need for a request and its block, be the way ever so short: turns of threads that may have
 /// to be woken first, the blocks that lie in the sockets' buffers, and those that are being checked and stored.
 /// A pair at 12 Gbit/s moves six blocks of 512 KiB meanwhile; with half a millisecond it was kept waiting for
-/// requests. Over 100 Mbit/s a block of 64 KiB takes longer than this: nothing changes there.
-const AT_BOTH_ENDS: Duration = Duration::from_millis(2);
+/// requests.
+pub(super) const AT_BOTH_ENDS: Duration = Duration::from_millis(2);
 
 /// A request that waits for its DATA.
 #[derive(Debug, Clone, Copy)]

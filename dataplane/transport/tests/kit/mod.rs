@@ -61,6 +61,8 @@ pub struct Notes {
     pub slow: AtomicU64,
     /// From this block on all are lies; 0: none is.
     pub lies_from: AtomicU64,
+    /// Blocks handed over, lies too.
+    pub handed: AtomicU64,
     /// A block is being taken right now.
     pub taking: AtomicBool,
     /// Blocks announced while one was being taken.
@@ -106,6 +108,7 @@ impl Handler for Notes {
         stream: u32,
         b: &Block<'_>,
     ) -> Result<Option<Duration>, Violation> {
+        self.handed.fetch_add(1, Ordering::SeqCst);
         self.taking.store(true, Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(self.slow.load(Ordering::SeqCst)));
         self.taking.store(false, Ordering::SeqCst);

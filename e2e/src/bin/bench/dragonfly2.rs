@@ -12,10 +12,10 @@ use dragonfly_e2e::process::Process;
 use dragonfly_e2e::{Failed, Result};
 
 use crate::bed::Bed;
-use crate::systems::comes_up;
+use crate::systems::{REST, comes_up};
 use scheduler::Parents;
 
-/// What it is called in reports, with parents as its scheduler chooses them.
+/// What it is called in reports, with random parents.
 pub(crate) const NAME: &str = "dragonfly-client";
 
 /// Ports of one start of the daemons, from [`FIRST_PORT`] on.
@@ -96,6 +96,8 @@ impl Daemons {
             let process = &mut daemons.processes[n + 1];
             comes_up("dfdaemon", process, &log, || socket.exists())?;
         }
+        // What starting costs is not a download's.
+        std::thread::sleep(REST);
         Ok(daemons)
     }
 
@@ -137,7 +139,9 @@ impl Daemons {
             fs::write(&path, text.to_string()).map_err(|e| Failed::at(path.display(), e))?;
         }
         let mut c = bed.net.command(n, &self.programs.0.join("dfdaemon"));
-        c.args(["--console", "--log-level", "error", "--config"])
+        c.args(["--console", "--log-level", "error", "--log-dir"])
+            .arg(dir.join("logs"))
+            .arg("--config")
             .arg(dir.join("config.yaml"))
             .arg("--dynconfig")
             .arg(dir.join("dynconfig.yaml"));

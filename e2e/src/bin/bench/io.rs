@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dragonfly_e2e::process::Process;
 use dragonfly_e2e::{Failed, Result, sample};
@@ -15,11 +15,9 @@ use crate::dragonfly2::scheduler::Parents;
 use crate::dragonfly2::{self, Daemons, Place};
 use crate::net::{Link, Net};
 use crate::report::medians;
-use crate::systems::{Mesh, System, wait_for};
+use crate::systems::{Mesh, REST, System, wait_for};
 use crate::usage;
 
-/// How long a node that started may take to come to rest.
-const REST: Duration = Duration::from_secs(3);
 /// Files of each small size.
 const SMALL: usize = 20;
 /// What others would use, in reports.
@@ -39,7 +37,7 @@ pub(crate) struct IoArgs {
     pub(crate) runs: usize,
     /// Nothing but the throughput of one parent to one child
     #[arg(long)]
-    pub(crate) pair_only: bool,
+    pair_only: bool,
     /// Which systems, of these four; all that are there when none is named
     #[arg(long, value_delimiter = ',')]
     systems: Vec<System>,
@@ -48,6 +46,11 @@ pub(crate) struct IoArgs {
 }
 
 impl IoArgs {
+    /// Whether it is all that a report has.
+    pub(crate) const fn is_whole(&self) -> bool {
+        self.systems.is_empty() && !self.pair_only
+    }
+
     fn wants(&self, system: System) -> bool {
         self.systems.is_empty() || self.systems.contains(&system)
     }
@@ -113,7 +116,7 @@ pub(crate) fn run(bin: &Path, args: &IoArgs) -> Result<Vec<Value>> {
         }),
         json!({
             "case": "Memory of a node", "peers": 1, "rate_mbit": 0, "size_bytes": size,
-            "about": "resident, of the node that receives",
+            "about": "resident, of the node that receives; ours after all transfers, dragonfly-client's each started anew for one",
             "systems": memory,
         }),
     ])
@@ -231,7 +234,6 @@ fn throughput(bed: &Bed<'_>, args: &IoArgs) -> Result<(Vec<Value>, Vec<Value>)> 
         }
         if bed.others.dragonfly_client.is_some() {
             let daemons = Daemons::start(bed, Parents::Random, run)?;
-            std::thread::sleep(REST);
             let pair = Pair::theirs(bed, &daemons);
             let resident = |which| usage::memory(pair.nodes[1], which);
             let idle = resident("VmRSS");

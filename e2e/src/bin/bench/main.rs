@@ -141,13 +141,13 @@ fn binary() -> Result<PathBuf> {
 fn io(args: &io::IoArgs) -> Result<()> {
     let bin = binary()?;
     let mut cases = io::run(&bin, args)?;
-    if !args.pair_only {
-        cases.extend(far::run(
-            &bin,
-            (args.size << 20) / 8,
-            args.runs.clamp(1, 100),
-        )?);
+    if !args.is_whole() {
+        // A report of a part would take the place of the whole one.
+        println!("{}", serde_json::Value::from(cases));
+        return Ok(());
     }
+    let size = args.size << 20;
+    cases.extend(far::run(&bin, size / 8, args.runs.clamp(1, 100))?);
     report::write("io", cases)
 }
 

@@ -19,7 +19,7 @@ pub(crate) enum System {
     Libtorrent,
     Aria2,
     Http,
-    /// dragonfly-client, parents as its scheduler chooses them.
+    /// dragonfly-client with random parents.
     DragonflyClient,
     /// The same, each peer behind another.
     DragonflyClientChain,
@@ -56,7 +56,7 @@ impl System {
         }
     }
 
-    /// What one run of says enough: it cannot be better than nearly N times the limit.
+    /// What one run of says enough: it takes nearly N times the limit.
     pub(crate) const fn is_slow(self) -> bool {
         matches!(self, Self::Http | Self::DragonflyClient)
     }
@@ -366,6 +366,9 @@ fn torrent_seed(bed: &Bed<'_>, script: &Path) -> Result<Process> {
     })?;
     Ok(seed)
 }
+
+/// How long a node that started may take to come to rest.
+pub(crate) const REST: Duration = Duration::from_secs(3);
 
 /// Waits for something to be there, at most half a minute.
 pub(crate) fn wait_for(what: &str, mut there: impl FnMut() -> bool) -> Result<()> {

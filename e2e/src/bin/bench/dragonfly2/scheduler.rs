@@ -35,7 +35,8 @@ pub(super) const LISTENS: &str = "listens";
 /// Who is a peer's parent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub(crate) enum Parents {
-    /// As its scheduler has it: some of those that came before, the seed among them.
+    /// Some of those that came before. The real one takes random peers too, and then the best of them by what
+    /// it knows of their load and place, which here are all the same.
     Random,
     /// The one that came just before: the best that is known for links that are all the same.
     Chain,
