@@ -4,7 +4,7 @@
 //! there is a reader), else the rarest of a sample. Windows are short: deep queues are the main
 //! loss of a swarm, since a block asked for early is a block that another neighbour cannot bring.
 
-use super::neighbour::{AT_BOTH_ENDS, Outstanding};
+use super::neighbour::{IN_HAND, Outstanding};
 use super::{Action, Control, Engine, MAX_CREDIT, NeighbourId};
 use core::time::Duration;
 
@@ -112,11 +112,9 @@ impl Engine {
     fn in_flight(&self, at: usize) -> u32 {
         let neighbour = &self.neighbours[at];
         // Who gets less than a block in that time is not kept waiting by it: the shortest windows stay possible.
-        let is_quick = neighbour.rate * AT_BOTH_ENDS.as_secs_f32() >= 1.0;
-        let trip = match neighbour.trip() {
-            Some(trip) if is_quick => trip,
-            _ => neighbour.rtt,
-        };
+        let is_quick = neighbour.rate * IN_HAND.as_secs_f32() >= 1.0;
+        let at_least = if is_quick { IN_HAND } else { Duration::ZERO };
+        let trip = neighbour.trip().map_or(Duration::ZERO, |t| t.max(at_least));
         let blocks = neighbour.rate * trip.as_secs_f32();
         if blocks < 0.1 {
             return neighbour.reach;

@@ -6,11 +6,13 @@ use crate::bitmap::BlockSet;
 use core::time::Duration;
 use std::collections::VecDeque;
 
-/// What both ends need for a request and its block, be the way ever so short: turns of threads that may have
-/// to be woken first, the blocks that lie in the sockets' buffers, and those that are being checked and stored.
-/// A pair at 12 Gbit/s moves six blocks of 512 KiB meanwhile; with half a millisecond it was kept waiting for
-/// requests.
-pub(super) const AT_BOTH_ENDS: Duration = Duration::from_millis(2);
+/// What both ends need for a request and its block, be the way ever so short: four turns of a thread, each
+/// of which may have to be woken first.
+const AT_BOTH_ENDS: Duration = Duration::from_micros(500);
+/// The same where blocks come one behind the other so fast that several are in the sockets' buffers, being checked
+/// and being stored at any time: a pair at 12 Gbit/s moves six of 512 KiB meanwhile, and was kept waiting for
+/// requests without this.
+pub(super) const IN_HAND: Duration = Duration::from_millis(2);
 
 /// A request that waits for its DATA.
 #[derive(Debug, Clone, Copy)]
