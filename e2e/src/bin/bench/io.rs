@@ -38,7 +38,8 @@ pub(crate) struct IoArgs {
     /// Nothing but the throughput of one parent to one child
     #[arg(long)]
     pair_only: bool,
-    /// Which systems, of these four; all that are there when none is named
+    /// Which systems: dragonfly-plaintext, dragonfly-tls, dragonfly-client, http; all that are there when none
+    /// is named. A part of them is printed and not written to the report
     #[arg(long, value_delimiter = ',')]
     systems: Vec<System>,
     #[command(flatten)]

@@ -56,7 +56,7 @@ impl System {
         }
     }
 
-    /// What one run of says enough: it takes nearly N times the limit.
+    /// Whether one run says enough, for it takes several times the limit.
     pub(crate) const fn is_slow(self) -> bool {
         matches!(self, Self::Http | Self::DragonflyClient)
     }
