@@ -17,6 +17,8 @@ use crate::{Failed, Result, binary, http, watchdog};
 
 /// How long a part may take to be ready.
 const READY: Duration = Duration::from_secs(30);
+/// A machine for tests may be fuller than a node of the world would let its disk be.
+const WHOLE_VOLUME: &str = "  storage: {reserveFreePercent: 0}\n";
 
 /// What to start.
 #[derive(Debug, Clone)]
@@ -464,7 +466,11 @@ fn member(
     })
 }
 
-fn copy_samples(to: &Path, options: &Options) -> Result<()> {
+/// The samples of a mesh, as they are but for what the options say and the room that they may take.
+///
+/// # Errors
+/// They cannot be read or written.
+pub fn copy_samples(to: &Path, options: &Options) -> Result<()> {
     let samples = binary::samples()?;
     for name in ["distribution.yaml", "schedulerpool.yaml"] {
         let from = samples.join(name);
@@ -475,6 +481,9 @@ fn copy_samples(to: &Path, options: &Options) -> Result<()> {
                 text.push_str("  security: {transport: Plaintext}\n");
             }
             text.push_str(&options.spec);
+            if !options.spec.contains("storage:") {
+                text.push_str(WHOLE_VOLUME);
+            }
         }
         let to = to.join(name);
         std::fs::write(&to, text).map_err(|e| Failed::at(to.display(), e))?;

@@ -211,7 +211,7 @@ async fn a_hard_link_is_the_nodes_copy_and_stays_when_the_node_lets_go_of_it() {
     let program = at("dragonfly");
     std::fs::copy(binary::dragonfly().unwrap(), &program).unwrap();
     std::fs::create_dir(at("manifests")).unwrap();
-    let mesh = "{apiVersion: d7y.io/v1alpha1, kind: Distribution, metadata: {name: default}, spec: {profile: Light}}";
+    let mesh = "{apiVersion: d7y.io/v1alpha1, kind: Distribution, metadata: {name: default}, spec: {profile: Light, storage: {reserveFreePercent: 0}}}";
     std::fs::write(at("manifests/mesh.yaml"), mesh).unwrap();
     let origin = Origin::start(0).await.unwrap();
     let source = sample::random(&at("source"), 16 * MIB, 5).unwrap();

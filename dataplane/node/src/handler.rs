@@ -205,14 +205,8 @@ impl Handler for Node {
             links.sends(s.ours, geometry.block_len(index).unwrap_or(0));
             match outgoing(&s, index, geometry.offset(index), geometry.block_len(index)) {
                 Ok(block) => return Next::Send(block),
-                Err(e) => {
-                    // Not a fault of the neighbour's: it asks another when it hears nothing.
-                    tracing::warn!(task = %s.task.key().short(), index, error = %e,
-                        "cannot read a block that is held");
-                    if let Some(node) = self.me() {
-                        node.check_held(s.task.key());
-                    }
-                }
+                // Not a fault of the neighbour's: it asks another when it hears nothing.
+                Err(e) => self.cannot_read(&s, index, &e),
             }
         }
         Next::Idle
@@ -233,6 +227,12 @@ impl Handler for Node {
             st.engine.data_sent(now, s.neighbour, index);
         });
         self.apply(&s.task, effects);
+    }
+
+    fn unreadable(&self, conn: &Arc<Conn>, stream: u32, index: u32, why: &std::io::Error) {
+        if let Some(s) = conn.state::<ConnState>().and_then(|l| l.ours(stream)) {
+            self.cannot_read(&s, index, why);
+        }
     }
 
     fn closed(&self, conn: &Arc<Conn>, reason: &CloseReason) {
@@ -305,6 +305,14 @@ fn outgoing(
 }
 
 impl Node {
+    /// A block that is held is none: what else is held of its content may be none either.
+    fn cannot_read(&self, s: &Stream, index: u32, error: &dyn std::fmt::Display) {
+        tracing::warn!(task = %s.task.key().short(), index, %error, "cannot read a block that is held");
+        if let Some(node) = self.me() {
+            node.check_held(s.task.key());
+        }
+    }
+
     fn received(&self, s: &Stream, index: u32) -> Result<(), Violation> {
         let (done, effects) = s
             .task

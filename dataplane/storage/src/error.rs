@@ -11,9 +11,9 @@ pub type Result<T> = std::result::Result<T, StorageError>;
 /// What class of failure it is; callers decide by this and never by text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// The medium has no room left, even after evicting what could be evicted.
+    /// The medium has no room left (or what is left has to stay free), even after evicting.
     DiskFull,
-    /// The store's quota (or the reserve of free space) does not allow it, even after evicting.
+    /// The store's quota does not allow it, even after evicting.
     QuotaExceeded,
     /// What is stored does not match its own checksums.
     Corrupt,
@@ -46,7 +46,8 @@ impl ErrorKind {
     const fn hint(self) -> &'static str {
         match self {
             Self::DiskFull => {
-                "free space on the volume, or lower the quota so that eviction starts earlier"
+                "free space on the volume, lower the share of it that stays free \
+                 (reserveFreePercent), or lower the quota so that eviction starts earlier"
             }
             Self::QuotaExceeded => {
                 "raise the quota, unpin or delete tasks, or wait until tasks in use are released"

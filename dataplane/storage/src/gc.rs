@@ -161,17 +161,27 @@ impl Shared {
             return Ok(());
         }
         self.unreserve(entry, bytes);
-        Err(StorageError::task(
-            ErrorKind::QuotaExceeded,
-            &entry.key,
-            format!(
-                "{bytes} bytes do not fit: {} of {} are in use (quota {}, {} % of the volume kept free)",
-                used.saturating_sub(bytes),
-                account.limit.load(Ordering::Acquire),
-                options.quota_bytes,
-                options.reserve_free_percent,
+        Err(self.no_room(entry, bytes, used.saturating_sub(bytes), &options))
+    }
+
+    /// What stands in the way of `bytes`, beside the `used` ones: the quota, or the volume.
+    fn no_room(&self, entry: &Entry, bytes: u64, used: u64, options: &Options) -> StorageError {
+        let by_volume = self.account.limit.load(Ordering::Acquire) < options.quota_bytes;
+        let (kind, limit) = match self.media.space() {
+            Ok(Some(space)) if by_volume => (
+                ErrorKind::DiskFull,
+                format!(
+                    "{} of the volume's {} are free, and {} % of it have to stay so",
+                    space.available, space.total, options.reserve_free_percent
+                ),
             ),
-        ))
+            _ => (
+                ErrorKind::QuotaExceeded,
+                format!("the quota is {}", options.quota_bytes),
+            ),
+        };
+        let detail = format!("{bytes} bytes do not fit beside {used} in use: {limit}");
+        StorageError::task(kind, &entry.key, detail)
     }
 
     /// Gives back what [`Self::reserve`] took.

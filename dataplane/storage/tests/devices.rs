@@ -117,14 +117,12 @@ fn a_small_file_system_fills_up_and_recovers() {
     let mut failed = None;
     for index in 0..64 {
         if let Err(e) = put(&task, &data, index) {
-            failed = Some(e.kind());
+            failed = Some(e);
             break;
         }
     }
-    assert!(
-        matches!(failed, Some(ErrorKind::DiskFull | ErrorKind::QuotaExceeded)),
-        "{failed:?}"
-    );
+    let failed = failed.unwrap();
+    assert_eq!(failed.kind(), ErrorKind::DiskFull, "{failed}");
     let full = task.held_count();
     assert!((20..32).contains(&full), "{full} blocks of 64 KiB in 2 MiB");
     check_held(&task, &data);
@@ -145,6 +143,36 @@ fn a_small_file_system_fills_up_and_recovers() {
     put_all(&task, &small);
     check_held(&task, &small);
     assert!(store.stat(&key(1)).is_none());
+}
+
+#[test]
+fn a_volume_that_is_full_enough_is_named_with_what_is_to_stay_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let media = DiskMedia::new(dir.path().join("store")).unwrap();
+    let all_but_a_hundredth = Options {
+        reserve_free_percent: 99,
+        ..options()
+    };
+    let store = Store::open(media, all_but_a_hundredth.clone(), NOW).unwrap();
+    let data = content(1, LEN);
+    let task = store
+        .create_or_open(key(1), geometry(LEN as u64), b"")
+        .unwrap();
+    let e = put(&task, &data, 0).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::DiskFull, "{e}");
+    let said = e.to_string();
+    let named = said.contains("99 % of it have to stay so") && said.contains("reserveFreePercent");
+    assert!(named, "{said}");
+    // Where the quota leaves no more than the volume does, it is the quota that is named.
+    let quota = Options {
+        quota_bytes: 0,
+        ..all_but_a_hundredth
+    };
+    store.set_options(quota).unwrap();
+    let e = put(&task, &data, 0).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::QuotaExceeded, "{e}");
+    store.set_options(options()).unwrap();
+    put_all(&task, &data);
 }
 
 #[test]

@@ -39,6 +39,7 @@ pub use table::{ConnectError, Local, Mesh, Timeouts};
 pub use who::{Role, Who};
 
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -150,6 +151,9 @@ pub trait Handler: Send + Sync + 'static {
 
     /// A block went out whole.
     fn sent(&self, conn: &Arc<Conn>, stream: u32, index: u32, bytes: u32);
+
+    /// The file of a block cannot be read. Its header is out, so the connection ends.
+    fn unreadable(&self, conn: &Arc<Conn>, stream: u32, index: u32, why: &io::Error);
 
     /// The connection is gone.
     fn closed(&self, conn: &Arc<Conn>, reason: &CloseReason);

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dragonfly_proto::frame::DataHeader;
+use rustix::io::Errno;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -18,6 +19,20 @@ use crate::{Handler, Next, Outgoing, Payload};
 
 /// What a connection that says nothing for this long holds is given back.
 const IDLE_BUFFER: Duration = Duration::from_secs(5);
+
+/// What failed is the file of a block, and not the connection that it goes out on.
+#[derive(Debug, thiserror::Error)]
+#[error("a block cannot be read: {0}")]
+struct Unreadable(#[source] io::Error);
+
+/// That a block's file cannot be read, as an error of its connection.
+pub(crate) fn unreadable(why: io::Error) -> io::Error {
+    io::Error::other(Unreadable(why))
+}
+
+fn is_unreadable(e: &io::Error) -> bool {
+    e.get_ref().is_some_and(|e| e.is::<Unreadable>())
+}
 
 /// How bytes leave: as they are, or encrypted.
 pub(crate) trait Output: Send {
@@ -147,7 +162,13 @@ impl<H: Handler, W: Output> Writer<'_, H, W> {
         self.uplink.bound(self.socket, len);
         self.place = None;
         block.header(&mut self.buf);
-        self.out.block(&self.buf, &block.payload).await?;
+        if let Err(e) = self.out.block(&self.buf, &block.payload).await {
+            if is_unreadable(&e) {
+                self.handler
+                    .unreadable(self.conn, block.stream, block.index, &e);
+            }
+            return Err(e);
+        }
         self.uplink.written(self.socket);
         self.pace.sent(len, self.conn, self.socket);
         self.conn.sent.fetch_add(u64::from(len), Ordering::Relaxed);
@@ -205,9 +226,13 @@ async fn send_file(
             rustix::fs::sendfile(socket, file, Some(&mut at), count).map_err(io::Error::from)
         });
         match sent {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(0) => return Err(unreadable(io::ErrorKind::UnexpectedEof.into())),
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            // What a disk says that fails; no socket does.
+            Err(e) if e.raw_os_error() == Some(Errno::IO.raw_os_error()) => {
+                return Err(unreadable(e));
+            }
             Err(e) => return Err(e),
         }
     }

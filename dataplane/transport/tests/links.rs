@@ -3,7 +3,9 @@
 
 mod kit;
 
+use std::fs::File;
 use std::io::Write;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,6 +78,84 @@ async fn blocks_of_files_and_of_memory_arrive_whole_both_ways_and_many_at_once()
             }
         }
         a.notes.check_pairs();
+    }
+}
+
+/// Sends two blocks of a file, the second of which cannot be read.
+async fn second_is_unreadable(what: &str, tls: bool, file: &Arc<File>) {
+    let (a, b) = pair(tls);
+    for index in 0..2 {
+        let payload = Payload::File {
+            file: file.clone(),
+            offset: u64::from(index) * 65536,
+            len: 65536,
+        };
+        let block = Outgoing {
+            stream: 5,
+            index,
+            proof: vec![0; 6],
+            payload,
+        };
+        a.notes.queue(&b.id, block);
+    }
+    a.connect(&b).await;
+    let told = || !a.notes.unreadable.lock().unwrap().is_empty();
+    until(what, SOON, told).await;
+    assert_eq!(*a.notes.unreadable.lock().unwrap(), [1], "{what}");
+    let ends = || a.notes.reasons().len() == 1;
+    until("the end", SOON, ends).await;
+    let said = a.notes.reasons().concat();
+    assert!(said.contains("a block cannot be read"), "{what}: {said}");
+    // The other side has what was whole, and nothing of what was not.
+    let ends = || b.notes.reasons().len() == 1;
+    until("the other's end", SOON, ends).await;
+    let got: Vec<_> = b
+        .notes
+        .blocks
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|b| b.index)
+        .collect();
+    assert_eq!(got, [0], "{what}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_ends_too_soon_is_told_of_and_ends_the_connection() {
+    for tls in [false, true] {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(65536 + 100).unwrap();
+        second_is_unreadable("a short file", tls, &Arc::new(file)).await;
+    }
+}
+
+/// A device of this machine, which goes with it.
+struct Device(String);
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_cannot_be_read_is_told_of_and_ends_the_connection() {
+    let backing = tempfile::NamedTempFile::new().unwrap();
+    backing.as_file().set_len(1 << 20).unwrap();
+    let mut line = Command::new("losetup");
+    line.args(["--find", "--show"]).arg(backing.path());
+    let Some(made) = line.output().ok().filter(|o| o.status.success()) else {
+        eprintln!(
+            "SKIPPED: a device that fails needs root; the test of a short file is much the same"
+        );
+        return;
+    };
+    let device = Device(String::from_utf8(made.stdout).unwrap().trim().to_owned());
+    // What lies behind it is gone from the second block on: reads fail with EIO.
+    backing.as_file().set_len(65536).unwrap();
+    for tls in [false, true] {
+        let file = File::open(&device.0).unwrap();
+        second_is_unreadable("a failing disk", tls, &Arc::new(file)).await;
     }
 }
 

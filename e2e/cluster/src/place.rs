@@ -108,6 +108,10 @@ impl Place {
     pub fn mesh_text(&self, name: &str, spec: &str) -> String {
         let mut spec: Value = serde_saphyr::from_str(spec).unwrap();
         spec["peers"]["pods"]["nodeSelector"]["test"] = Value::from(self.namespace.as_str());
+        // The disk of a machine for tests may be fuller than a node of the world would let it be.
+        if spec["storage"]["reserveFreePercent"].is_null() {
+            spec["storage"]["reserveFreePercent"] = 0.into();
+        }
         let object = serde_json::json!({
             "apiVersion": "d7y.io/v1alpha1",
             "kind": "Distribution",

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::common::{LIMIT, MIB, Setting, run, text, until};
-use dragonfly_e2e::mesh::{Mesh, Options, Part, port};
+use dragonfly_e2e::mesh::{Mesh, Options, Part, copy_samples, port};
 use dragonfly_e2e::origin::Origin;
 use dragonfly_e2e::process::{Process, log};
 use dragonfly_e2e::{binary, get::Get, http, sample};
@@ -418,11 +418,14 @@ async fn a_scheduler_of_two_addresses_has_one_session_with_a_node_and_it_stays()
 async fn up_runs_the_samples_and_writes_their_status() {
     let dir = tempfile::tempdir().unwrap();
     let (state, said) = (dir.path().join("state"), dir.path().join("log"));
+    let samples = dir.path().join("samples");
+    std::fs::create_dir(&samples).unwrap();
+    copy_samples(&samples, &Options::default()).unwrap();
     let mut command = Command::new(binary::dragonfly().unwrap());
     command
         .arg("up")
         .arg("-f")
-        .arg(binary::samples().unwrap())
+        .arg(&samples)
         .args(["--peers", "2", "--state"]);
     command
         .arg(&state)

@@ -100,7 +100,8 @@ async fn up_carries_out_preheats_of_its_manifests_once_each_and_says_what_it_can
     std::fs::create_dir(dir.path().join("manifests")).unwrap();
     let mesh = json!({
         "apiVersion": "d7y.io/v1alpha1", "kind": "Distribution",
-        "metadata": {"name": "default", "namespace": "default"}, "spec": {"profile": "Light"},
+        "metadata": {"name": "default", "namespace": "default"},
+        "spec": {"profile": "Light", "storage": {"reserveFreePercent": 0}},
     });
     std::fs::write(dir.path().join("manifests/mesh.json"), mesh.to_string()).unwrap();
     let origin = Origin::start(0).await.unwrap();

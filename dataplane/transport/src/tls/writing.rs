@@ -10,7 +10,7 @@ use super::Keys;
 use super::records::{Content, Direction, HEADER, MAX_PLAIN, TRAILER};
 use crate::Payload;
 use crate::socket::Shared;
-use crate::writer::Output;
+use crate::writer::{Output, unreadable};
 
 const FRAME: usize = HEADER + MAX_PLAIN + TRAILER;
 /// Records made before they are written, in one go: a block of the smallest size and its header.
@@ -122,7 +122,7 @@ impl Output for TlsWriter {
             match payload {
                 Payload::Bytes(bytes) => rest.copy_from_slice(&bytes[done..done + rest.len()]),
                 Payload::File { file, offset, .. } => {
-                    read_exactly(file, rest, offset + done as u64)?;
+                    read_exactly(file, rest, offset + done as u64).map_err(unreadable)?;
                 }
             }
             done += rest.len();

@@ -57,6 +57,8 @@ pub struct Notes {
     pub refuse_blocks: AtomicBool,
     /// Read nothing more after a block: this node stands still.
     pub stall: AtomicBool,
+    /// Blocks that could not be read.
+    pub unreadable: Mutex<Vec<u32>>,
     /// Milliseconds that taking a block takes.
     pub slow: AtomicU64,
     /// From this block on all are lies; 0: none is.
@@ -147,6 +149,10 @@ impl Handler for Notes {
 
     fn sent(&self, _: &Arc<Conn>, _: u32, _: u32, bytes: u32) {
         self.sent.fetch_add(u64::from(bytes), Ordering::Relaxed);
+    }
+
+    fn unreadable(&self, _: &Arc<Conn>, _: u32, index: u32, _: &std::io::Error) {
+        self.unreadable.lock().unwrap().push(index);
     }
 
     fn closed(&self, conn: &Arc<Conn>, reason: &CloseReason) {

@@ -180,13 +180,13 @@ impl Node<'_> {
             "oomScoreAdj": 0,
             "failSwapOn": false,
             "serializeImagePulls": false,
-            // The disk is the whole machine's.
+            // The disk is the whole machine's, and may be rather full.
             "imageGCHighThresholdPercent": 100,
             "evictionHard": {
                 "memory.available": "1%",
-                "nodefs.available": "1%",
+                "nodefs.available": "200Mi",
                 "nodefs.inodesFree": "1%",
-                "imagefs.available": "1%",
+                "imagefs.available": "200Mi",
             },
         });
         let config = self.write("kubelet.json", &config.to_string())?;

@@ -222,7 +222,7 @@ impl<'a> Bed<'a> {
         let manifests = self.dir.join("manifests");
         let text = format!(
             "apiVersion: d7y.io/v1alpha1\nkind: Distribution\nmetadata: {{name: bench}}\nspec:\n  \
-             profile: Light\n  mirror:\n    port: {MIRROR}\n    registries:\n      \
+             profile: Light\n  storage: {{reserveFreePercent: 0}}\n  mirror:\n    port: {MIRROR}\n    registries:\n      \
              - {{host: {REGISTRY}, url: 'http://{host}:5000'}}\n"
         );
         write(&manifests.join("mesh.yaml"), text)?;

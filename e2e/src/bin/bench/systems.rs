@@ -84,7 +84,8 @@ impl Mesh {
         };
         let text = format!(
             "apiVersion: d7y.io/v1alpha1\nkind: Distribution\nmetadata: {{name: bench}}\n\
-             spec: {{profile: Light, security: {{transport: {transport}}}}}\n"
+             spec: {{profile: Light, storage: {{reserveFreePercent: 0}}, \
+             security: {{transport: {transport}}}}}\n"
         );
         fs::write(manifests.join("mesh.yaml"), text).map_err(made)?;
         let mut scheduler = start_scheduler(bed, system, &dir)?;

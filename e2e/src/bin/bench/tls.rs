@@ -185,6 +185,8 @@ impl Handler for Node {
 
     fn sent(&self, _: &Arc<Conn>, _: u32, _: u32, _: u32) {}
 
+    fn unreadable(&self, _: &Arc<Conn>, _: u32, _: u32, _: &std::io::Error) {}
+
     fn closed(&self, _: &Arc<Conn>, _: &CloseReason) {
         self.open.fetch_sub(1, Ordering::Relaxed);
     }

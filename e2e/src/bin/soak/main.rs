@@ -36,8 +36,7 @@ const LINK: u64 = 400;
 /// After the last fault was mended, before everything has to work.
 const REST: Duration = Duration::from_secs(8);
 /// What each node may keep, so that it has to let go of some.
-const SPEC: &str =
-    "  sources: {http: {stallTimeout: 2s, freshness: 1s}}\n  storage: {quota: 192Mi}\n";
+const SPEC: &str = "  sources: {http: {stallTimeout: 2s, freshness: 1s}}\n  storage: {quota: 192Mi, reserveFreePercent: 0}\n";
 
 /// Load and random faults over a mesh of real processes
 #[derive(Debug, Clone, Parser)]

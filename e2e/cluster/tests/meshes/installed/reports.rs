@@ -25,7 +25,7 @@ const DISTRIBUTION: &str = "
 apiVersion: d7y.io/v1alpha1
 kind: Distribution
 metadata: {name: mesh}
-spec: {profile: Light}
+spec: {profile: Light, storage: {reserveFreePercent: 0}}
 ";
 const SERVICE: &str = "
 apiVersion: v1

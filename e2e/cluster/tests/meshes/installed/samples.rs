@@ -9,6 +9,7 @@ use dragonfly_cluster::operator::load;
 use dragonfly_cluster::wait::{ready_deployment, wait_for, wait_until};
 use dragonfly_cluster::{Cluster, ClusterOptions, Failed, apply, mesh, pod};
 use dragonfly_crds::Distribution;
+use dragonfly_e2e::mesh::{Options, copy_samples};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::ResourceExt;
@@ -87,8 +88,10 @@ async fn run(cluster: &Cluster) -> Result<(), Failed> {
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), NAMESPACE);
     wait_for(&deployments, "dragonfly", READY, ready_deployment).await?;
 
-    let samples = at("config/samples");
-    kubectl(cluster, &["apply", "-n", NAMESPACE, "-f", &samples]).await?;
+    let samples = tempfile::tempdir().map_err(|e| Failed::at("a temporary directory", e))?;
+    copy_samples(samples.path(), &Options::default())?;
+    let files = samples.path().display().to_string();
+    kubectl(cluster, &["apply", "-n", NAMESPACE, "-f", &files]).await?;
     let ready = [
         "wait",
         "--for=condition=Ready",
@@ -149,7 +152,7 @@ async fn run(cluster: &Cluster) -> Result<(), Failed> {
     })
     .await?;
     leaders::one_of_two_operators_leads(cluster, NAMESPACE).await?;
-    uninstall(cluster, &samples).await
+    uninstall(cluster, &files).await
 }
 
 /// The chart first, the mesh after it, the kinds last: nothing waits for an operator that is gone.

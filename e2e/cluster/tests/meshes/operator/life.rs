@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use dragonfly_cluster::downloads::Client as Downloader;
-use dragonfly_cluster::operator::read;
 use dragonfly_cluster::place::{READY, condition};
 use dragonfly_cluster::wait::{ready_deployment, wait_for, wait_until};
 use dragonfly_cluster::{Cluster, ClusterOptions, Failed, Place, mesh, pod};
 use dragonfly_crds::Distribution;
+use dragonfly_e2e::mesh::{Options, copy_samples};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
 use kube::ResourceExt;
@@ -21,10 +21,11 @@ use super::nodes::{every_node_gets, origin_url, with_operator};
 async fn two_objects_make_a_mesh_that_serves_every_node_and_goes_without_a_trace() {
     let (cluster, place) = with_operator(&ClusterOptions::nodes(2)).await;
     // As a person does: the samples.
-    for file in ["schedulerpool", "distribution"] {
-        place
-            .apply(&read(&format!("config/samples/{file}.yaml")).unwrap())
-            .await;
+    let samples = tempfile::tempdir().unwrap();
+    copy_samples(samples.path(), &Options::default()).unwrap();
+    for file in ["schedulerpool.yaml", "distribution.yaml"] {
+        let text = std::fs::read_to_string(samples.path().join(file)).unwrap();
+        place.apply(&text).await;
     }
     let mesh = place.ready("default").await;
     let parts = mesh.status.as_ref().unwrap().components.unwrap();
@@ -54,7 +55,7 @@ async fn two_objects_make_a_mesh_that_serves_every_node_and_goes_without_a_trace
 async fn policy_reaches_peers(place: &Place) {
     let restarts = restarts(place).await;
     let next = revision(&place.get("default").await) + 1;
-    let spec = "{profile: Light, schedulerPoolRef: {name: default}, limits: {upload: 200Mi}}";
+    let spec = "{profile: Light, schedulerPoolRef: {name: default}, limits: {upload: 200Mi}, storage: {reserveFreePercent: 0}}";
     let object = json!({
         "apiVersion": "d7y.io/v1alpha1", "kind": "Distribution", "metadata": {"name": "default"},
         "spec": serde_saphyr::from_str::<serde_json::Value>(spec).unwrap(),

@@ -309,9 +309,12 @@ pub(crate) async fn nodes_without_room_are_left_out(cluster: &Cluster, place: &P
     let (_, err, well) = plugin(cluster, &place.namespace, &["purge", url]);
     assert!(well, "{err}");
     let mesh = |quota: Option<&str>| {
-        let mut spec = json!({"profile": "Light", "schedulerPoolRef": {"name": "default"}});
+        let mut spec = json!({
+            "profile": "Light", "schedulerPoolRef": {"name": "default"},
+            "storage": {"reserveFreePercent": 0},
+        });
         if let Some(quota) = quota {
-            spec["storage"] = json!({"quota": quota});
+            spec["storage"]["quota"] = quota.into();
         }
         json!({
             "apiVersion": "d7y.io/v1alpha1", "kind": "Distribution",

@@ -41,6 +41,7 @@ kind: Distribution
 metadata: {name: wide}
 spec:
   profile: Light
+  storage: {reserveFreePercent: 0}
   schedulerPoolRef: {name: two}
   security: {transport: Plaintext}
   seeds:

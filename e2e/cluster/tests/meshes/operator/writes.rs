@@ -97,6 +97,8 @@ async fn change(place: &Place, round: usize) {
             "profile": "Light",
             "schedulerPoolRef": {"name": "default"},
             "limits": {"upload": format!("{}Mi", 300 + round)},
+            // Little of a machine that may be rather full: each download is a content of its own.
+            "storage": {"quota": "1Gi", "reserveFreePercent": 0},
         },
     });
     place.apply(&object.to_string()).await;
