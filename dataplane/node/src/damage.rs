@@ -1,6 +1,7 @@
 //! What a node holds may be damaged on its disk. Blocks go from there to others unread, so it learns of it
 //! from those who are sent them: they ban it, and the scheduler passes that on. Then everything that is
-//! held of the content is compared with what is known of it, and deleted where it differs.
+//! held of the content is compared with what is known of it, and deleted where it differs. What its own
+//! clients read is compared first where it was held before the node had the content open.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -8,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use dragonfly_proto::id::ContentKey;
 use dragonfly_proto::rpc::{self, failure::Code};
-use dragonfly_storage::ErrorKind;
+use dragonfly_storage::{ErrorKind, StorageError};
 
 use crate::node::Node;
-use crate::task::lock;
+use crate::task::{Task, lock};
+use crate::tasks::storage_failure;
 
 /// A content is compared no more often than this: who says that its blocks are wrong may lie, and every
 /// time all of it is read.
@@ -60,14 +62,14 @@ impl Node {
             let _turn = node.checks.turn.lock().await;
             let reader = node.clone();
             let found = tokio::task::spawn_blocking(move || reader.damage(&content)).await;
-            if let Ok(Some((block, why))) = found {
-                node.damaged(&content, block, &why);
+            if let Ok(Some(why)) = found {
+                node.damaged(&content, &why);
             }
         });
     }
 
-    /// The first block that is not what it was, and how that shows.
-    fn damage(&self, content: &ContentKey) -> Option<(u32, String)> {
+    /// How it shows of a block that it is not what it was, of the first such.
+    fn damage(&self, content: &ContentKey) -> Option<String> {
         let task = self.store.open_task(content).ok().flatten()?;
         for block in task.held().iter() {
             if self.stop.is_cancelled() {
@@ -75,25 +77,40 @@ impl Node {
             }
             match task.verify_block(block) {
                 Ok(true) => {}
-                Ok(false) => return Some((block, "other bytes than were stored".to_owned())),
+                Ok(false) => {
+                    return Some(format!("block {block} holds other bytes than were stored"));
+                }
                 Err(e) if matches!(e.kind(), ErrorKind::NotHeld | ErrorKind::Deleted) => {}
-                Err(e) => return Some((block, e.to_string())),
+                Err(e) => return Some(e.to_string()),
             }
         }
         tracing::info!(task = %content.short(), "compared what is held: nothing is damaged");
         None
     }
 
+    /// A read for a client failed; what it is told, which asks anew where it can.
+    pub(crate) fn unreadable_here(&self, task: &Arc<Task>, e: &StorageError) -> rpc::Failure {
+        if !matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Io) {
+            return storage_failure(e);
+        }
+        // Others may have noticed before, and have it again by now.
+        let successor = self
+            .find(&task.key())
+            .is_some_and(|now| !Arc::ptr_eq(&now, task));
+        if task.failure().is_none() && !successor {
+            self.damaged(&task.key(), &e.to_string());
+        }
+        task.failure()
+            .unwrap_or_else(|| was_damaged(&e.to_string()))
+    }
+
     /// Lets go of a content: whoever wants it asks anew.
-    fn damaged(&self, content: &ContentKey, block: u32, why: &str) {
-        tracing::error!(task = %content.short(), block, why,
+    fn damaged(&self, content: &ContentKey, why: &str) {
+        tracing::error!(task = %content.short(), why,
             "what is held is damaged on this machine's disk: it is deleted, and fetched again when it is wanted");
         self.metrics.contents_damaged.inc();
         if let Some(task) = self.find(content) {
-            let text = format!(
-                "block {block} was damaged on the node's disk, and what was held is deleted: ask for it again"
-            );
-            task.fail(rpc::Failure::new(Code::Changed, text));
+            task.fail(was_damaged(why));
         }
         self.forget_task(content);
         if let Err(error) = self.store.delete(content) {
@@ -101,6 +118,14 @@ impl Node {
         }
         self.forget_damaged(content);
     }
+}
+
+/// What who reads is told: who asks anew gets it.
+fn was_damaged(why: &str) -> rpc::Failure {
+    let text = format!(
+        "what the node held was damaged on its disk and is deleted ({why}): ask for it again"
+    );
+    rpc::Failure::new(Code::Changed, text)
 }
 
 #[cfg(test)]

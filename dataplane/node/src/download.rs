@@ -300,16 +300,27 @@ impl Download {
         tokio::try_join!(held, check).map(|_| ())
     }
 
+    /// That what is kept is still what its digest was compared with.
+    async fn check_kept(&self) -> Result<(), rpc::Failure> {
+        let task = self.task.clone();
+        let checked = tokio::task::spawn_blocking(move || task.store.check_all()).await;
+        match checked {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => Err(self.node.unreadable_here(&self.task, &e)),
+            Err(e) => Err(rpc::Failure::new(Code::Internal, e.to_string())),
+        }
+    }
+
     /// Compares the whole content with the digest it was asked for by, while it comes in; once for
     /// all who ask.
     async fn check_digest(&self) -> Result<(), rpc::Failure> {
         if self.task.store.verified().as_deref() == Some(&*self.digest) {
-            return Ok(());
+            return self.check_kept().await;
         }
         let check = self.task.digest.get_or_init(|| async {
             let mut sha = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
             let mut at = 0;
-            while let Some(bytes) = read_from(&self.task, at, None).await? {
+            while let Some(bytes) = read_from(&self.node, &self.task, at, None).await? {
                 at += bytes.len() as u64;
                 sha.update(&bytes);
                 // What is held comes without waiting: let others of this thread have their turn.
@@ -363,7 +374,7 @@ impl Download {
             }
         });
         self.node.apply(&self.task, effects);
-        read_from(&self.task, at, self.end).await
+        read_from(&self.node, &self.task, at, self.end).await
     }
 
     /// Bytes before `end` may be fetched for this client by now.
@@ -376,8 +387,9 @@ impl Download {
 }
 
 /// Waits for the block at a byte and reads from there to its end; `None` at the end of the content
-/// or at `end`.
+/// or at `end`. What the disk changed is let go of, and is had anew by who asks anew.
 async fn read_from(
+    node: &Node,
     task: &Arc<Task>,
     at: u64,
     end: Option<u64>,
@@ -398,9 +410,9 @@ async fn read_from(
             let len = u64::from(g.block_len(block).unwrap_or(0));
             let to = (g.offset(block) + len).min(end);
             let mut buf = vec![0; (to - at) as usize];
-            task.store
-                .read_at(at, &mut buf)
-                .map_err(|e| crate::tasks::storage_failure(&e))?;
+            if let Err(e) = task.store.read_checked(at, &mut buf) {
+                return Err(node.unreadable_here(task, &e));
+            }
             return Ok(Some(buf.into()));
         }
         if let Some(failure) = task.failure() {

@@ -8,9 +8,10 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dragonfly_node::node::Role;
+use dragonfly_node::node::{Role, Settings};
+use dragonfly_proto::rpc::failure::Code;
 use dragonfly_scheduler::core::CoreSettings;
-use kit::{Origin, SchedulerProcess, TestMesh, TestNode, authority, bytes, log, read_all};
+use kit::{Origin, SchedulerProcess, TestMesh, TestNode, authority, bytes, log, read, read_all};
 
 /// Blocks of the content in these tests.
 const BLOCK: usize = 64 << 10;
@@ -18,10 +19,10 @@ const LEN: usize = 8 << 20;
 
 /// Changes a byte of every block of all contents here: of its bytes, or of what is known of them. Or a
 /// file ends too soon, which is how what a disk cannot read shows.
-fn damage(node: &TestNode, what: &str) {
+fn damage(dir: &Path, what: &str) {
     let mut damaged = 0;
     if what == "cut" {
-        let all = files(node.dir.path());
+        let all = files(dir);
         let data = |f: &&std::path::PathBuf| f.extension().is_some_and(|e| e == "data");
         for file in all.iter().filter(data) {
             let open = std::fs::File::options().write(true).open(file).unwrap();
@@ -29,7 +30,7 @@ fn damage(node: &TestNode, what: &str) {
             damaged += LEN / BLOCK;
         }
     }
-    for file in files(node.dir.path()) {
+    for file in files(dir) {
         if file.extension().is_some_and(|e| e == what) {
             let open = std::fs::File::options().read(true).write(true).open(&file);
             let open = open.unwrap();
@@ -110,7 +111,7 @@ async fn what_is_damaged_on_a_nodes_disk_is_deleted_there_and_had_anew() {
         sessions().await;
         assert_eq!(origin.sent.load(Ordering::Relaxed), LEN as u64);
 
-        damage(&seed, what);
+        damage(seed.dir.path(), what);
         let read = tokio::time::timeout(Duration::from_secs(20), read_all(&second, &url)).await;
         assert!(read.expect(what).unwrap() == body, "{what}");
         until(what, 10, || seed.node.metrics.contents_damaged.get() == 1).await;
@@ -137,7 +138,7 @@ async fn what_is_damaged_at_the_only_node_that_holds_it_is_had_from_the_origin_a
         let url = origin.url("file");
         let (seed, first) = pair(&mesh, &url, &body).await;
         first.node.shutdown().await;
-        damage(&seed, what);
+        damage(seed.dir.path(), what);
         // One waits until it speaks to the seed again.
         let second = mesh.node(2, Role::Peer).await;
         sessions().await;
@@ -154,7 +155,7 @@ async fn a_seed_that_all_were_sent_damaged_blocks_by_is_taken_back() {
     let url = origin.url("file");
     let (seed, first) = pair(&mesh, &url, &body).await;
     first.node.shutdown().await;
-    damage(&seed, "data");
+    damage(seed.dir.path(), "data");
     let mut peers = vec![];
     for n in 2..6 {
         peers.push(mesh.node(n, Role::Peer).await);
@@ -167,4 +168,44 @@ async fn a_seed_that_all_were_sent_damaged_blocks_by_is_taken_back() {
     }
     assert_eq!(seed.node.metrics.contents_damaged.get(), 1);
     assert_eq!(origin.sent.load(Ordering::Relaxed), 2 * LEN as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_disk_changed_while_a_node_was_away_its_clients_do_not_get() {
+    // Records that were changed, and files that were cut, are found when the store is opened.
+    for digest in [false, true] {
+        let (_scheduler, mesh, origin, body) = world(false).await;
+        let mut wanted = kit::source(&origin.url("file"));
+        if digest {
+            wanted.digest = kit::digest(&body);
+        }
+        let _seed = mesh.node(100, Role::Seed).await;
+        let first = mesh.node(1, Role::Peer).await;
+        sessions().await;
+        assert!(read(&first, wanted.clone()).await.unwrap() == body);
+        let TestNode { node, dir } = first;
+        node.shutdown().await;
+        drop(node);
+        damage(dir.path(), "data");
+
+        let again = mesh
+            .node_with(1, Role::Peer, Settings::default(), dir)
+            .await;
+        sessions().await;
+        if digest {
+            // Who reads the file itself, and named what it is to be.
+            let whole = dragonfly_node::download::Wish::Whole;
+            again.node.fetch(&wanted, whole).await.unwrap();
+        } else {
+            let told = read(&again, wanted.clone()).await.unwrap_err();
+            assert_eq!(told.code(), Code::Changed, "{told:?}");
+        }
+        let got = tokio::time::timeout(Duration::from_secs(20), read(&again, wanted.clone())).await;
+        assert!(got.expect("an end").unwrap() == body, "{digest}");
+        let found = again.node.metrics.contents_damaged.get();
+        assert_eq!(found, 1, "{digest}");
+        // Compared once: what is there now was just written.
+        assert!(read(&again, wanted).await.unwrap() == body);
+        assert_eq!(origin.sent.load(Ordering::Relaxed), LEN as u64);
+    }
 }

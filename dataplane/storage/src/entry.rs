@@ -29,6 +29,8 @@ pub(crate) struct Files {
     pub(crate) data: Arc<dyn MediaFile>,
     pub(crate) index: Arc<dyn MediaFile>,
     pub(crate) reader: OnceLock<Arc<File>>,
+    /// Blocks that were written, or compared with their hash, since somebody has the task open.
+    pub(crate) checked: Bitmap,
     stripes: [Mutex<()>; STRIPES],
 }
 
@@ -38,6 +40,7 @@ impl Files {
             data,
             index,
             reader: OnceLock::new(),
+            checked: Bitmap::default(),
             stripes: std::array::from_fn(|_| Mutex::new(())),
         }
     }

@@ -21,7 +21,7 @@
 //! * Proofs and hashes stay on the medium and are read on demand.
 //! * A task with a living handle is never evicted; deletion lets living handles go on reading.
 //! * Nothing read from the medium is believed before its checksum. Data themselves are checked by
-//!   whoever receives them, or by [`Task::verify_block`].
+//!   whoever receives them, or by [`Task::read_checked`] and [`Task::verify_block`].
 //! * Files of an unknown version are set aside under another name, never deleted nor misread.
 
 mod bitmap;

@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use crate::entry::Entry;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::format::{self, RECORD, Record};
 use crate::lock;
 use crate::task::Task;
@@ -21,6 +21,64 @@ impl Task {
         self.read_block(index, &mut data)?;
         let proof = self.proof(index)?;
         Ok(proof.is_some_and(|p| p.hash == *blake3::hash(&data).as_bytes()))
+    }
+
+    /// Fills `buf` from `offset` of the content, within one held block. The first time that a block is
+    /// read since somebody has the task open it is compared with its BLAKE3, unless it was written
+    /// since: what a disk changed meanwhile is not handed out.
+    ///
+    /// # Errors
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) when the block or its record is not what was stored;
+    /// [`NotHeld`](crate::ErrorKind::NotHeld); [`Invalid`](crate::ErrorKind::Invalid) when the bytes
+    /// are not within one block; [`Io`](crate::ErrorKind::Io).
+    pub fn read_checked(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let geometry = self.geometry();
+        let index = u32::try_from(offset / u64::from(geometry.block_size())).unwrap_or(u32::MAX);
+        self.check_held(index)?;
+        let (start, len) = (geometry.offset(index), self.expected_len(index)? as usize);
+        let from = (offset - start) as usize;
+        let Some(to) = Some(from + buf.len()).filter(|to| *to <= len) else {
+            let text = format!("{} bytes from {offset} are not of one block", buf.len());
+            return Err(self.fail(ErrorKind::Invalid, text));
+        };
+        if self.files.checked.contains(index) {
+            return self.read_data(offset, buf);
+        }
+        if buf.len() == len {
+            self.read_data(offset, buf)?;
+            return self.check_data(index, buf);
+        }
+        let mut whole = vec![0; len];
+        self.read_data(start, &mut whole)?;
+        self.check_data(index, &whole)?;
+        buf.copy_from_slice(&whole[from..to]);
+        Ok(())
+    }
+
+    /// Compares every held block as [`Task::read_checked`] would, for whoever reads the file itself.
+    ///
+    /// # Errors
+    /// As [`Task::read_checked`].
+    pub fn check_all(&self) -> Result<()> {
+        let mut data = Vec::new();
+        for index in self.held().iter() {
+            if !self.files.checked.contains(index) {
+                data.resize(self.expected_len(index)? as usize, 0);
+                self.read_block(index, &mut data)?;
+                self.check_data(index, &data)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_data(&self, index: u32, data: &[u8]) -> Result<()> {
+        let proof = self.proof(index)?;
+        if proof.is_none_or(|p| p.hash != *blake3::hash(data).as_bytes()) {
+            let text = format!("block {index} holds other bytes than were stored");
+            return Err(self.fail(ErrorKind::Corrupt, text));
+        }
+        self.files.checked.insert(index);
+        Ok(())
     }
 
     /// Forgets a block that proved wrong, so that it can be written anew. The task is no longer
@@ -40,6 +98,7 @@ impl Task {
         // First of all here, so that no checkpoint declares the task complete meanwhile; then the
         // flag, so that no start takes it for the record.
         entry.held.remove(index);
+        self.files.checked.remove(index);
         entry.ingested.store(false, Ordering::Release);
         self.store.unreserve(entry, Entry::cost(len));
         entry.update_header(&self.files, |h| {
@@ -65,7 +124,7 @@ impl Task {
     pub fn set_proof(&self, index: u32, proof: &[u8]) -> Result<()> {
         if proof.len() > format::MAX_PROOF {
             let text = format!("a proof of {} bytes for block {index}", proof.len());
-            return Err(self.fail(crate::ErrorKind::Invalid, text));
+            return Err(self.fail(ErrorKind::Invalid, text));
         }
         let entry = &*self.entry;
         entry.check_alive()?;

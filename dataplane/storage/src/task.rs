@@ -219,6 +219,7 @@ impl Task {
             .write_all_at(&record, format::record_offset(index))
             .map_err(|e| self.io("write the record of a block", e))?;
         entry.dirty.store(true, Ordering::Release);
+        self.files.checked.insert(index);
         entry.held.insert(index);
         self.store.used_now(entry);
         Ok(())

@@ -257,6 +257,46 @@ fn after_a_power_loss_only_what_is_not_durable_is_hashed() {
 }
 
 #[test]
+fn what_was_changed_while_nobody_had_it_open_is_found_by_who_reads_it_checked() {
+    let media = faulty();
+    let store = reopen(&media);
+    let data = content(1, LEN);
+    let task = store
+        .create_or_open(key(1), geometry(LEN as u64), b"")
+        .unwrap();
+    put_all(&task, &data);
+    drop((task, store));
+    let file = media.inner.open(&format!("{}.data", key(1))).unwrap();
+    file.write_all_at(&[1; 4], u64::from(KIB64) + 10).unwrap();
+    let store = reopen(&media);
+    let task = store.open_task(&key(1)).unwrap().unwrap();
+    let mut buf = [0; 100];
+    for (at, reads) in [(5, 1), (200, 2)] {
+        task.read_checked(at, &mut buf).unwrap();
+        assert_eq!(buf, data[at as usize..][..100]);
+        assert_eq!(media.faults.data_reads.load(SeqCst), reads);
+    }
+    // Wherever in the block the change is.
+    let second = u64::from(KIB64);
+    let e = task.read_checked(second + 5000, &mut buf).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}");
+    assert!(e.to_string().contains("block 1"), "{e}");
+    assert_eq!(task.check_all().unwrap_err().kind(), ErrorKind::Corrupt);
+    let e = task.read_checked(second - 50, &mut buf).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Invalid, "{e}");
+    let e = task.read_checked(LEN as u64 - 50, &mut buf).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Invalid, "{e}");
+    task.discard_block(1).unwrap();
+    let e = task.read_checked(second, &mut buf).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::NotHeld, "{e}");
+    put(&task, &data, 1).unwrap();
+    task.check_all().unwrap();
+    let before = media.faults.data_reads.load(SeqCst);
+    task.check_all().unwrap();
+    assert_eq!(media.faults.data_reads.load(SeqCst), before);
+}
+
+#[test]
 fn a_restart_reads_neither_data_nor_the_records_of_complete_tasks() {
     let media = faulty();
     let store = reopen(&media);
