@@ -406,6 +406,11 @@ impl Faults {
         }
     }
 
+    /// The last lines that each member logged.
+    pub(crate) fn logs(&self, lines: usize) -> String {
+        self.mesh.logs(lines)
+    }
+
     /// Looks at members: which ended, what they cost.
     fn look(&mut self, tenth: usize) -> Result<()> {
         self.looked = Instant::now();

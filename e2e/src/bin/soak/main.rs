@@ -150,8 +150,14 @@ async fn soak(args: &Args, root: bool) -> Result<bool> {
     let results = Arc::new(Results::default());
     let load = Load::start(&mesh, &catalogue, &results, seed, args.clients.into())?;
     let mut faults = Faults::new(mesh, links, clocks, catalogue.clone(), seed, args.verbose);
-    faults.go_on(began + minutes).await?;
-    faults.mend_all().await?;
+    let went = async {
+        faults.go_on(began + minutes).await?;
+        faults.mend_all().await
+    };
+    if let Err(e) = went.await {
+        println!("{}", faults.logs(40));
+        return Err(e);
+    }
     load.stop().await?;
     tokio::time::sleep(REST).await;
     let (mut mesh, seen) = faults.done().await?;
