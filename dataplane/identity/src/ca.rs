@@ -138,7 +138,7 @@ impl Ca {
         wanted.min(left)
     }
 
-    /// A certificate for the holder of a public key, good from now, and no longer than the CA itself:
+    /// A certificate for the holder of a public key, good since the CA is, and no longer than it:
     /// who checks a chain does not look at how old its root is. `names`: the DNS names that it may
     /// serve under; without any it is good for asking only, and nobody takes it for a server or a node.
     ///
@@ -168,7 +168,9 @@ impl Ca {
             return Err(IdentityError::Over);
         }
         let now = SystemTime::now();
-        params.not_before = (now - SKEW).into();
+        // By a clock that is ahead for a moment nobody would take it before that time comes.
+        let as_old_as_the_ca = UNIX_EPOCH + Duration::from_secs(self.holds.from);
+        params.not_before = as_old_as_the_ca.min(now - SKEW).into();
         params.not_after = (now + lifetime).into();
         Ok(params.signed_by(key, &self.issuer)?.der().clone())
     }
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn no_certificate_outlives_its_ca() {
+    fn a_certificate_is_as_old_as_its_ca_and_does_not_outlive_it() {
         let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3600));
         let (cert, key) = Ca::generate("m", minute).unwrap();
         let ca = Ca::read(&cert, &key).unwrap();
@@ -266,6 +268,7 @@ mod tests {
         let part = KeyPair::generate().unwrap();
         let given = ca.issue(&part, vec![], &who(), hour).unwrap();
         assert!(Holds::read(&given).unwrap().until <= ca.holds().until);
+        assert_eq!(Holds::read(&given).unwrap().from, ca.holds().from);
 
         let (cert, key) = Ca::generate("m", Duration::ZERO).unwrap();
         let over = Ca::read(&cert, &key).unwrap();

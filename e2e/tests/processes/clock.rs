@@ -86,6 +86,33 @@ async fn clocks_that_are_set_while_a_download_runs_do_not_disturb_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_scheduler_that_was_started_with_a_clock_that_is_ahead_keeps_nobody_out() {
+    let (clocks, mut s) = with_clocks("", MIB, 0).await;
+    clocks.set(&s.mesh.scheduler.name, 2 * DAY).unwrap();
+    for set_right in [false, true] {
+        if set_right {
+            clocks.set(&s.mesh.scheduler.name, 0).unwrap();
+        } else {
+            s.mesh.scheduler.kill();
+            s.mesh.scheduler.start().unwrap();
+        }
+        // Nodes that start now ask it who they are.
+        for node in s.mesh.seeds.iter_mut().chain(&mut s.mesh.peers) {
+            node.kill();
+            node.start().unwrap();
+        }
+        for node in s.mesh.seeds.iter_mut().chain(&mut s.mesh.peers) {
+            node.ready().await.unwrap();
+        }
+        s.url = s
+            .origin
+            .serve(&format!("{set_right}.bin"), &s.source.path)
+            .unwrap();
+        s.all_have(s.all_get()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_had_before_the_clock_was_set_back_is_not_fresh_for_longer() {
     let (clocks, s) = with_clocks("  sources: {http: {freshness: 1s}}\n", MIB, 0).await;
     s.all_have(s.all_get()).await;
