@@ -74,11 +74,18 @@ impl Ca {
     /// # Errors
     /// No randomness.
     pub fn generate(mesh: &str, lifetime: Duration) -> Result<(String, String), IdentityError> {
+        Self::generate_at(SystemTime::now(), mesh, lifetime)
+    }
+
+    fn generate_at(
+        now: SystemTime,
+        mesh: &str,
+        lifetime: Duration,
+    ) -> Result<(String, String), IdentityError> {
         let key = KeyPair::generate()?;
         let mut params = named(mesh)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let now = SystemTime::now();
         params.not_before = (now - SKEW).into();
         params.not_after = (now + lifetime).into();
         let cert = params.self_signed(&key)?;
@@ -262,7 +269,8 @@ mod tests {
     #[test]
     fn a_certificate_is_as_old_as_its_ca_and_does_not_outlive_it() {
         let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3600));
-        let (cert, key) = Ca::generate("m", minute).unwrap();
+        let a_while_ago = SystemTime::now() - hour;
+        let (cert, key) = Ca::generate_at(a_while_ago, "m", hour + minute).unwrap();
         let ca = Ca::read(&cert, &key).unwrap();
         assert!(ca.lifetime(hour) <= minute && ca.lifetime(Duration::from_secs(1)) < minute);
         let part = KeyPair::generate().unwrap();

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use dragonfly_proto::id::ContentKey;
 use dragonfly_proto::rpc::{self, failure::Code};
 use dragonfly_storage::{ErrorKind, StorageError};
+use tokio_util::sync::CancellationToken;
 
 use crate::node::Node;
 use crate::task::{Task, lock};
@@ -60,64 +61,65 @@ impl Node {
         let node = self.clone();
         self.threads.spawn(async move {
             let _turn = node.checks.turn.lock().await;
-            let reader = node.clone();
-            let found = tokio::task::spawn_blocking(move || reader.damage(&content)).await;
+            let Some(held) = node.store.open_task(&content).ok().flatten() else {
+                return;
+            };
+            let (reader, stop) = (held.clone(), node.stop.clone());
+            let found = tokio::task::spawn_blocking(move || damage(&reader, &stop)).await;
             if let Ok(Some(why)) = found {
-                node.damaged(&content, &why);
+                node.damaged(&held, &why);
             }
         });
     }
 
-    /// How it shows of a block that it is not what it was, of the first such.
-    fn damage(&self, content: &ContentKey) -> Option<String> {
-        let task = self.store.open_task(content).ok().flatten()?;
-        for block in task.held().iter() {
-            if self.stop.is_cancelled() {
-                return None;
-            }
-            match task.verify_block(block) {
-                Ok(true) => {}
-                Ok(false) => {
-                    return Some(format!("block {block} holds other bytes than were stored"));
-                }
-                Err(e) if matches!(e.kind(), ErrorKind::NotHeld | ErrorKind::Deleted) => {}
-                Err(e) => return Some(e.to_string()),
-            }
-        }
-        tracing::info!(task = %content.short(), "compared what is held: nothing is damaged");
-        None
-    }
-
     /// A read for a client failed; what it is told, which asks anew where it can.
-    pub(crate) fn unreadable_here(&self, task: &Arc<Task>, e: &StorageError) -> rpc::Failure {
+    pub(crate) fn unreadable_here(&self, task: &Task, e: &StorageError) -> rpc::Failure {
         if !matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Io) {
             return storage_failure(e);
         }
-        // Others may have noticed before, and have it again by now.
-        let successor = self
-            .find(&task.key())
-            .is_some_and(|now| !Arc::ptr_eq(&now, task));
-        if task.failure().is_none() && !successor {
-            self.damaged(&task.key(), &e.to_string());
-        }
+        self.damaged(&task.store, &e.to_string());
         task.failure()
             .unwrap_or_else(|| was_damaged(&e.to_string()))
     }
 
-    /// Lets go of a content: whoever wants it asks anew.
-    fn damaged(&self, content: &ContentKey, why: &str) {
+    /// Lets go of a content: whoever wants it asks anew. Once, whoever notices; what is there anew by
+    /// then stays.
+    fn damaged(&self, held: &dragonfly_storage::Task, why: &str) {
+        let content = held.key();
+        match self.store.delete_this(held) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                tracing::error!(task = %content.short(), %error, "cannot delete what is damaged");
+            }
+        }
         tracing::error!(task = %content.short(), why,
             "what is held is damaged on this machine's disk: it is deleted, and fetched again when it is wanted");
         self.metrics.contents_damaged.inc();
-        if let Some(task) = self.find(content) {
+        let task = self.find(&content).filter(|t| t.store.is_same(held));
+        if let Some(task) = task {
+            self.forget_task(&content);
             task.fail(was_damaged(why));
         }
-        self.forget_task(content);
-        if let Err(error) = self.store.delete(content) {
-            tracing::error!(task = %content.short(), %error, "cannot delete what is damaged");
-        }
-        self.forget_damaged(content);
+        self.forget_damaged(&content);
     }
+}
+
+/// How it shows that a content is not what it was, by the first block that is not.
+fn damage(held: &dragonfly_storage::Task, stop: &CancellationToken) -> Option<String> {
+    for block in held.held().iter() {
+        if stop.is_cancelled() || held.is_deleted() {
+            return None;
+        }
+        match held.verify_block(block) {
+            Ok(true) => {}
+            Ok(false) => return Some(format!("block {block} holds other bytes than were stored")),
+            Err(e) if matches!(e.kind(), ErrorKind::NotHeld | ErrorKind::Deleted) => {}
+            Err(e) => return Some(e.to_string()),
+        }
+    }
+    tracing::info!(task = %held.key().short(), "compared what is held: nothing is damaged");
+    None
 }
 
 /// What who reads is told: who asks anew gets it.

@@ -192,7 +192,11 @@ async fn download_once(
     loop {
         tokio::select! {
             ended = &mut finish => {
-                return ended.map_err(|e| broke(&e))?.map(|()| (download, ticket));
+                ended.map_err(|e| broke(&e))??;
+                if ask.want_descriptor {
+                    download.check_kept().await?;
+                }
+                return Ok((download, ticket));
             }
             _ = every.tick() => {
                 pace.go_on(&download);

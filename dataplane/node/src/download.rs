@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dragonfly_proto::rpc::{self, failure::Code};
 use dragonfly_swarm::engine::ReaderId;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::node::Node;
@@ -300,10 +301,19 @@ impl Download {
         tokio::try_join!(held, check).map(|_| ())
     }
 
-    /// That what is kept is still what its digest was compared with.
-    async fn check_kept(&self) -> Result<(), rpc::Failure> {
-        let task = self.task.clone();
-        let checked = tokio::task::spawn_blocking(move || task.store.check_all()).await;
+    /// That what is kept is still what its digest was compared with, for who is given the file itself;
+    /// once for all who ask at a time. Who reads bytes gets none that were not compared.
+    pub(crate) async fn check_kept(&self) -> Result<(), rpc::Failure> {
+        if self.digest.is_empty() || !self.task.is_complete() {
+            return Ok(());
+        }
+        let _turn = self.task.comparing.lock().await;
+        let wanted = CancellationToken::new();
+        let (task, unwanted) = (self.task.clone(), wanted.clone());
+        let stop = self.node.stop.clone();
+        let go_on = move || !unwanted.is_cancelled() && !stop.is_cancelled();
+        let _until_here = wanted.drop_guard();
+        let checked = tokio::task::spawn_blocking(move || task.store.check_all(go_on)).await;
         match checked {
             Ok(Ok(())) => Ok(()),
             Ok(Err(e)) => Err(self.node.unreadable_here(&self.task, &e)),
@@ -315,7 +325,7 @@ impl Download {
     /// all who ask.
     async fn check_digest(&self) -> Result<(), rpc::Failure> {
         if self.task.store.verified().as_deref() == Some(&*self.digest) {
-            return self.check_kept().await;
+            return Ok(());
         }
         let check = self.task.digest.get_or_init(|| async {
             let mut sha = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);

@@ -174,6 +174,8 @@ pub struct Task {
     pub(crate) source: Mutex<Option<rpc::Source>>,
     /// The outcome of comparing the whole content with its digest.
     pub(crate) digest: tokio::sync::OnceCell<Result<String, rpc::Failure>>,
+    /// Held by who compares what was kept.
+    pub(crate) comparing: tokio::sync::Mutex<()>,
     /// For the accounts.
     pub traffic: Traffic,
     /// How often in a row a source was called for and there was no scheduler to hear it.
@@ -245,6 +247,7 @@ impl Task {
             emission: Notify::new(),
             source: Mutex::default(),
             digest: tokio::sync::OnceCell::new(),
+            comparing: tokio::sync::Mutex::new(()),
             traffic: Traffic::default(),
             unheard: AtomicU32::new(0),
             next_user: AtomicU64::new(1),

@@ -14,7 +14,7 @@ use dragonfly_proto::rpc::failure::Code;
 use dragonfly_proto::sign::SigningKey;
 use dragonfly_scheduler::core::CoreSettings;
 use kit::scripted::{Script, Scripted};
-use kit::{SchedulerProcess, TestMesh, TestNode, authority, bytes, digest, log, read_all, source};
+use kit::{SchedulerProcess, TestMesh, TestNode, authority, bytes, log, read_all, source};
 
 struct World {
     scheduler: SchedulerProcess,
@@ -121,6 +121,12 @@ async fn a_seed_that_dies_in_the_middle_is_followed_by_another_and_little_is_fet
         sent <= bound && read <= bound,
         "the origin sent {sent}, {read} were read, bound {bound}"
     );
+}
+
+fn digest(body: &[u8]) -> String {
+    let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, body);
+    let hex: String = sum.as_ref().iter().map(|b| format!("{b:02x}")).collect();
+    format!("sha256:{hex}")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -218,6 +218,15 @@ impl Store {
         Ok(self.shared.remove(key, |_| true)?.is_some())
     }
 
+    /// The same, but only what this is a handle of: not what took its place.
+    ///
+    /// # Errors
+    /// As [`Store::delete`].
+    pub fn delete_this(&self, task: &Task) -> Result<bool> {
+        let is_it = |entry: &Entry| std::ptr::eq(entry, &*task.entry);
+        Ok(self.shared.remove(&task.key(), is_it)?.is_some())
+    }
+
     /// Exempts a task from eviction, over restarts too. Returns whether there is one.
     ///
     /// # Errors

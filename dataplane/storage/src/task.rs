@@ -111,6 +111,12 @@ impl Task {
         self.entry.is_complete()
     }
 
+    /// Whether both are handles of one task, and not of one and its successor.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.entry, &other.entry)
+    }
+
     /// Whether the task was deleted while this handle lives.
     #[must_use]
     pub fn is_deleted(&self) -> bool {

@@ -147,13 +147,19 @@ fn a_small_file_system_fills_up_and_recovers() {
 
 #[test]
 fn a_volume_that_is_full_enough_is_named_with_what_is_to_stay_free() {
-    let dir = tempfile::tempdir().unwrap();
-    let media = DiskMedia::new(dir.path().join("store")).unwrap();
-    let all_but_a_hundredth = Options {
-        reserve_free_percent: 99,
+    let media = faulty();
+    let volume = |available| {
+        *media.faults.volume.lock().unwrap() = Some(Space {
+            total: 1_000_000_000,
+            available,
+        });
+    };
+    volume(40_000_000);
+    let reserving = Options {
+        reserve_free_percent: 5,
         ..options()
     };
-    let store = Store::open(media, all_but_a_hundredth.clone(), NOW).unwrap();
+    let store = Store::open(media.clone(), reserving.clone(), NOW).unwrap();
     let data = content(1, LEN);
     let task = store
         .create_or_open(key(1), geometry(LEN as u64), b"")
@@ -161,17 +167,22 @@ fn a_volume_that_is_full_enough_is_named_with_what_is_to_stay_free() {
     let e = put(&task, &data, 0).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::DiskFull, "{e}");
     let said = e.to_string();
-    let named = said.contains("99 % of it have to stay so") && said.contains("reserveFreePercent");
-    assert!(named, "{said}");
+    let named = "40000000 of the volume's 1000000000 are free, and 5 % of it have to stay so";
+    assert!(
+        said.contains(named) && said.contains("reserveFreePercent"),
+        "{said}"
+    );
     // Where the quota leaves no more than the volume does, it is the quota that is named.
     let quota = Options {
         quota_bytes: 0,
-        ..all_but_a_hundredth
+        ..reserving.clone()
     };
     store.set_options(quota).unwrap();
     let e = put(&task, &data, 0).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::QuotaExceeded, "{e}");
-    store.set_options(options()).unwrap();
+    // Others went.
+    volume(60_000_000);
+    store.set_options(reserving).unwrap();
     put_all(&task, &data);
 }
 

@@ -281,7 +281,10 @@ fn what_was_changed_while_nobody_had_it_open_is_found_by_who_reads_it_checked() 
     let e = task.read_checked(second + 5000, &mut buf).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}");
     assert!(e.to_string().contains("block 1"), "{e}");
-    assert_eq!(task.check_all().unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(
+        task.check_all(|| true).unwrap_err().kind(),
+        ErrorKind::Corrupt
+    );
     let e = task.read_checked(second - 50, &mut buf).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Invalid, "{e}");
     let e = task.read_checked(LEN as u64 - 50, &mut buf).unwrap_err();
@@ -290,9 +293,9 @@ fn what_was_changed_while_nobody_had_it_open_is_found_by_who_reads_it_checked() 
     let e = task.read_checked(second, &mut buf).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::NotHeld, "{e}");
     put(&task, &data, 1).unwrap();
-    task.check_all().unwrap();
+    task.check_all(|| true).unwrap();
     let before = media.faults.data_reads.load(SeqCst);
-    task.check_all().unwrap();
+    task.check_all(|| true).unwrap();
     assert_eq!(media.faults.data_reads.load(SeqCst), before);
 }
 

@@ -366,12 +366,6 @@ pub fn bytes(len: usize, seed: u64) -> Vec<u8> {
     v
 }
 
-pub fn digest(body: &[u8]) -> String {
-    let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, body);
-    let hex: String = sum.as_ref().iter().map(|b| format!("{b:02x}")).collect();
-    format!("sha256:{hex}")
-}
-
 pub fn source(url: &str) -> rpc::Source {
     rpc::Source {
         url: url.to_owned(),

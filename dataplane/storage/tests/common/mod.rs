@@ -129,6 +129,8 @@ pub struct Faults {
     pub boot: AtomicU64,
     /// Space left before writes fail with ENOSPC after writing what fits. Negative: endless.
     pub space: AtomicI64,
+    /// What the volume is said to be.
+    pub volume: Mutex<Option<Space>>,
     /// Remember what unsynchronised writes overwrote, for [`Faults::lose_power`].
     pub journal: AtomicBool,
     overwritten: Mutex<HashMap<(u64, u64), Overwritten>>,
@@ -155,6 +157,7 @@ impl Default for Faults {
             syncs: AtomicU64::new(0),
             boot: AtomicU64::new(1),
             space: AtomicI64::new(-1),
+            volume: Mutex::default(),
             journal: AtomicBool::new(false),
             overwritten: Mutex::default(),
         }
@@ -316,7 +319,8 @@ impl<M: Media> Media for Faulty<M> {
         self.inner.sync_names()
     }
     fn space(&self) -> io::Result<Option<Space>> {
-        self.inner.space()
+        let volume = *self.faults.volume.lock().unwrap();
+        volume.map_or_else(|| self.inner.space(), |space| Ok(Some(space)))
     }
 }
 
