@@ -231,13 +231,12 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
         Some(c) => Security::tls(c.tls.clone()),
         None => Security::plaintext(),
     };
-    let (settings, fetcher) = if is_given {
-        (
-            policy::settings(&first),
-            policy::fetcher(&first.source_http)?,
-        )
+    let (settings, fetcher, later) = if is_given {
+        let fetcher = policy::fetcher(&first.source_http)?;
+        (policy::settings(&first), fetcher, None)
     } else {
-        (unruled::settings(&first), unruled::fetcher())
+        let (fetcher, later) = unruled::fetcher();
+        (unruled::settings(&first), fetcher, Some(later))
     };
     let parts = Parts {
         identity: Identity {
@@ -272,6 +271,7 @@ pub(crate) async fn start(config: Config, stop: CancellationToken) -> Result<Arc
         first,
         config.clone(),
         no_mirror,
+        later,
         stop.clone(),
     ));
     tokio::spawn(follow_schedulers(node.clone(), config.schedulers.clone()));
@@ -369,6 +369,7 @@ async fn follow_policy(
     mut now: Policy,
     config: Config,
     mut no_mirror: bool,
+    mut later: Option<unruled::Later>,
     stop: CancellationToken,
 ) {
     let mut policies = node.policies();
@@ -413,6 +414,11 @@ async fn follow_policy(
                 let failed = failed.map(|e| format!("{e}; the rest of it is in force"));
                 if let Some(error) = &failed {
                     tracing::error!(error, "no registry mirror");
+                }
+                if let Some(later) = later.take()
+                    && let Ok(source) = policy::http(&policy.source_http)
+                {
+                    later.send_replace(Some(Arc::new(source)));
                 }
                 node.acknowledge(ack(&policy, failed));
                 if !config.ruled.is_cancelled() {
