@@ -4,6 +4,7 @@
 //! - [`watchdog`]: nothing that was started outlives who started it
 //! - [`process`]: one process: signals, its end, its log
 //! - [`mesh`]: a scheduler, seeds and peers as processes
+//! - [`manifests`]: what a mesh is started from: the samples, made fit for a test
 //! - [`clock`]: wall clocks that can be set, one for each process
 //! - [`links`]: machines whose links are cut, in namespaces
 //! - [`far`]: a long way between two interfaces
@@ -23,6 +24,7 @@ pub mod far;
 pub mod get;
 pub mod http;
 pub mod links;
+pub mod manifests;
 pub mod mesh;
 pub mod origin;
 pub mod process;

@@ -13,12 +13,10 @@ use tempfile::TempDir;
 use crate::get::Get;
 use crate::links::Place;
 use crate::process::{Process, log, tail};
-use crate::{Failed, Result, binary, http, watchdog};
+use crate::{Failed, Result, binary, http, manifests, watchdog};
 
 /// How long a part may take to be ready.
 const READY: Duration = Duration::from_secs(30);
-/// A machine for tests may be fuller than a node of the world would let its disk be.
-const WHOLE_VOLUME: &str = "  storage: {reserveFreePercent: 0}\n";
 
 /// What to start.
 #[derive(Debug, Clone)]
@@ -269,7 +267,7 @@ impl Mesh {
         };
         let (manifests, work) = (made("manifests")?, made("work")?);
         made("logs")?;
-        copy_samples(&manifests, options)?;
+        manifests::write(&manifests, options)?;
         let manifests_arg = manifests.display().to_string();
         let mut places = options.places.clone();
         places.reverse();
@@ -464,31 +462,6 @@ fn member(
         state,
         process: None,
     })
-}
-
-/// The samples of a mesh, as they are but for what the options say and the room that they may take.
-///
-/// # Errors
-/// They cannot be read or written.
-pub fn copy_samples(to: &Path, options: &Options) -> Result<()> {
-    let samples = binary::samples()?;
-    for name in ["distribution.yaml", "schedulerpool.yaml"] {
-        let from = samples.join(name);
-        let text = std::fs::read_to_string(&from).map_err(|e| Failed::at(from.display(), e))?;
-        let mut text = text.trim_end().to_owned() + "\n";
-        if name == "distribution.yaml" {
-            if options.plaintext {
-                text.push_str("  security: {transport: Plaintext}\n");
-            }
-            text.push_str(&options.spec);
-            if !options.spec.contains("storage:") {
-                text.push_str(WHOLE_VOLUME);
-            }
-        }
-        let to = to.join(name);
-        std::fs::write(&to, text).map_err(|e| Failed::at(to.display(), e))?;
-    }
-    Ok(())
 }
 
 /// A port that nobody listens on, and that nobody is given: it is below those that systems choose

@@ -17,10 +17,20 @@ pub fn ended_children() -> f64 {
 
 /// Peak (`VmHWM`) or present (`VmRSS`) resident memory of a process, MiB.
 pub fn memory(pid: u32, which: &str) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix(which));
+    kib(&format!("/proc/{pid}/status"), which) / 1024.0
+}
+
+/// Bytes of memory that programs may still have.
+pub fn available() -> u64 {
+    (kib("/proc/meminfo", "MemAvailable") * 1024.0) as u64
+}
+
+/// A line `which: <n> kB` of a file; nought where there is none.
+fn kib(path: &str, which: &str) -> f64 {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix(which));
     let kib = line.and_then(|l| l.trim_start_matches(':').split_whitespace().next());
-    kib.and_then(|k| k.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+    kib.and_then(|k| k.parse::<f64>().ok()).unwrap_or(0.0)
 }
 
 /// Sums fields of a `stat` file, counted from the state on, which follows the name in parentheses.

@@ -250,29 +250,6 @@ impl Task {
         Ok(len)
     }
 
-    /// Fills `buf` from `offset` of the content; every block it touches must be held.
-    ///
-    /// # Errors
-    /// As [`Task::read_block`]; [`ErrorKind::Invalid`] beyond the end of the content.
-    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        if buf.is_empty() {
-            return Ok(());
-        }
-        let geometry = self.geometry();
-        let end = offset.saturating_add(buf.len() as u64);
-        if geometry.total_len().is_some_and(|total| end > total) {
-            return Err(self.fail(
-                ErrorKind::Invalid,
-                format!("bytes {offset}..{end} are beyond its end"),
-            ));
-        }
-        let block = u64::from(geometry.block_size());
-        for index in offset / block..end.div_ceil(block) {
-            self.check_held(u32::try_from(index).unwrap_or(u32::MAX))?;
-        }
-        self.read_data(offset, buf)
-    }
-
     pub(crate) fn read_data(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.files
             .data

@@ -106,7 +106,7 @@ fn age_evicts_and_use_refreshes(open: Open<'_>) {
                 .open_task(&key(1))
                 .unwrap()
                 .unwrap()
-                .read_at(0, &mut [0; 1])
+                .read_checked(0, &mut [0; 1])
                 .unwrap();
         }
     }

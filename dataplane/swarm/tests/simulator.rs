@@ -39,6 +39,8 @@ fn adjust(scenario: &mut Scenario, changes: &str) {
             "even-out" if value != 0.0 => config.objective = Objective::Slowest,
             "even-out" => config.objective = Objective::Average,
             "rtt-ms" => scenario.rtt = Duration::from_secs_f64(value / 1e3),
+            "size-mib" => scenario.size = (value * f64::from(1 << 20)) as u64,
+            "block-kib" => scenario.block = (value * 1024.0) as u32,
             "rate-mbit" => scenario.rate = value * 1e6,
             "seed" => scenario.seed = value as u64,
             other => panic!("no setting {other}"),

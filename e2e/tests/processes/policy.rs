@@ -5,7 +5,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::common::{LIMIT, MIB, Setting, run, text, until};
-use dragonfly_e2e::mesh::{Mesh, Options, Part, copy_samples, port};
+use dragonfly_e2e::manifests;
+use dragonfly_e2e::mesh::{Mesh, Options, Part, port};
 use dragonfly_e2e::origin::Origin;
 use dragonfly_e2e::process::{Process, log};
 use dragonfly_e2e::{binary, get::Get, http, sample};
@@ -420,7 +421,7 @@ async fn up_runs_the_samples_and_writes_their_status() {
     let (state, said) = (dir.path().join("state"), dir.path().join("log"));
     let samples = dir.path().join("samples");
     std::fs::create_dir(&samples).unwrap();
-    copy_samples(&samples, &Options::default()).unwrap();
+    manifests::write(&samples, &Options::default()).unwrap();
     let mut command = Command::new(binary::dragonfly().unwrap());
     command
         .arg("up")

@@ -21,6 +21,8 @@ use crate::usage;
 const TOO_LONG: Duration = Duration::from_secs(600);
 /// What a reader that starts to play or unpack waits for, bytes.
 const FIRST: usize = 4 << 20;
+/// Pieces in which memory is touched, bytes: as large as any that the kernel gives a file.
+const LARGE: usize = 4 << 20;
 
 /// What one run came to.
 #[derive(Clone, Default)]
@@ -249,13 +251,21 @@ impl<'a> Bed<'a> {
 
 /// Touches as much memory as a run fills with page cache. A virtual machine may get its memory from
 /// the host page by page at first use, which costs several times the copy and would be charged to
-/// whichever system comes first.
+/// whichever system comes first, or to whichever takes its memory in other pieces than what was touched.
+/// So it is taken as the kernel gives it to all of them: page by page, which uses up the small pieces first, and then
+/// in large ones, as a file.
 pub(crate) fn prime(dir: &Path, bytes: u64) -> Result<()> {
+    const PAGE: usize = 4096;
+    let bytes = bytes.min(usage::available() / 2);
+    let mut memory = vec![0_u8; bytes as usize];
+    memory.iter_mut().step_by(PAGE).for_each(|page| *page = 1);
+    drop(std::hint::black_box(memory));
     let path = dir.join("prime");
     let failed = |e| Failed::at(path.display(), e);
     let mut file = fs::File::create(&path).map_err(failed)?;
-    let zeroes = vec![0u8; 1 << 20];
-    for _ in 0..bytes >> 20 {
+    let zeroes = vec![0u8; LARGE];
+    // Not so much that the kernel begins to write it to the disk.
+    for _ in 0..bytes.min(usage::available() / 12) / LARGE as u64 {
         file.write_all(&zeroes).map_err(failed)?;
     }
     fs::remove_file(&path).map_err(failed)

@@ -13,9 +13,10 @@ use crate::bed::{Bed, Others, prime};
 use crate::case::Case;
 use crate::dragonfly2::scheduler::Parents;
 use crate::dragonfly2::{self, Daemons, Place};
+use crate::growth;
 use crate::net::{Link, Net};
 use crate::report::medians;
-use crate::systems::{Mesh, REST, System, wait_for};
+use crate::systems::{Mesh, REST, System};
 use crate::usage;
 
 /// Files of each small size.
@@ -188,7 +189,7 @@ pub(crate) fn get(bed: &Bed<'_>, mesh: &Mesh, node: usize, path: &str, out: &Pat
     timed(&mut command(bed, mesh, (node, path, out), &[]))
 }
 
-fn command(
+pub(crate) fn command(
     bed: &Bed<'_>,
     mesh: &Mesh,
     (node, path, out): (usize, &str, &Path),
@@ -208,7 +209,7 @@ pub(crate) fn curl(bed: &Bed<'_>, path: &str, out: &Path) -> Result<f64> {
     timed(&mut c)
 }
 
-fn timed(command: &mut Command) -> Result<f64> {
+pub(crate) fn timed(command: &mut Command) -> Result<f64> {
     let started = Instant::now();
     let status = command.status().map_err(|e| Failed::at("a client", e))?;
     if !status.success() {
@@ -262,7 +263,7 @@ fn throughput(bed: &Bed<'_>, args: &IoArgs) -> Result<(Vec<Value>, Vec<Value>)> 
 
 /// The disk has nothing left to write, and memory is there: touched last, for a virtual machine's host may
 /// take back within seconds what lies free.
-fn quiet(bed: &Bed<'_>, size: u64) -> Result<()> {
+pub(crate) fn quiet(bed: &Bed<'_>, size: u64) -> Result<()> {
     rustix::fs::sync();
     prime(&bed.dir, 3 * size)
 }
@@ -336,26 +337,7 @@ fn small_files_of(bed: &Bed<'_>, pair: &Pair<'_>) -> Result<Value> {
 
 /// Leaves the child with many tasks in use.
 fn many_tasks(bed: &Bed<'_>, mesh: &Mesh) -> Result<()> {
-    for batch in 0..TASKS / 20 {
-        let mut clients = vec![];
-        for n in batch * 20..(batch + 1) * 20 {
-            let mut c = bed.net.command(1, &bed.bin);
-            c.args(["get", "--quiet", "--socket"]).arg(&mesh.sockets[1]);
-            c.arg("-O").arg(bed.dir.join(format!("out-{n}")));
-            let path = small(SIZES[0].0, n);
-            c.arg(bed.url(&path));
-            // Quiet but for the reason of a failure.
-            c.stderr(std::process::Stdio::inherit());
-            clients.push(std::cell::RefCell::new(Process::spawn("get", &mut c)?));
-        }
-        wait_for("a batch of small files", || {
-            clients.iter().all(|c| c.borrow_mut().ended().is_some())
-        })?;
-        for client in clients {
-            if let Some(status) = client.into_inner().ended().filter(|s| !s.success()) {
-                return Err(Failed::at("a small file", status));
-            }
-        }
-    }
-    Ok(())
+    let all: Vec<String> = (0..TASKS).map(|n| small(SIZES[0].0, n)).collect();
+    all.chunks(20)
+        .try_for_each(|batch| growth::at_once(bed, mesh, batch))
 }

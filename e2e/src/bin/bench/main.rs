@@ -9,6 +9,7 @@ mod case;
 mod control;
 mod dragonfly2;
 mod far;
+mod growth;
 mod images;
 mod io;
 mod load;
@@ -66,6 +67,12 @@ enum What {
     Load(load::LoadArgs),
     /// Policies to thousands of streams; an operator with a thousand nodes (needs root)
     Control(control::ControlArgs),
+    /// What a content costs by its size, and by how many there are (needs root)
+    Growth {
+        /// Runs of each size
+        #[arg(long, default_value_t = 3)]
+        runs: usize,
+    },
     /// A BitTorrent tracker, for the systems that need one
     #[command(hide = true)]
     Tracker { listen: String },
@@ -118,6 +125,9 @@ fn main() {
         What::Scheduler(args) => scheduler::run(&args).and_then(|c| report::write("scheduler", c)),
         What::Load(args) => load::run(args),
         What::Control(args) => control::run(&args).and_then(|c| report::write("control", c)),
+        What::Growth { runs } => binary()
+            .and_then(|bin| growth::run(&bin, runs.clamp(1, 100)))
+            .and_then(|c| report::write("growth", c)),
         What::Tracker { listen } => tracker::serve(&listen),
         What::Dragonfly2Scheduler { listen, parents } => {
             dragonfly2::scheduler::serve(&listen, parents)

@@ -185,7 +185,7 @@ fn document() -> String {
          The origin is the registry; what its node sent is under `seed sent`.",
     );
     plain(&mut out, &only(false));
-    for bench in ["io", "tls", "scheduler", "control"] {
+    for bench in ["io", "growth", "tls", "scheduler", "control"] {
         plain(&mut out, &read(bench));
     }
     out
@@ -235,12 +235,7 @@ fn out_of(out: &mut String, results: &Value, title: &str, about: &str) {
                 .as_array()
                 .map(Vec::as_slice)
                 .unwrap_or_default();
-            let slowest = |r: &Value| r["slowest_over_limit"].as_f64();
-            let low = runs
-                .iter()
-                .filter_map(slowest)
-                .fold(f64::INFINITY, f64::min);
-            let high = runs.iter().filter_map(slowest).fold(0.0, f64::max);
+            let (low, high) = range(runs, "slowest_over_limit");
             let m = &system["median"];
             let f = |key: &str| m[key].as_f64().unwrap_or(f64::NAN);
             let extra: String = some
@@ -266,6 +261,24 @@ fn out_of(out: &mut String, results: &Value, title: &str, about: &str) {
     }
 }
 
+/// The least and the most of a figure.
+fn range(runs: &[Value], key: &str) -> (f64, f64) {
+    let all = runs.iter().filter_map(|r| r[key].as_f64());
+    all.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| {
+        (f64::min(low, v), f64::max(high, v))
+    })
+}
+
+/// A median, with the range where runs differ.
+fn cell(median: f64, runs: &[Value], key: &str) -> String {
+    let (low, high) = range(runs, key);
+    let [median, low, high] = [median, low, high].map(|v| format!("{v:.2}"));
+    if runs.len() < 2 || low == high {
+        return median;
+    }
+    format!("{median}; {low} to {high}")
+}
+
 /// A bench whose figures differ from case to case: a table for each, a column for each figure.
 fn plain(out: &mut String, results: &Value) {
     for case in results["cases"].as_array().into_iter().flatten() {
@@ -283,14 +296,14 @@ fn plain(out: &mut String, results: &Value) {
         let _ = writeln!(out, "| system | runs | {} |", titles.join(" | "));
         let _ = writeln!(out, "| --- | --- |{}", " --- |".repeat(keys.len()));
         for system in systems {
+            let runs = system["runs"].as_array().map_or(&[][..], Vec::as_slice);
             let cells: Vec<String> = keys
                 .iter()
-                .map(|k| system["median"][k.as_str()].as_f64())
-                .map(|v| v.map_or("-".to_owned(), |v| format!("{v:.2}")))
+                .map(|k| system["median"][k.as_str()].as_f64().map(|m| (k, m)))
+                .map(|v| v.map_or("-".to_owned(), |(k, median)| cell(median, runs, k)))
                 .collect();
-            let runs = system["runs"].as_array().map_or(0, Vec::len);
             let name = system["system"].as_str().unwrap_or_default();
-            let _ = writeln!(out, "| {name} | {runs} | {} |", cells.join(" | "));
+            let _ = writeln!(out, "| {name} | {} | {} |", runs.len(), cells.join(" | "));
         }
     }
 }

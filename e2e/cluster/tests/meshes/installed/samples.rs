@@ -9,7 +9,8 @@ use dragonfly_cluster::operator::load;
 use dragonfly_cluster::wait::{ready_deployment, wait_for, wait_until};
 use dragonfly_cluster::{Cluster, ClusterOptions, Failed, apply, mesh, pod};
 use dragonfly_crds::Distribution;
-use dragonfly_e2e::mesh::{Options, copy_samples};
+use dragonfly_e2e::manifests;
+use dragonfly_e2e::mesh::Options;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::ResourceExt;
@@ -89,7 +90,7 @@ async fn run(cluster: &Cluster) -> Result<(), Failed> {
     wait_for(&deployments, "dragonfly", READY, ready_deployment).await?;
 
     let samples = tempfile::tempdir().map_err(|e| Failed::at("a temporary directory", e))?;
-    copy_samples(samples.path(), &Options::default())?;
+    manifests::write(samples.path(), &Options::default())?;
     let files = samples.path().display().to_string();
     kubectl(cluster, &["apply", "-n", NAMESPACE, "-f", &files]).await?;
     let ready = [

@@ -7,7 +7,8 @@ use dragonfly_cluster::place::{READY, condition};
 use dragonfly_cluster::wait::{ready_deployment, wait_for, wait_until};
 use dragonfly_cluster::{Cluster, ClusterOptions, Failed, Place, mesh, pod};
 use dragonfly_crds::Distribution;
-use dragonfly_e2e::mesh::{Options, copy_samples};
+use dragonfly_e2e::manifests;
+use dragonfly_e2e::mesh::Options;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
 use kube::ResourceExt;
@@ -22,7 +23,7 @@ async fn two_objects_make_a_mesh_that_serves_every_node_and_goes_without_a_trace
     let (cluster, place) = with_operator(&ClusterOptions::nodes(2)).await;
     // As a person does: the samples.
     let samples = tempfile::tempdir().unwrap();
-    copy_samples(samples.path(), &Options::default()).unwrap();
+    manifests::write(samples.path(), &Options::default()).unwrap();
     for file in ["schedulerpool.yaml", "distribution.yaml"] {
         let text = std::fs::read_to_string(samples.path().join(file)).unwrap();
         place.apply(&text).await;
