@@ -57,6 +57,10 @@ fn blocks_in_any_order_read_back_and_survive_a_restart(open: Open<'_>) {
     check_held(&task, &data);
     put_all(&task, &data);
     assert!(task.is_complete());
+    let mut middle = vec![0; KIB64 as usize / 2];
+    task.read_checked(u64::from(KIB64) / 2, &mut middle)
+        .unwrap();
+    assert!(middle == data[KIB64 as usize / 2..][..middle.len()]);
     store.checkpoint().unwrap();
     drop((task, store));
 

@@ -1,21 +1,18 @@
 //! How cost grows: with the size of a content, and with the number of contents.
 
-use std::cell::RefCell;
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
-use std::process::Stdio;
 
-use dragonfly_e2e::process::Process;
 use dragonfly_e2e::{Failed, Result, sample};
 use serde_json::{Value, json};
 
 use crate::bed::{Bed, Others};
 use crate::case::Case;
-use crate::io::{Rows, command, compare, quiet, timed};
+use crate::io::{AT_ONCE, Rows, at_once, command, compare, quiet, timed};
 use crate::net::{Link, Net};
 use crate::place;
-use crate::systems::{Mesh, System, wait_for};
+use crate::systems::{Mesh, System};
 use crate::usage;
 
 /// MiB of one content.
@@ -26,8 +23,6 @@ const AT_LEAST: u64 = 256;
 const CONTENTS: [usize; 4] = [10, 100, 1000, 4000];
 /// Bytes of each of those.
 const SMALL: u64 = 64 << 10;
-/// Clients at once.
-const AT_ONCE: usize = 20;
 
 /// Both cases, `runs` of each system and size in turn.
 pub(crate) fn run(bin: &Path, runs: usize) -> Result<Vec<Value>> {
@@ -182,24 +177,4 @@ fn some_more(bed: &Bed<'_>, mesh: &Mesh, digest: &str, contents: Range<usize>) -
 /// CPU seconds of the seed and the peer.
 fn nodes(mesh: &Mesh) -> f64 {
     mesh.nodes.iter().map(|n| usage::cpu(n.id())).sum()
-}
-
-/// A client of the child for each of these, all at the same time.
-pub(crate) fn at_once(bed: &Bed<'_>, mesh: &Mesh, paths: &[String]) -> Result<()> {
-    let mut clients = vec![];
-    for (n, path) in paths.iter().enumerate() {
-        let mut c = command(bed, mesh, (1, path, &bed.output(n)), &[]);
-        // Quiet but for the reason of a failure.
-        c.stderr(Stdio::inherit());
-        clients.push(RefCell::new(Process::spawn("get", &mut c)?));
-    }
-    wait_for("a batch of small files", || {
-        clients.iter().all(|c| c.borrow_mut().ended().is_some())
-    })?;
-    for client in clients {
-        if let Some(status) = client.into_inner().ended().filter(|s| !s.success()) {
-            return Err(Failed::at("a small file", status));
-        }
-    }
-    Ok(())
 }

@@ -1,8 +1,9 @@
 //! One warm parent to one child with nothing in the way: throughput, small files, memory.
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use dragonfly_e2e::process::Process;
@@ -13,16 +14,17 @@ use crate::bed::{Bed, Others, prime};
 use crate::case::Case;
 use crate::dragonfly2::scheduler::Parents;
 use crate::dragonfly2::{self, Daemons, Place};
-use crate::growth;
 use crate::net::{Link, Net};
 use crate::report::medians;
-use crate::systems::{Mesh, REST, System};
+use crate::systems::{Mesh, REST, System, wait_for};
 use crate::usage;
 
 /// Files of each small size.
 const SMALL: usize = 20;
 /// What others would use, in reports.
 pub(crate) const HTTP: &str = "http (nginx, curl)";
+/// Clients of many small files at once.
+pub(crate) const AT_ONCE: usize = 20;
 /// Tasks open at once when memory is read.
 const TASKS: usize = 200;
 const SIZES: [(&str, u64); 2] = [("16 KiB", 16 << 10), ("1 MiB", 1 << 20)];
@@ -338,6 +340,26 @@ fn small_files_of(bed: &Bed<'_>, pair: &Pair<'_>) -> Result<Value> {
 /// Leaves the child with many tasks in use.
 fn many_tasks(bed: &Bed<'_>, mesh: &Mesh) -> Result<()> {
     let all: Vec<String> = (0..TASKS).map(|n| small(SIZES[0].0, n)).collect();
-    all.chunks(20)
-        .try_for_each(|batch| growth::at_once(bed, mesh, batch))
+    all.chunks(AT_ONCE)
+        .try_for_each(|batch| at_once(bed, mesh, batch))
+}
+
+/// A client of the child for each of these, all at the same time.
+pub(crate) fn at_once(bed: &Bed<'_>, mesh: &Mesh, paths: &[String]) -> Result<()> {
+    let mut clients = vec![];
+    for (n, path) in paths.iter().enumerate() {
+        let mut c = command(bed, mesh, (1, path, &bed.output(n)), &[]);
+        // Quiet but for the reason of a failure.
+        c.stderr(Stdio::inherit());
+        clients.push(RefCell::new(Process::spawn("get", &mut c)?));
+    }
+    wait_for("a batch of small files", || {
+        clients.iter().all(|c| c.borrow_mut().ended().is_some())
+    })?;
+    for client in clients {
+        if let Some(status) = client.into_inner().ended().filter(|s| !s.success()) {
+            return Err(Failed::at("a small file", status));
+        }
+    }
+    Ok(())
 }
