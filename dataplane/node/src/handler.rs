@@ -186,30 +186,11 @@ impl Handler for Node {
     }
 
     fn next(&self, conn: &Arc<Conn>) -> Next {
-        let Some(links) = conn.state::<ConnState>() else {
-            return Next::Idle;
-        };
-        if let Some(pause) = self.upload_limit.debt() {
-            return Next::Later(pause);
-        }
-        while let Some(s) = links.take_ready() {
-            let now = s.task.now();
-            let (index, geometry) = {
-                let mut state = s.task.state();
-                let Some(index) = state.engine.next_data(now, s.neighbour) else {
-                    continue;
-                };
-                (index, state.geometry)
-            };
-            // Asked until it has nothing: only then does the engine wake this stream again.
-            links.sends(s.ours, geometry.block_len(index).unwrap_or(0));
-            match outgoing(&s, index, geometry.offset(index), geometry.block_len(index)) {
-                Ok(block) => return Next::Send(block),
-                // Not a fault of the neighbour's: it asks another when it hears nothing.
-                Err(e) => self.cannot_read(&s, index, &e),
-            }
-        }
-        Next::Idle
+        self.bind(conn, false)
+    }
+
+    fn next_unordered(&self, conn: &Arc<Conn>) -> Next {
+        self.bind(conn, true)
     }
 
     fn sent(&self, conn: &Arc<Conn>, stream: u32, index: u32, bytes: u32) {
@@ -305,6 +286,48 @@ fn outgoing(
 }
 
 impl Node {
+    /// A block for one of a connection's sockets.
+    fn bind(&self, conn: &Arc<Conn>, is_lane: bool) -> Next {
+        let Some(links) = conn.state::<ConnState>() else {
+            return Next::Idle;
+        };
+        if let Some(pause) = self.upload_limit.debt() {
+            return Next::Later(pause);
+        }
+        let mut left = Vec::new();
+        let mut found = Next::Idle;
+        while let Some(s) = links.take_ready() {
+            let now = s.task.now();
+            let (index, geometry) = {
+                let mut state = s.task.state();
+                let bound = match is_lane {
+                    true => state.engine.next_unordered(now, s.neighbour),
+                    false => state.engine.next_data(now, s.neighbour),
+                };
+                let Some(index) = bound else {
+                    left.push(s.ours);
+                    continue;
+                };
+                (index, state.geometry)
+            };
+            // Asked until it has nothing: only then does the engine wake this stream again.
+            links.sends(s.ours, geometry.block_len(index).unwrap_or(0));
+            match outgoing(&s, index, geometry.offset(index), geometry.block_len(index)) {
+                Ok(block) => {
+                    found = Next::Send(block);
+                    break;
+                }
+                // Not a fault of the neighbour's: it asks another when it hears nothing.
+                Err(e) => self.cannot_read(&s, index, &e),
+            }
+        }
+        if is_lane {
+            // What they have may be for the first socket.
+            left.into_iter().for_each(|ours| links.ready(ours));
+        }
+        found
+    }
+
     /// A block that is held is none: what else is held of its content may be none either.
     fn cannot_read(&self, s: &Stream, index: u32, error: &dyn std::fmt::Display) {
         tracing::warn!(task = %s.task.key().short(), index, %error, "cannot read a block that is held");

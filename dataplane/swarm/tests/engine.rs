@@ -237,6 +237,44 @@ fn a_late_block_near_a_reader_is_asked_of_a_second_holder_and_cancelled_on_arriv
 }
 
 #[test]
+fn what_frames_may_overtake_can_be_checked_and_is_not_the_end_of_a_pass() {
+    let total = 40;
+    let mut engine = emitter(total);
+    // What it takes to check a block is told with the first ones: nothing overtakes that.
+    assert_eq!(engine.next_unordered(ZERO, A), None);
+    let first = send(&mut engine, A).unwrap();
+    assert_eq!(engine.next_unordered(ZERO, A), None);
+    engine.handle(ZERO, A, have(first)).unwrap();
+    let mut sent = vec![first];
+    engine.handle(ZERO, A, Control::Credit(total)).unwrap();
+    while let Some(index) = engine.next_unordered(ZERO, A) {
+        engine.data_sent(ZERO, A, index);
+        sent.push(index);
+    }
+    assert_eq!(
+        sent.len(),
+        total as usize - 16,
+        "the last ones are in order"
+    );
+    assert!(!said(&mut engine, A).contains(&Control::Pass));
+    while let Some(index) = send(&mut engine, A) {
+        sent.push(index);
+    }
+    sent.sort_unstable();
+    assert_eq!(sent, (0..total).collect::<Vec<_>>());
+    assert!(said(&mut engine, A).contains(&Control::Pass));
+    // Asked for: known to who asks.
+    engine.handle(ZERO, B, Control::Request(5)).unwrap();
+    assert_eq!(engine.next_unordered(ZERO, B), Some(5));
+
+    // That of one block may be asked for before anything is known of it.
+    let mut engine = emitter(1);
+    engine.handle(ZERO, A, Control::Request(0)).unwrap();
+    assert_eq!(engine.next_unordered(ZERO, A), None);
+    assert_eq!(engine.next_data(ZERO, A), Some(0));
+}
+
+#[test]
 fn a_single_block_is_asked_of_the_emitter_at_once() {
     let mut engine = peer(1);
     engine.join(ZERO, A, EMITTER);

@@ -2,7 +2,6 @@
 //! on another thread while the connection reads on.
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -222,9 +221,9 @@ impl Aside {
             return Ok(());
         }
         // A disk that stands still is not the other side's silence.
-        conn.pausing.store(true, Ordering::Relaxed);
+        let pausing = conn.pause();
         let verdict = self.ended().await;
-        conn.pausing.store(false, Ordering::Relaxed);
+        drop(pausing);
         obey(conn, verdict).await
     }
 
@@ -235,7 +234,7 @@ impl Aside {
             state.under_way <= most || state.lie.is_some()
         };
         if !has_room(MOST - 1) {
-            conn.pausing.store(true, Ordering::Relaxed);
+            let _pausing = conn.pause();
             while let Some(worker) = self.worker.as_mut().filter(|_| !has_room(ROOM)) {
                 tokio::select! {
                     () = self.queue.moved.notified() => {}
@@ -245,7 +244,6 @@ impl Aside {
                     }
                 }
             }
-            conn.pausing.store(false, Ordering::Relaxed);
         }
         obey(conn, self.queue.verdict()).await
     }
@@ -270,9 +268,8 @@ fn went_well(ended: Result<(), JoinError>) {
 /// Pauses, or ends the connection, as the handler says.
 pub(crate) async fn obey(conn: &Conn, verdict: Verdict) -> Result<(), CloseReason> {
     if let Some(pause) = verdict.map_err(CloseReason::Violation)? {
-        conn.pausing.store(true, Ordering::Relaxed);
+        let _pausing = conn.pause();
         tokio::time::sleep(pause).await;
-        conn.pausing.store(false, Ordering::Relaxed);
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::Violation;
+use crate::lane::Lane;
 use crate::socket::info;
 use crate::who::Who;
 
@@ -62,8 +63,10 @@ pub struct Conn {
     /// Something came in, something went out since the watch last looked.
     pub(crate) heard: AtomicBool,
     pub(crate) said: AtomicBool,
-    /// The reader waits for a reason of this side's own.
-    pub(crate) pausing: AtomicBool,
+    /// How many of its readers wait for a reason of this side's own.
+    pausing: AtomicU32,
+    /// Its second socket.
+    pub(crate) lane: Lane,
     attached: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
@@ -74,6 +77,7 @@ impl Conn {
         addr: SocketAddr,
         dialled: bool,
         who: Option<Who>,
+        lane: Lane,
     ) -> Arc<Self> {
         Arc::new(Self {
             id,
@@ -91,7 +95,8 @@ impl Conn {
             round_trip: AtomicU32::new(0),
             heard: AtomicBool::new(true),
             said: AtomicBool::new(true),
-            pausing: AtomicBool::new(false),
+            pausing: AtomicU32::new(0),
+            lane,
             attached: OnceLock::new(),
         })
     }
@@ -175,6 +180,23 @@ impl Conn {
     /// There may be a block to send.
     pub fn wake(&self) {
         self.wake.notify_one();
+        self.lane.wake();
+    }
+
+    /// There may be one that goes over its first socket, and not over its lane.
+    pub(crate) fn wake_first(&self) {
+        self.wake.notify_one();
+    }
+
+    /// A reader reads nothing for a reason of this side's own until this is dropped: the other side's
+    /// silence says nothing meanwhile.
+    pub(crate) fn pause(&self) -> Pausing<'_> {
+        self.pausing.fetch_add(1, Ordering::Relaxed);
+        Pausing(self)
+    }
+
+    pub(crate) fn is_pausing(&self) -> bool {
+        self.pausing.load(Ordering::Relaxed) > 0
     }
 
     /// Ends the connection; the first reason counts.
@@ -187,9 +209,10 @@ impl Conn {
         self.stop.notify_one();
     }
 
-    /// It takes and gives nothing any more; the reason follows.
-    pub(crate) fn end(&self) {
+    /// It takes and gives nothing any more; the reason follows. Waits until its lane has ended too.
+    pub(crate) async fn end(&self) {
         self.closed.store(true, Ordering::Release);
+        self.lane.end().await;
     }
 
     /// Whether it has been closed.
@@ -219,5 +242,14 @@ impl Conn {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .is_empty()
+    }
+}
+
+/// See [`Conn::pause`].
+pub(crate) struct Pausing<'a>(&'a Conn);
+
+impl Drop for Pausing<'_> {
+    fn drop(&mut self) {
+        self.0.pausing.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,4 +1,5 @@
-//! Connections between nodes: one TCP connection a pair, both directions, all tasks on it.
+//! Connections between nodes: one TCP connection a pair, both directions, all tasks on it; a second one for blocks
+//! alone where the way is very fast (`lane`).
 //!
 //! This crate moves frames and blocks; what they mean is its [`Handler`]'s business. A connection
 //! is one tokio task in which a reader, a writer and a watch for silence take turns, and ends when one
@@ -11,9 +12,14 @@
 //! hashed while it streams in, and the handler decides whether it was asked for before a byte of it
 //! is kept.
 
+// The kit of the tests of this crate is that of its connections' tests too.
+#[cfg(test)]
+extern crate self as dragonfly_transport;
+
 mod aside;
 mod calls;
 mod conn;
+mod lane;
 mod pace;
 mod reader;
 mod refusal;
@@ -119,7 +125,8 @@ pub enum Next {
 /// The node, as its connections see it. Calls come from the connections' tasks, must not wait, and
 /// may come concurrently for different connections. Those of one connection come one after the other,
 /// but a large block may be handed over on a thread of its own while headers of the next are announced
-/// and blocks are sent.
+/// and blocks are sent, and on a connection with a lane two threads read and write. Such a thread is in no runtime
+/// of the node's.
 pub trait Handler: Send + Sync + 'static {
     /// The connection is up.
     fn opened(&self, conn: &Arc<Conn>);
@@ -148,6 +155,10 @@ pub trait Handler: Send + Sync + 'static {
 
     /// The socket can take a block.
     fn next(&self, conn: &Arc<Conn>) -> Next;
+
+    /// The same for a lane: nothing but what frames may overtake, and what may overtake them. What [`Self::has_next`]
+    /// tells of and this does not give is left for [`Self::next`].
+    fn next_unordered(&self, conn: &Arc<Conn>) -> Next;
 
     /// A block went out whole.
     fn sent(&self, conn: &Arc<Conn>, stream: u32, index: u32, bytes: u32);

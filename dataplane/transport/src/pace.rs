@@ -16,16 +16,41 @@ use tokio::net::TcpStream;
 use crate::conn::{Conn, FAR};
 
 /// How often to look, bytes.
-const LOOK_EVERY: u64 = 8 << 20;
+pub(crate) const LOOK_EVERY: u64 = 8 << 20;
 /// A connection is fast where it takes no longer for that: 2 Gbit/s.
 const FAST: Duration = Duration::from_millis(33);
 /// What to have instead, whichever this process may set: every kernel allows the last.
 const UNPACED: [&str; 2] = ["cubic", "reno"];
 
-/// Looks at how fast one connection sends.
-pub(crate) struct Pace {
+/// How long each [`LOOK_EVERY`] bytes take.
+pub(crate) struct Speed {
     since: Instant,
-    sent: u64,
+    bytes: u64,
+}
+
+impl Speed {
+    pub(crate) fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            bytes: 0,
+        }
+    }
+
+    /// So many more bytes; how long the last [`LOOK_EVERY`] took, once for each of them.
+    pub(crate) fn add(&mut self, bytes: u32) -> Option<Duration> {
+        self.bytes += u64::from(bytes);
+        if self.bytes < LOOK_EVERY {
+            return None;
+        }
+        let now = Instant::now();
+        self.bytes = 0;
+        Some(now - std::mem::replace(&mut self.since, now))
+    }
+}
+
+/// Looks at how fast one socket sends.
+pub(crate) struct Pace {
+    speed: Speed,
     /// There is nothing more to decide.
     decided: bool,
 }
@@ -33,37 +58,44 @@ pub(crate) struct Pace {
 impl Pace {
     pub(crate) fn new() -> Self {
         Self {
-            since: Instant::now(),
-            sent: 0,
+            speed: Speed::new(),
             decided: false,
         }
     }
 
     /// Bytes went out.
     pub(crate) fn sent(&mut self, bytes: u32, conn: &Conn, socket: &TcpStream) {
-        self.sent += u64::from(bytes);
-        if self.decided || self.sent < LOOK_EVERY {
+        let Some(took) = self.speed.add(bytes) else {
             return;
-        }
-        let took = self.since.elapsed();
-        (self.since, self.sent) = (Instant::now(), 0);
-        if !is_worth_it(took, conn.round_trip()) {
+        };
+        conn.lane.looked(took, conn);
+        if self.decided || !is_worth_it(took, conn.round_trip()) {
             return;
         }
         self.decided = true;
-        match unpace(socket) {
-            Ok(None) => {}
-            Ok(Some(now)) => {
-                tracing::debug!(peer = %conn.peer(), now, "near and fast: not paced any more")
-            }
-            Err(error) => tracing::debug!(peer = %conn.peer(), %error, "cannot stop pacing"),
+        not_paced(conn, socket);
+    }
+}
+
+/// Has the kernel not pace this socket of a connection.
+pub(crate) fn not_paced(conn: &Conn, socket: &TcpStream) {
+    match unpace(socket) {
+        Ok(None) => {}
+        Ok(Some(now)) => {
+            tracing::debug!(peer = %conn.peer(), now, "near and fast: not paced any more");
         }
+        Err(error) => tracing::debug!(peer = %conn.peer(), %error, "cannot stop pacing"),
     }
 }
 
 /// Whether a connection that took so long for [`LOOK_EVERY`] is better off without.
 fn is_worth_it(took: Duration, round_trip: Duration) -> bool {
-    took <= FAST && !round_trip.is_zero() && round_trip < FAR
+    took <= FAST && is_near(round_trip)
+}
+
+/// Whether this is the round trip of two machines of one place.
+pub(crate) const fn is_near(round_trip: Duration) -> bool {
+    !round_trip.is_zero() && round_trip.as_nanos() < FAR.as_nanos()
 }
 
 /// Has the kernel not pace a connection that it does pace; what controls congestion then.

@@ -10,10 +10,12 @@ use std::time::Duration;
 use dragonfly_proto::frame::{DataHeader, Frame, FrameHeader, kind};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use crate::aside::{Aside, Taken, obey};
 use crate::conn::{CloseReason, Conn, FAR};
+use crate::pace::Speed;
 use crate::socket::{Shared, set_receive_lowat};
 use crate::{Handler, Violation, Welcome};
 
@@ -33,10 +35,17 @@ pub(crate) trait Input: AsyncRead + Unpin + Send {
 
     /// Nothing came for a while.
     fn rest(&mut self) {}
+
+    /// The same from another descriptor of its socket.
+    fn moved(self, to: &Arc<TcpStream>) -> Self;
 }
 
 impl Input for Shared {
     const HOLDS: usize = 0;
+
+    fn moved(self, to: &Arc<TcpStream>) -> Self {
+        Self(to.clone())
+    }
 }
 
 pub(crate) async fn run<H: Handler, R: Input>(
@@ -46,6 +55,33 @@ pub(crate) async fn run<H: Handler, R: Input>(
     socket: &TcpStream,
     aside: &mut Aside,
 ) -> CloseReason {
+    match read(conn, handler, io, socket, aside, false).await {
+        Err(reason) => reason,
+        // Only a lane comes to an end that nobody has to know of.
+        Ok(()) => CloseReason::Lost("end of stream".to_owned()),
+    }
+}
+
+/// The same for a connection's lane. Ends well when the other side says that nothing more comes.
+pub(crate) async fn run_lane<H: Handler, R: Input>(
+    conn: &Arc<Conn>,
+    handler: &Arc<H>,
+    io: R,
+    socket: &TcpStream,
+) -> Result<(), CloseReason> {
+    // Its own thread does it all.
+    let mut alone = Aside::new(Arc::new(Semaphore::new(0)));
+    read(conn, handler, io, socket, &mut alone, true).await
+}
+
+async fn read<H: Handler, R: Input>(
+    conn: &Arc<Conn>,
+    handler: &Arc<H>,
+    io: R,
+    socket: &TcpStream,
+    aside: &mut Aside,
+    is_lane: bool,
+) -> Result<(), CloseReason> {
     let mut reader = FrameReader {
         source: Source {
             io,
@@ -58,17 +94,20 @@ pub(crate) async fn run<H: Handler, R: Input>(
         start: 0,
         end: 0,
         last_block: Instant::now(),
+        speed: Speed::new(),
+        is_lane,
     };
     let mut block = Vec::new();
     let mut body = Vec::new();
     loop {
         let stepped = step(conn, handler, &mut reader, aside, &mut body, &mut block);
-        if let Err(reason) = stepped.await {
-            return reason;
+        if !stepped.await? {
+            return Ok(());
         }
     }
 }
 
+/// Reads one frame; false when it says that nothing more comes.
 async fn step<H: Handler, R: Input>(
     conn: &Arc<Conn>,
     handler: &Arc<H>,
@@ -76,7 +115,7 @@ async fn step<H: Handler, R: Input>(
     aside: &mut Aside,
     body: &mut Vec<u8>,
     block: &mut Vec<u8>,
-) -> Result<(), CloseReason> {
+) -> Result<bool, CloseReason> {
     if aside.is_busy() && reader.start == reader.end {
         // Its verdict does not wait for what may never come.
         let verdict = tokio::select! {
@@ -109,15 +148,23 @@ async fn step<H: Handler, R: Input>(
     reader.exact(&mut head).await?;
     let header = FrameHeader::decode(&head).map_err(wire)?;
     if header.kind == kind::DATA {
-        return data(conn, handler, reader, aside, &header, block).await;
+        data(conn, handler, reader, aside, &header, block).await?;
+        return Ok(true);
+    }
+    if reader.is_lane {
+        return match (header.kind, header.len) {
+            (kind::CLOSE, 0) => Ok(false),
+            (kind, _) => Err(Violation(format!("a frame of kind {kind} on a lane")).into()),
+        };
     }
     aside.end(conn).await?;
     body.resize(header.len as usize, 0);
     reader.exact(body).await?;
     match Frame::decode(header.kind, body).map_err(wire)? {
-        Some(frame) => Ok(handler.frame(conn, header.stream, frame)?),
-        None => Ok(()),
+        Some(frame) => handler.frame(conn, header.stream, frame)?,
+        None => {}
     }
+    Ok(true)
 }
 
 async fn data<H: Handler, R: Input>(
@@ -146,15 +193,20 @@ async fn data<H: Handler, R: Input>(
     let mut hasher = blake3::Hasher::new();
     let (mut filled, mut hashed) = (0, 0);
     reader.source.waited = false;
+    // Two threads read already where there is a lane.
+    let shares = !conn.lane.is_up();
     while filled < len {
         filled += reader.some(&mut block[filled..len], len - filled).await?;
-        let leave = !reader.source.waited && aside.is_free(len);
+        let leave = shares && !reader.source.waited && aside.is_free(len);
         if filled - hashed >= HASH_STEP && !leave {
             hasher.update(&block[hashed..filled]);
             hashed = filled;
         }
     }
     conn.received.fetch_add(len as u64, Ordering::Relaxed);
+    if let Some(took) = reader.speed.add(header.data_len) {
+        conn.lane.looked(took, conn);
+    }
     let taken = Taken {
         stream: frame.stream,
         index: header.index,
@@ -166,7 +218,8 @@ async fn data<H: Handler, R: Input>(
         len,
     };
     // Who waits for the other side has the time to do it here.
-    let left = if reader.source.waited && !aside.is_working() {
+    let is_for_itself = reader.source.waited || !shares;
+    let left = if is_for_itself && !aside.is_working() {
         Some(taken)
     } else {
         aside.take(conn, handler, taken)
@@ -239,6 +292,8 @@ struct FrameReader<'a, R> {
     end: usize,
     /// When the last block began to come.
     last_block: Instant,
+    speed: Speed,
+    is_lane: bool,
 }
 
 impl<R: Input> FrameReader<'_, R> {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dragonfly_proto::frame::{FrameError, Greeting};
+use dragonfly_proto::frame::{FrameError, Greeting, LANES};
 use dragonfly_proto::id::NodeId;
 use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncReadExt;
@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use crate::aside::{self, Aside};
 use crate::conn::{CloseReason, Conn};
+use crate::lane::{self, Lane};
 use crate::reader::{self, Input};
 use crate::refusal::explain;
 use crate::security::{Security, SecurityError, is_node, server_name};
@@ -94,6 +95,34 @@ pub enum ConnectError {
     /// Another connection to it was preferred and has ended meanwhile.
     #[error("the connection to node {0} ended while another one was made")]
     Gone(NodeId),
+    /// A second connection that is not to be had now.
+    #[error("no second connection to node {0}: {1}")]
+    NoLane(NodeId, &'static str),
+}
+
+/// Who was dialled, and what for.
+enum Dialled {
+    /// A node.
+    Node(NodeId),
+    /// A lane of this connection.
+    Lane(Arc<Conn>, lane::Held),
+}
+
+impl Dialled {
+    fn node(&self) -> NodeId {
+        match self {
+            Self::Node(node) => *node,
+            Self::Lane(conn, _) => conn.peer(),
+        }
+    }
+}
+
+/// The two halves of a connection, and what is beneath them.
+struct Link<R, W> {
+    reader: R,
+    writer: W,
+    socket: Arc<TcpStream>,
+    addr: SocketAddr,
 }
 
 /// The node's connections.
@@ -107,6 +136,7 @@ pub struct Mesh<H> {
     dialling: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
     greeting: Arc<Semaphore>,
     asides: Arc<Semaphore>,
+    lanes: Arc<Semaphore>,
     uplink: Uplink,
     told: Mutex<Option<Instant>>,
     next_id: AtomicU64,
@@ -124,6 +154,7 @@ impl<H: Handler> Mesh<H> {
             dialling: Mutex::default(),
             greeting: Arc::new(Semaphore::new(MAX_GREETING)),
             asides: aside::turns(),
+            lanes: lane::turns(),
             uplink: Uplink::new(),
             told: Mutex::default(),
             next_id: AtomicU64::new(1),
@@ -225,7 +256,10 @@ impl<H: Handler> Mesh<H> {
         for addr in addrs.iter().copied() {
             let connected = timeout(self.timeouts.connect, TcpStream::connect(addr)).await;
             let attempt = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-                Ok(stream) => self.greet_and_run(stream, addr, Some(node)).await,
+                Ok(stream) => {
+                    let dialled = Some(Dialled::Node(node));
+                    self.greet_and_run(stream, addr, dialled).await
+                }
                 Err(source) => Err(ConnectError::Unreachable { node, addr, source }),
             };
             match attempt {
@@ -236,56 +270,146 @@ impl<H: Handler> Mesh<H> {
         Err(last)
     }
 
+    /// Dials a lane of a connection.
+    pub(crate) async fn dial_lane(self: &Arc<Self>, conn: &Arc<Conn>) -> Result<(), ConnectError> {
+        let (node, addr) = (conn.peer(), conn.addr());
+        let held = self.hold_lane(conn)?;
+        let connected = timeout(self.timeouts.connect, TcpStream::connect(addr)).await;
+        let stream = connected
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|source| ConnectError::Unreachable { node, addr, source })?;
+        let dialled = Some(Dialled::Lane(conn.clone(), held));
+        self.greet_and_run(stream, addr, dialled).await.map(drop)
+    }
+
+    /// What a lane of this connection needs.
+    fn hold_lane(&self, conn: &Arc<Conn>) -> Result<lane::Held, ConnectError> {
+        let no = |why| ConnectError::NoLane(conn.peer(), why);
+        let one = conn.lane.begin().ok_or_else(|| no("there is one"))?;
+        let turn = self.lanes.clone().try_acquire_owned();
+        let turn = turn.map_err(|_| no("this node has as many as it has processors for"))?;
+        Ok([one, turn])
+    }
+
     async fn greet_and_run(
         self: &Arc<Self>,
         stream: TcpStream,
         addr: SocketAddr,
-        dialled: Option<NodeId>,
+        dialled: Option<Dialled>,
     ) -> Result<Arc<Conn>, ConnectError> {
-        let unreachable = |source| ConnectError::Unreachable {
-            node: dialled.unwrap_or(NodeId([0; 16])),
-            addr,
-            source,
-        };
-        socket::tune(&stream).map_err(unreachable)?;
+        let node = dialled.as_ref().map(Dialled::node);
+        socket::tune(&stream).map_err(|source| unreachable(node, addr, source))?;
         let socket = Arc::new(stream);
         let shared = Shared(socket.clone());
         let limit = self.timeouts.greet;
         let security = |e: io::Error| ConnectError::Security(addr, tls_error(&e));
-        let (mut reader, mut writer, cert, own) = match (self.security.current(), dialled) {
+        let (tls, own) = match (self.security.current(), node) {
             (None, _) => {
-                let (mut reader, mut writer) = (shared.clone(), shared);
-                let peer = self
-                    .greet(&mut reader, &mut writer, addr, dialled, limit)
-                    .await?;
-                return self.spawn(peer, addr, dialled.is_some(), reader, writer, socket, None);
+                let (reader, writer) = (shared.clone(), shared);
+                let link = Link {
+                    reader,
+                    writer,
+                    socket,
+                    addr,
+                };
+                return self.settle(link, dialled, |_| Ok(None)).await;
             }
             (Some(ours), Some(node)) => {
                 let name = server_name(&node).map_err(|e| ConnectError::Security(addr, e))?;
                 let shaken = within(limit, tls::connect(ours.client, name, shared)).await;
-                let Tls {
-                    reader,
-                    writer,
-                    certificate,
-                } = shaken.map_err(security)?;
-                (reader, writer, certificate, ours.who.mesh)
+                (shaken.map_err(security)?, ours.who.mesh)
             }
             (Some(ours), None) => {
                 let shaken = within(limit, tls::accept(ours.server, shared)).await;
-                let Tls {
-                    reader,
-                    writer,
-                    certificate,
-                } = shaken.map_err(security)?;
-                (reader, writer, certificate, ours.who.mesh)
+                (shaken.map_err(security)?, ours.who.mesh)
             }
         };
-        let peer = self
-            .greet(&mut reader, &mut writer, addr, dialled, limit)
-            .await?;
-        let who = self.judge(addr, cert.as_ref(), &peer, &own)?;
-        let dialled = dialled.is_some();
-        self.spawn(peer, addr, dialled, reader, writer, socket, Some(who))
+        let Tls {
+            reader,
+            writer,
+            certificate,
+        } = tls;
+        let link = Link {
+            reader,
+            writer,
+            socket,
+            addr,
+        };
+        let judge = |peer: &NodeId| self.judge(addr, certificate.as_ref(), peer, &own).map(Some);
+        self.settle(link, dialled, judge).await
+    }
+
+    /// Greets, and makes a connection of it, or a lane.
+    async fn settle<R: Input + 'static, W: Output + 'static>(
+        self: &Arc<Self>,
+        mut link: Link<R, W>,
+        dialled: Option<Dialled>,
+        judge: impl Fn(&NodeId) -> Result<Option<Who>, ConnectError>,
+    ) -> Result<Arc<Conn>, ConnectError> {
+        let node = dialled.as_ref().map(Dialled::node);
+        let mut ours = Greeting::new(self.local.node, self.local.mesh);
+        let lane = match dialled {
+            Some(Dialled::Lane(conn, held)) => {
+                ours = ours.of_lane();
+                Some((conn, held))
+            }
+            _ => None,
+        };
+        if node.is_some() {
+            self.say(&mut link, &ours, node).await?;
+        }
+        let theirs = self.hear(&mut link, node).await?;
+        if node.is_none() && theirs.is_of_lane() {
+            // Said last: who hears it may use the lane.
+            let (conn, held) = self.lane_for(&link, &theirs, &judge)?;
+            self.say(&mut link, &ours, node).await?;
+            return self.start_lane(conn, link, held);
+        }
+        if node.is_none() {
+            self.say(&mut link, &ours, node).await?;
+        }
+        let meant = node.is_none_or(|n| n == theirs.node) && theirs.node != self.local.node;
+        if theirs.mesh != self.local.mesh || !meant || theirs.is_of_lane() {
+            return Err(ConnectError::Stranger(link.addr, theirs.node));
+        }
+        let who = judge(&theirs.node)?;
+        match lane {
+            Some((conn, held)) => self.start_lane(conn, link, held),
+            None => self.spawn(&theirs, node.is_some(), link, who),
+        }
+    }
+
+    /// The connection that somebody dials a lane of.
+    fn lane_for<R, W>(
+        &self,
+        link: &Link<R, W>,
+        theirs: &Greeting,
+        judge: impl Fn(&NodeId) -> Result<Option<Who>, ConnectError>,
+    ) -> Result<(Arc<Conn>, lane::Held), ConnectError> {
+        if theirs.mesh != self.local.mesh {
+            return Err(ConnectError::Stranger(link.addr, theirs.node));
+        }
+        judge(&theirs.node)?;
+        let is_its = |c: &Arc<Conn>| !c.dialled() && c.addr().ip() == link.addr.ip();
+        let conn = self.get(&theirs.node).filter(is_its);
+        let none = ConnectError::NoLane(theirs.node, "it has no first one from there");
+        let conn = conn.ok_or(none)?;
+        let held = self.hold_lane(&conn)?;
+        Ok((conn, held))
+    }
+
+    fn start_lane<R: Input + 'static, W: Output + 'static>(
+        &self,
+        conn: Arc<Conn>,
+        link: Link<R, W>,
+        held: lane::Held,
+    ) -> Result<Arc<Conn>, ConnectError> {
+        let (peer, addr) = (conn.peer(), link.addr);
+        tracing::debug!(%peer, %addr, "near and fast: a second connection");
+        let parts = (link.reader, link.writer, link.socket);
+        lane::start(conn.clone(), self.handler.clone(), parts, held)
+            .map_err(|source| unreachable(Some(peer), addr, source))?;
+        Ok(conn)
     }
 
     /// Who an end is whose certificate rustls took, and whether it may be here.
@@ -335,56 +459,39 @@ impl<H: Handler> Mesh<H> {
         }
     }
 
-    async fn greet<R: Input, W: Output>(
+    async fn say<R, W: Output>(
         &self,
-        reader: &mut R,
-        writer: &mut W,
-        addr: SocketAddr,
+        link: &mut Link<R, W>,
+        ours: &Greeting,
         expected: Option<NodeId>,
-        limit: Duration,
-    ) -> Result<NodeId, ConnectError> {
-        let ours = Greeting::new(self.local.node, self.local.mesh).encode();
-        let exchange = async {
-            writer.say(&ours).await?;
-            let mut theirs = [0; Greeting::LEN];
-            reader.read_exact(&mut theirs).await.map(|_| theirs)
-        };
-        let theirs = within(limit, exchange)
-            .await
-            .map_err(|source| ConnectError::Unreachable {
-                node: expected.unwrap_or(NodeId([0; 16])),
-                addr,
-                source,
-            })?;
-        let g = Greeting::decode(&theirs).map_err(|e| ConnectError::Greeting(addr, e))?;
-        let meant = expected.is_none_or(|n| n == g.node) && g.node != self.local.node;
-        if g.mesh != self.local.mesh || !meant {
-            return Err(ConnectError::Stranger(addr, g.node));
-        }
-        Ok(g.node)
+    ) -> Result<(), ConnectError> {
+        let said = within(self.timeouts.greet, link.writer.say(&ours.encode())).await;
+        said.map_err(|source| unreachable(expected, link.addr, source))
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of one connection, made just above"
-    )]
-    fn spawn<R, W>(
+    async fn hear<R: Input, W>(
+        &self,
+        link: &mut Link<R, W>,
+        expected: Option<NodeId>,
+    ) -> Result<Greeting, ConnectError> {
+        let mut theirs = [0; Greeting::LEN];
+        let read = within(self.timeouts.greet, link.reader.read_exact(&mut theirs)).await;
+        read.map_err(|source| unreachable(expected, link.addr, source))?;
+        Greeting::decode(&theirs).map_err(|e| ConnectError::Greeting(link.addr, e))
+    }
+
+    fn spawn<R: Input + 'static, W: Output + 'static>(
         self: &Arc<Self>,
-        peer: NodeId,
-        addr: SocketAddr,
+        theirs: &Greeting,
         dialled: bool,
-        r: R,
-        w: W,
-        socket: Arc<TcpStream>,
+        link: Link<R, W>,
         who: Option<Who>,
-    ) -> Result<Arc<Conn>, ConnectError>
-    where
-        R: Input + 'static,
-        W: Output + 'static,
-    {
+    ) -> Result<Arc<Conn>, ConnectError> {
+        let peer = theirs.node;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let conn = Conn::new(id, peer, addr, dialled, who);
-        conn.measure(&socket);
+        let lane = Lane::new(theirs.features & LANES != 0);
+        let conn = Conn::new(id, peer, link.addr, dialled, who, lane);
+        conn.measure(&link.socket);
         if let Some(loser) = self.admit(&conn) {
             loser.close(CloseReason::Replaced);
             if Arc::ptr_eq(&loser, &conn) {
@@ -398,15 +505,17 @@ impl<H: Handler> Mesh<H> {
             mesh.handler.opened(&c);
             let handler = &mesh.handler;
             let mut aside = Aside::new(mesh.asides.clone());
+            let (r, w, socket) = (link.reader, link.writer, link.socket);
             let reason = tokio::select! {
                 reason = reader::run(&c, handler, r, &socket, &mut aside) => reason,
                 reason = watch::run(&c, &socket, silence) => reason,
                 reason = writer::run(&c, &**handler, w, &socket, &mesh.uplink) => reason,
+                never = lane::keep(&mesh, &c) => match never {},
                 () = c.stop.notified() => c.reason(),
             };
             // Nobody is to take it for one that lives, while what it took before its end is stored; a lie
             // told last counts.
-            c.end();
+            c.end().await;
             let reason = match aside.ended().await {
                 Ok(_) => reason,
                 Err(lie) => CloseReason::Violation(lie),
@@ -443,6 +552,14 @@ impl<H: Handler> Mesh<H> {
 
     fn conns(&self) -> std::sync::MutexGuard<'_, HashMap<NodeId, Arc<Conn>>> {
         self.conns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unreachable(node: Option<NodeId>, addr: SocketAddr, source: io::Error) -> ConnectError {
+    ConnectError::Unreachable {
+        node: node.unwrap_or(NodeId([0; 16])),
+        addr,
+        source,
     }
 }
 

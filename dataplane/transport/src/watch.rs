@@ -29,8 +29,7 @@ pub(crate) async fn run(conn: &Arc<Conn>, socket: &TcpStream, silence: Duration)
         // Bytes that arrive while the reader waits for a whole block count, and so does the reader's
         // own choice not to read.
         let arrived = rustix::io::ioctl_fionread(socket).unwrap_or(0);
-        let pausing = conn.pausing.load(Ordering::Relaxed);
-        if conn.heard.swap(false, Ordering::Relaxed) || arrived != unread || pausing {
+        if conn.heard.swap(false, Ordering::Relaxed) || arrived != unread || conn.is_pausing() {
             heard = now;
         }
         unread = arrived;

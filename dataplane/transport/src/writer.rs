@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dragonfly_proto::frame::DataHeader;
+use dragonfly_proto::frame::{DataHeader, Frame};
 use rustix::io::Errno;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::conn::{CloseReason, Conn};
+use crate::lane;
 use crate::pace::Pace;
 use crate::socket::{Shared, bindable, send_more};
 use crate::uplink::{Place, Uplink};
@@ -48,6 +49,9 @@ pub(crate) trait Output: Send {
 
     /// Nothing will be sent for a while.
     fn rest(&mut self) {}
+
+    /// The same over another descriptor of its socket.
+    fn moved(self, to: &Arc<TcpStream>) -> Self;
 }
 
 pub(crate) async fn run<H: Handler, W: Output>(
@@ -57,17 +61,7 @@ pub(crate) async fn run<H: Handler, W: Output>(
     socket: &Arc<TcpStream>,
     uplink: &Uplink,
 ) -> CloseReason {
-    let mut writer = Writer {
-        conn,
-        handler,
-        out,
-        socket,
-        uplink,
-        buf: Vec::new(),
-        full: true,
-        place: None,
-        pace: Pace::new(),
-    };
+    let mut writer = Writer::new(conn, handler, out, socket, Some(uplink));
     loop {
         if let Err(e) = writer.turn().await {
             return CloseReason::Lost(e.to_string());
@@ -75,12 +69,28 @@ pub(crate) async fn run<H: Handler, W: Output>(
     }
 }
 
+/// The same for a connection's lane. Ends well when there was no block for a while, which the other side is told.
+pub(crate) async fn run_lane<H: Handler, W: Output>(
+    conn: &Arc<Conn>,
+    handler: &H,
+    out: W,
+    socket: &Arc<TcpStream>,
+) -> io::Result<()> {
+    // A way that is worth a lane has no queue to keep short.
+    let mut writer = Writer::new(conn, handler, out, socket, None);
+    while writer.lane_turn().await? {}
+    let mut last = Vec::new();
+    Frame::Close.encode(0, &mut last);
+    writer.out.say(&last).await
+}
+
 struct Writer<'a, H, W> {
     conn: &'a Arc<Conn>,
     handler: &'a H,
     out: W,
     socket: &'a Arc<TcpStream>,
-    uplink: &'a Uplink,
+    /// None for a lane.
+    uplink: Option<&'a Uplink>,
     buf: Vec<u8>,
     /// Whether the kernel may be out of room: something was written since it was asked.
     full: bool,
@@ -91,11 +101,33 @@ struct Writer<'a, H, W> {
 
 impl<H, W> Drop for Writer<'_, H, W> {
     fn drop(&mut self) {
-        self.uplink.forget(self.socket);
+        if let Some(uplink) = self.uplink {
+            uplink.forget(self.socket);
+        }
     }
 }
 
-impl<H: Handler, W: Output> Writer<'_, H, W> {
+impl<'a, H: Handler, W: Output> Writer<'a, H, W> {
+    fn new(
+        conn: &'a Arc<Conn>,
+        handler: &'a H,
+        out: W,
+        socket: &'a Arc<TcpStream>,
+        uplink: Option<&'a Uplink>,
+    ) -> Self {
+        Self {
+            conn,
+            handler,
+            out,
+            socket,
+            uplink,
+            buf: Vec::new(),
+            full: true,
+            place: None,
+            pace: Pace::new(),
+        }
+    }
+
     /// Sends what is queued, then at most one block; waits when there is neither.
     async fn turn(&mut self) -> io::Result<()> {
         self.buf.clear();
@@ -109,7 +141,7 @@ impl<H: Handler, W: Output> Writer<'_, H, W> {
             }
             return Ok(());
         }
-        if !self.handler.has_next(self.conn) {
+        if !self.handler.has_next(self.conn) || self.is_lanes_turn() {
             self.place = None;
             self.idle().await;
             return Ok(());
@@ -124,9 +156,18 @@ impl<H: Handler, W: Output> Writer<'_, H, W> {
         if !self.may_bind().await {
             return Ok(());
         }
+        let lane = &self.conn.lane;
         // Whichever ends the wait, the next turn finds out what there is to say.
         match self.handler.next(self.conn) {
-            Next::Send(block) => self.send(&block).await?,
+            Next::Send(block) => {
+                if lane.is_up() {
+                    lane.shares.takes(false);
+                    if self.handler.has_next(self.conn) {
+                        lane.wake();
+                    }
+                }
+                self.send(&block).await?;
+            }
             Next::Idle => {
                 self.place = None;
                 self.idle().await;
@@ -139,11 +180,62 @@ impl<H: Handler, W: Output> Writer<'_, H, W> {
         Ok(())
     }
 
+    /// Leaves the next block to the lane, where that waits for it.
+    fn is_lanes_turn(&self) -> bool {
+        let lane = &self.conn.lane;
+        let is_its = lane.is_up() && lane.shares.is_others(false);
+        if is_its {
+            lane.wake();
+        }
+        is_its
+    }
+
+    /// Sends a block, or waits for one; false when there was none for a while.
+    async fn lane_turn(&mut self) -> io::Result<bool> {
+        let shares = &self.conn.lane.shares;
+        if !self.handler.has_next(self.conn) {
+            return Ok(self.lane_idle().await);
+        }
+        if shares.is_others(true) {
+            self.conn.wake_first();
+            return Ok(self.lane_idle().await);
+        }
+        if self.full {
+            bindable(self.socket).await?;
+            self.full = false;
+        }
+        match self.handler.next_unordered(self.conn) {
+            Next::Send(block) => {
+                shares.takes(true);
+                if self.handler.has_next(self.conn) {
+                    self.conn.wake_first();
+                }
+                self.send(&block).await?;
+            }
+            Next::Idle => {
+                shares.not_for_lanes();
+                self.conn.wake_first();
+                return Ok(self.lane_idle().await);
+            }
+            Next::Later(pause) => {
+                let _ = timeout(pause, self.conn.lane.wake.notified()).await;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits for a block for the lane; false when there was none for a while.
+    async fn lane_idle(&self) -> bool {
+        let lane = &self.conn.lane;
+        let _resting = lane.shares.rest(true);
+        timeout(lane::IDLE, lane.wake.notified()).await.is_ok()
+    }
+
     /// Waits until the node's uplink takes a block of this connection; false when there is something to
     /// say first.
     async fn may_bind(&mut self) -> bool {
         if self.place.is_none() {
-            self.place = self.uplink.enter();
+            self.place = self.uplink.and_then(Uplink::enter);
         }
         let Some(place) = &self.place else {
             return true;
@@ -159,8 +251,11 @@ impl<H: Handler, W: Output> Writer<'_, H, W> {
         self.conn.said.store(true, Ordering::Relaxed);
         self.full = true;
         let len = block.payload.len();
-        self.uplink.bound(self.socket, len);
+        if let Some(uplink) = self.uplink {
+            uplink.bound(self.socket, len);
+        }
         self.place = None;
+        self.buf.clear();
         block.header(&mut self.buf);
         if let Err(e) = self.out.block(&self.buf, &block.payload).await {
             if is_unreadable(&e) {
@@ -169,7 +264,9 @@ impl<H: Handler, W: Output> Writer<'_, H, W> {
             }
             return Err(e);
         }
-        self.uplink.written(self.socket);
+        if let Some(uplink) = self.uplink {
+            uplink.written(self.socket);
+        }
         self.pace.sent(len, self.conn, self.socket);
         self.conn.sent.fetch_add(u64::from(len), Ordering::Relaxed);
         self.handler.sent(self.conn, block.stream, block.index, len);
@@ -178,6 +275,7 @@ impl<H: Handler, W: Output> Writer<'_, H, W> {
 
     async fn idle(&mut self) {
         let wake = &self.conn.wake;
+        let _resting = self.conn.lane.shares.rest(false);
         if timeout(IDLE_BUFFER, wake.notified()).await.is_err() {
             self.out.rest();
             wake.notified().await;
@@ -197,6 +295,10 @@ impl Outgoing {
 }
 
 impl Output for Shared {
+    fn moved(self, to: &Arc<TcpStream>) -> Self {
+        Self(to.clone())
+    }
+
     async fn say(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.write_all(bytes).await
     }

@@ -20,8 +20,11 @@ pub struct Greeting {
     pub mesh: [u8; 16],
 }
 
-/// Feature bits of this release: none beyond version 1.
-pub const FEATURES: u64 = 0;
+/// Feature bit: takes a second connection, a lane, beside one that is up. Whoever requires it dials one.
+pub const LANES: u64 = 1;
+
+/// Feature bits of this release.
+pub const FEATURES: u64 = LANES;
 
 impl Greeting {
     /// Encoded length, bytes.
@@ -39,6 +42,19 @@ impl Greeting {
             node,
             mesh,
         }
+    }
+
+    /// The same for a lane: who knows of none refuses it.
+    #[must_use]
+    pub const fn of_lane(mut self) -> Self {
+        self.required |= LANES;
+        self
+    }
+
+    /// Whether it is that of who dials a lane.
+    #[must_use]
+    pub const fn is_of_lane(&self) -> bool {
+        self.required & LANES != 0
     }
 
     /// The bytes on the wire.

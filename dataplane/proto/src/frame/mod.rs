@@ -6,6 +6,8 @@
 //! type u8 | flags u8 | reserved u16 | stream u32 | length u32 | body
 //! ```
 //!
+//! A connection may have a second one beside it, a lane ([`LANES`]), over which nothing goes but DATA and at last CLOSE.
+//!
 //! A stream is one task. Each side numbers the streams it sends on; HELLO binds its number to a
 //! content key, so neither side can collide with the other. Types from [`SKIPPABLE`] up are passed
 //! over by a node that does not know them; below, an unknown type ends the connection.
@@ -24,7 +26,7 @@ use crate::trust::MAX_PROOF;
 
 pub use control::{BlockRange, Frame, Hello, Want};
 pub use data::DataHeader;
-pub use greeting::{FEATURES, Greeting};
+pub use greeting::{FEATURES, Greeting, LANES};
 
 /// First bytes of every connection between nodes.
 pub const MAGIC: [u8; 8] = *b"DFLYPEER";

@@ -24,6 +24,10 @@ use core::time::Duration;
 /// Blocks emitted to one neighbour that it has not announced; an honest one has a few.
 const MAX_UNACKED: u32 = 96;
 
+/// That many of a pass leave in order, before it is said to be over: what came out of order is there by then. If it
+/// were not, its receiver would ask for it once more.
+const LAST: u32 = 16;
+
 /// Blocks of one range that can be hurried by one message.
 const MAX_HURRY: usize = 1024;
 
@@ -93,6 +97,7 @@ impl Engine {
         };
         for neighbour in &mut self.neighbours {
             neighbour.unacked = 0;
+            neighbour.checked = false;
         }
         if self.neighbours.is_empty() && self.config.seed_unique {
             // Announced to nobody yet, so the first pass covers what is held.
@@ -241,6 +246,15 @@ impl Engine {
         Some(index)
     }
 
+    /// The same where it may come out of order, see [`Engine::next_unordered`].
+    pub(super) fn next_emission_unordered(&mut self, now: Duration, at: usize) -> Option<u32> {
+        let ready = &self.emission.as_ref()?.ready;
+        if !self.neighbours[at].checked || ready.count() <= LAST {
+            return None;
+        }
+        self.next_emission(now, at)
+    }
+
     /// The clock of an acknowledgement runs from the moment the block has left.
     pub(super) fn emission_sent(&mut self, now: Duration, id: NeighbourId, index: u32) {
         if let Some(emission) = &mut self.emission {
@@ -275,6 +289,7 @@ impl Engine {
                 return true;
             }
             if emitted.owner == by {
+                neighbours[at].checked = true;
                 let took = now.saturating_sub(emitted.at);
                 *mean_ack = if mean_ack.is_zero() {
                     took

@@ -59,6 +59,8 @@ pub(super) struct Neighbour {
     pub(super) credit: u32,
     /// Blocks emitted to it that it has not announced.
     pub(super) unacked: u32,
+    /// It announced a block that was emitted to it under the lease that there is: it can check them.
+    pub(super) checked: bool,
     /// Since when it is being parted from: nothing more is asked of it.
     pub(super) parting: Option<Duration>,
     /// A `Wake` is on its way and `next_data` has not come back empty since.
@@ -94,6 +96,7 @@ impl Neighbour {
             queue: VecDeque::new(),
             credit: 0,
             unacked: 0,
+            checked: false,
             parting: None,
             woken: false,
             last_heard: now,

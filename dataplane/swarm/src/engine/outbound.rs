@@ -19,6 +19,15 @@ impl Engine {
         bound
     }
 
+    /// As [`Engine::next_data`], but only what may overtake what was said before and be overtaken by what is said
+    /// after: the neighbour knows all that it takes to check it, and no [`super::Control::Pass`] is about to follow.
+    pub fn next_unordered(&mut self, now: Duration, id: NeighbourId) -> Option<u32> {
+        // That of a task of one block is asked for before anything is known of it.
+        let at = self.slot(id).filter(|_| self.total != Some(1))?;
+        self.next_emission_unordered(now, at)
+            .or_else(|| self.next_requested(at))
+    }
+
     /// Whether `next_data` would give a block.
     #[must_use]
     pub fn has_data_for(&self, id: NeighbourId) -> bool {

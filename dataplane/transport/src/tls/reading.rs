@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
 
 use super::Keys;
 use super::records::{Content, Direction, HEADER, MAX_PLAIN, TRAILER, bad, body_len};
@@ -179,6 +180,11 @@ impl TlsReader {
 
 impl Input for TlsReader {
     const HOLDS: usize = RECORD;
+
+    fn moved(mut self, to: &Arc<TcpStream>) -> Self {
+        self.socket = Shared(to.clone());
+        self
+    }
 
     fn rest(&mut self) {
         if self.sealed.is_empty() && self.plain.is_empty() {

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use super::Keys;
 use super::records::{Content, Direction, HEADER, MAX_PLAIN, TRAILER};
@@ -105,6 +106,11 @@ impl Output for TlsWriter {
             Ok(())
         })
         .await
+    }
+
+    fn moved(mut self, to: &Arc<TcpStream>) -> Self {
+        self.socket = Shared(to.clone());
+        self
     }
 
     fn rest(&mut self) {

@@ -65,6 +65,8 @@ pub struct Notes {
     pub lies_from: AtomicU64,
     /// Blocks handed over, lies too.
     pub handed: AtomicU64,
+    /// Blocks taken on the thread of a lane.
+    pub on_lanes: AtomicU64,
     /// A block is being taken right now.
     pub taking: AtomicBool,
     /// Blocks announced while one was being taken.
@@ -111,6 +113,8 @@ impl Handler for Notes {
         b: &Block<'_>,
     ) -> Result<Option<Duration>, Violation> {
         self.handed.fetch_add(1, Ordering::SeqCst);
+        let is_lane = std::thread::current().name() == Some("lane");
+        self.on_lanes.fetch_add(is_lane.into(), Ordering::SeqCst);
         self.taking.store(true, Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(self.slow.load(Ordering::SeqCst)));
         self.taking.store(false, Ordering::SeqCst);
@@ -145,6 +149,10 @@ impl Handler for Notes {
             Some(block) => Next::Send(block),
             None => Next::Idle,
         }
+    }
+
+    fn next_unordered(&self, conn: &Arc<Conn>) -> Next {
+        self.next(conn)
     }
 
     fn sent(&self, _: &Arc<Conn>, _: u32, _: u32, bytes: u32) {
@@ -384,6 +392,14 @@ impl Raw {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4 << 10).unwrap();
         Self::greet(socket.connect(to.addr).await.unwrap(), id).await
+    }
+
+    /// The other side's answer to this greeting; none when it hangs up.
+    pub async fn answer(to: &Peer, greeting: Greeting) -> Option<Self> {
+        let mut io = TcpStream::connect(to.addr).await.unwrap();
+        io.write_all(&greeting.encode()).await.unwrap();
+        let mut theirs = [0; Greeting::LEN];
+        io.read_exact(&mut theirs).await.ok().map(|_| Self { io })
     }
 
     async fn greet(mut io: TcpStream, id: NodeId) -> Self {

@@ -183,6 +183,11 @@ impl Handler for Node {
         })
     }
 
+    /// One socket is measured.
+    fn next_unordered(&self, _: &Arc<Conn>) -> Next {
+        Next::Idle
+    }
+
     fn sent(&self, _: &Arc<Conn>, _: u32, _: u32, _: u32) {}
 
     fn unreadable(&self, _: &Arc<Conn>, _: u32, _: u32, _: &std::io::Error) {}
