@@ -160,9 +160,8 @@ async fn step<H: Handler, R: Input>(
     aside.end(conn).await?;
     body.resize(header.len as usize, 0);
     reader.exact(body).await?;
-    match Frame::decode(header.kind, body).map_err(wire)? {
-        Some(frame) => handler.frame(conn, header.stream, frame)?,
-        None => {}
+    if let Some(frame) = Frame::decode(header.kind, body).map_err(wire)? {
+        handler.frame(conn, header.stream, frame)?;
     }
     Ok(true)
 }

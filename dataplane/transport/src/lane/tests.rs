@@ -37,7 +37,7 @@ async fn with_lane(from: &Peer, to: &Peer) -> (Arc<Conn>, Arc<Conn>) {
 /// Blocks to send. Made before there is a lane: that takes a while, and a lane goes when there is nothing for it.
 fn blocks(many: u32) -> Vec<Outgoing> {
     // Sizes differ, so that buffers are larger than what is in them.
-    let block = |index| {
+    let block = |index: u32| {
         let data = bytes(LARGE - 1000 * index as usize, index.into());
         in_memory(1, index, data)
     };
