@@ -288,7 +288,7 @@ impl<H: Handler> Mesh<H> {
         let one = conn.lane.begin().ok_or_else(|| no("there is one"))?;
         let turn = self.lanes.clone().try_acquire_owned();
         let turn = turn.map_err(|_| no("this node has as many as it has processors for"))?;
-        Ok([one, turn])
+        Ok([turn, one])
     }
 
     async fn greet_and_run(

@@ -42,7 +42,10 @@ pub(crate) const IDLE: Duration = Duration::from_millis(if cfg!(test) { 500 } el
 /// threads (one for two processors) has to itself.
 pub(crate) fn turns() -> Arc<Semaphore> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    Arc::new(Semaphore::new(processors / 2))
+    // Tests are of two processors at least.
+    Arc::new(Semaphore::new(
+        (processors / 2).max(usize::from(cfg!(test))),
+    ))
 }
 
 /// What a connection knows of its lane.
@@ -173,7 +176,8 @@ pub(crate) async fn keep<H: Handler>(mesh: &Arc<Mesh<H>>, conn: &Arc<Conn>) -> I
     }
 }
 
-/// What a lane holds for as long as it is there: the connection's [`Lane::begin`] and one of the node's [`turns`].
+/// What a lane holds for as long as it is there: one of the node's [`turns`] and the connection's [`Lane::begin`], in the
+/// order in which they are given back.
 pub(crate) type Held = [OwnedSemaphorePermit; 2];
 
 /// Runs a lane on a thread of its own, from here on.
