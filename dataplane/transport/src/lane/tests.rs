@@ -10,8 +10,9 @@ use std::time::Duration;
 use dragonfly_proto::frame::{Greeting, kind};
 use dragonfly_proto::id::NodeId;
 
+use crate::lane::Lane;
 use crate::{CloseReason, Conn, Outgoing};
-use kit::{Ca, MESH, Peer, Raw, SOON, bytes, in_memory, until};
+use kit::{Ca, MESH, Peer, QUICK, Raw, SOON, bytes, in_memory, until};
 
 const LARGE: usize = 512 << 10;
 
@@ -166,6 +167,23 @@ async fn a_connection_that_this_side_dialled_is_given_no_lane_by_the_other() {
     a.connect(&b).await;
     let lane = Greeting::new(b.id, MESH).of_lane();
     assert!(Raw::answer(&a, lane).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_is_for_who_has_the_certificate_of_its_connection() {
+    let ca = Ca::new();
+    let (a, b) = (ca.peer(1), ca.peer(2));
+    with_lane(&a, &b).await;
+    let other = b.mesh.get(&a.id).unwrap();
+    until("its end", SOON, || other.lane.one.available_permits() == 1).await;
+    // One who says that it is `a`, and has a certificate of its own.
+    let theirs = ca.security(&NodeId([3; 16]));
+    let liar = Peer::of(a.id, MESH, theirs, QUICK);
+    let conn = Conn::new(1, b.id, b.addr, true, None, Lane::new(true));
+    let said = liar.mesh.dial_lane(&conn).await.unwrap_err();
+    assert!(!other.lane.is_up() && !other.is_closed(), "{said}");
+    let said = a.mesh.dial_lane(&a.mesh.get(&b.id).unwrap()).await;
+    assert!(said.is_ok(), "a itself may");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
