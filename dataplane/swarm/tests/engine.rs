@@ -267,6 +267,27 @@ fn what_frames_may_overtake_can_be_checked_and_is_not_the_end_of_a_pass() {
     engine.handle(ZERO, B, Control::Request(5)).unwrap();
     assert_eq!(engine.next_unordered(ZERO, B), Some(5));
 
+    // Who wants a part of it is at the end of its part sooner.
+    let mut engine = emitter(total);
+    let part: BlockSet = (20..total).collect();
+    let want = Control::Want(Wanted::Some(part));
+    engine.handle(ZERO, A, want).unwrap();
+    engine.handle(ZERO, A, Control::Credit(total)).unwrap();
+    let first = send(&mut engine, A).unwrap();
+    engine.handle(ZERO, A, have(first)).unwrap();
+    let left: Vec<_> = core::iter::from_fn(|| engine.next_unordered(ZERO, A)).collect();
+    assert_eq!(left.len(), 20 - 1 - 16);
+    // Nor is the last of all one of them, how long it is may be said just before.
+    let hurry = Control::Hurry(vec![total - 1..total]);
+    let mut engine = emitter(total);
+    engine.handle(ZERO, A, Control::Credit(total)).unwrap();
+    let first = send(&mut engine, A).unwrap();
+    engine.handle(ZERO, A, have(first)).unwrap();
+    engine.handle(ZERO, A, hurry).unwrap();
+    assert_eq!(engine.next_unordered(ZERO, A), None);
+    assert_eq!(engine.next_data(ZERO, A), Some(total - 1));
+    assert!(engine.next_unordered(ZERO, A).is_some());
+
     // That of one block may be asked for before anything is known of it.
     let mut engine = emitter(1);
     engine.handle(ZERO, A, Control::Request(0)).unwrap();

@@ -89,13 +89,13 @@ async fn read<H: Handler, R: Input>(
             socket,
             lowat: 1,
             waited: false,
+            is_lane,
         },
         ahead: vec![0; READ_AHEAD],
         start: 0,
         end: 0,
         last_block: Instant::now(),
         speed: Speed::new(),
-        is_lane,
     };
     let mut block = Vec::new();
     let mut body = Vec::new();
@@ -151,7 +151,7 @@ async fn step<H: Handler, R: Input>(
         data(conn, handler, reader, aside, &header, block).await?;
         return Ok(true);
     }
-    if reader.is_lane {
+    if reader.source.is_lane {
         return match (header.kind, header.len) {
             (kind::CLOSE, 0) => Ok(false),
             (kind, _) => Err(Violation(format!("a frame of kind {kind} on a lane")).into()),
@@ -247,6 +247,7 @@ struct Source<'a, R> {
     lowat: u32,
     /// Nothing was there at some time since this was cleared.
     waited: bool,
+    is_lane: bool,
 }
 
 impl<R: Input> Source<'_, R> {
@@ -278,7 +279,11 @@ impl<R: Input> Source<'_, R> {
         if n == 0 {
             return Err(CloseReason::Lost("end of stream".to_owned()));
         }
-        self.conn.heard.store(true, Ordering::Relaxed);
+        let heard = match self.is_lane {
+            true => &self.conn.lane.heard,
+            false => &self.conn.heard,
+        };
+        heard.store(true, Ordering::Relaxed);
         Ok(n)
     }
 }
@@ -292,7 +297,6 @@ struct FrameReader<'a, R> {
     /// When the last block began to come.
     last_block: Instant,
     speed: Speed,
-    is_lane: bool,
 }
 
 impl<R: Input> FrameReader<'_, R> {

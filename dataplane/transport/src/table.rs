@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dragonfly_proto::frame::{FrameError, Greeting, LANES};
+use dragonfly_proto::frame::{FrameError, Greeting};
 use dragonfly_proto::id::NodeId;
 use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncReadExt;
@@ -347,23 +347,23 @@ impl<H: Handler> Mesh<H> {
         judge: impl Fn(&NodeId) -> Result<Option<Who>, ConnectError>,
     ) -> Result<Arc<Conn>, ConnectError> {
         let node = dialled.as_ref().map(Dialled::node);
-        let mut ours = Greeting::new(self.local.node, self.local.mesh);
-        let lane = match dialled {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let ours = Greeting::new(self.local.node, self.local.mesh);
+        let (ours, lane) = match dialled {
             Some(Dialled::Lane(conn, held)) => {
-                ours = ours.of_lane();
-                Some((conn, held))
+                (ours.of_lane(conn.lane.numbers.1), Some((conn, held)))
             }
-            _ => None,
+            // Numbers wrap after four thousand million: none that is in use comes again.
+            _ => (ours.numbered(id as u32), None),
         };
         if node.is_some() {
             self.say(&mut link, &ours, node).await?;
         }
         let theirs = self.hear(&mut link, node).await?;
         if node.is_none() && theirs.is_of_lane() {
-            // Said last: who hears it may use the lane.
             let (conn, held) = self.lane_for(&link, &theirs, &judge)?;
-            self.say(&mut link, &ours, node).await?;
-            return self.start_lane(conn, link, held);
+            let greeting = lane::First::Greeting(ours.encode().to_vec());
+            return self.start_lane(conn, link, held, greeting);
         }
         if node.is_none() {
             self.say(&mut link, &ours, node).await?;
@@ -373,10 +373,12 @@ impl<H: Handler> Mesh<H> {
             return Err(ConnectError::Stranger(link.addr, theirs.node));
         }
         let who = judge(&theirs.node)?;
-        match lane {
-            Some((conn, held)) => self.start_lane(conn, link, held),
-            None => self.spawn(&theirs, node.is_some(), link, who),
+        if let Some((conn, held)) = lane {
+            return self.start_lane(conn, link, held, lane::First::Ready);
         }
+        let lane = Lane::new(&ours, &theirs);
+        let conn = Conn::new(id, theirs.node, link.addr, node.is_some(), who, lane);
+        self.spawn(conn, link)
     }
 
     /// The connection that somebody dials a lane of.
@@ -390,7 +392,10 @@ impl<H: Handler> Mesh<H> {
             return Err(ConnectError::Stranger(link.addr, theirs.node));
         }
         judge(&theirs.node)?;
-        let is_its = |c: &Arc<Conn>| !c.dialled() && c.addr().ip() == link.addr.ip();
+        let is_its = |c: &Arc<Conn>| {
+            let is_meant = c.lane.numbers.0 == theirs.conn;
+            is_meant && !c.dialled() && c.addr().ip() == link.addr.ip()
+        };
         let conn = self.get(&theirs.node).filter(is_its);
         let none = ConnectError::NoLane(theirs.node, "it has no first one from there");
         let conn = conn.ok_or(none)?;
@@ -403,11 +408,12 @@ impl<H: Handler> Mesh<H> {
         conn: Arc<Conn>,
         link: Link<R, W>,
         held: lane::Held,
+        first: lane::First,
     ) -> Result<Arc<Conn>, ConnectError> {
         let (peer, addr) = (conn.peer(), link.addr);
         tracing::debug!(%peer, %addr, "near and fast: a second connection");
         let parts = (link.reader, link.writer, link.socket);
-        lane::start(conn.clone(), self.handler.clone(), parts, held)
+        lane::start(conn.clone(), self.handler.clone(), parts, held, first)
             .map_err(|source| unreachable(Some(peer), addr, source))?;
         Ok(conn)
     }
@@ -482,15 +488,10 @@ impl<H: Handler> Mesh<H> {
 
     fn spawn<R: Input + 'static, W: Output + 'static>(
         self: &Arc<Self>,
-        theirs: &Greeting,
-        dialled: bool,
+        conn: Arc<Conn>,
         link: Link<R, W>,
-        who: Option<Who>,
     ) -> Result<Arc<Conn>, ConnectError> {
-        let peer = theirs.node;
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let lane = Lane::new(theirs.features & LANES != 0);
-        let conn = Conn::new(id, peer, link.addr, dialled, who, lane);
+        let peer = conn.peer();
         conn.measure(&link.socket);
         if let Some(loser) = self.admit(&conn) {
             loser.close(CloseReason::Replaced);

@@ -9,7 +9,7 @@ use dragonfly_proto::frame::{DataHeader, Frame};
 use rustix::io::Errno;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::conn::{CloseReason, Conn};
 use crate::lane;
@@ -79,6 +79,8 @@ pub(crate) async fn run_lane<H: Handler, W: Output>(
     // A way that is worth a lane has no queue to keep short.
     let mut writer = Writer::new(conn, handler, out, socket, None);
     while writer.lane_turn().await? {}
+    // What was left for the lane meanwhile.
+    conn.wake_first();
     let mut last = Vec::new();
     Frame::Close.encode(0, &mut last);
     writer.out.say(&last).await
@@ -97,6 +99,8 @@ struct Writer<'a, H, W> {
     /// Where it stands in the line of all connections with a block to send.
     place: Option<Place>,
     pace: Pace,
+    /// When the last block was bound.
+    last: Instant,
 }
 
 impl<H, W> Drop for Writer<'_, H, W> {
@@ -125,6 +129,7 @@ impl<'a, H: Handler, W: Output> Writer<'a, H, W> {
             full: true,
             place: None,
             pace: Pace::new(),
+            last: Instant::now(),
         }
     }
 
@@ -201,12 +206,21 @@ impl<'a, H: Handler, W: Output> Writer<'a, H, W> {
             return Ok(self.lane_idle().await);
         }
         if self.full {
-            bindable(self.socket).await?;
+            tokio::select! {
+                biased;
+                room = bindable(self.socket) => room?,
+                () = std::future::ready(()) => {
+                    // The first one may have left its turn to this one.
+                    self.conn.wake_first();
+                    bindable(self.socket).await?;
+                }
+            }
             self.full = false;
         }
         match self.handler.next_unordered(self.conn) {
             Next::Send(block) => {
                 shares.takes(true);
+                self.last = Instant::now();
                 if self.handler.has_next(self.conn) {
                     self.conn.wake_first();
                 }
@@ -218,17 +232,21 @@ impl<'a, H: Handler, W: Output> Writer<'a, H, W> {
                 return Ok(self.lane_idle().await);
             }
             Next::Later(pause) => {
+                let pause = pause.min(lane::IDLE);
                 let _ = timeout(pause, self.conn.lane.wake.notified()).await;
+                return Ok(self.last.elapsed() < lane::IDLE);
             }
         }
         Ok(true)
     }
 
-    /// Waits for a block for the lane; false when there was none for a while.
+    /// Waits for a block for the lane; false when there was none for a while, however often it was woken: the other
+    /// side gives up a lane that carries nothing.
     async fn lane_idle(&self) -> bool {
         let lane = &self.conn.lane;
         let _resting = lane.shares.rest(true);
-        timeout(lane::IDLE, lane.wake.notified()).await.is_ok()
+        let woken = timeout_at(self.last + lane::IDLE, lane.wake.notified()).await;
+        woken.is_ok() && self.last.elapsed() < lane::IDLE
     }
 
     /// Waits until the node's uplink takes a block of this connection; false when there is something to

@@ -10,6 +10,9 @@ pub struct Greeting {
     pub version: u16,
     /// Oldest version spoken.
     pub min_version: u16,
+    /// The speaker's number of the connection; that of a lane repeats the other side's number of the connection that it
+    /// is for. 0 where none is given.
+    pub conn: u32,
     /// Feature bits that this side has.
     pub features: u64,
     /// Feature bits without which this side will not talk.
@@ -37,6 +40,7 @@ impl Greeting {
         Self {
             version,
             min_version,
+            conn: 0,
             features: FEATURES,
             required: 0,
             node,
@@ -44,11 +48,18 @@ impl Greeting {
         }
     }
 
-    /// The same for a lane: who knows of none refuses it.
+    /// The same with the speaker's number of the connection.
     #[must_use]
-    pub const fn of_lane(mut self) -> Self {
-        self.required |= LANES;
+    pub const fn numbered(mut self, conn: u32) -> Self {
+        self.conn = conn;
         self
+    }
+
+    /// The same for a lane of the connection that the other side gave this number: who knows of no lanes refuses it.
+    #[must_use]
+    pub const fn of_lane(mut self, conn: u32) -> Self {
+        self.required |= LANES;
+        self.numbered(conn)
     }
 
     /// Whether it is that of who dials a lane.
@@ -64,7 +75,7 @@ impl Greeting {
         w.extend_from_slice(&MAGIC);
         w.extend_from_slice(&self.version.to_le_bytes());
         w.extend_from_slice(&self.min_version.to_le_bytes());
-        w.extend_from_slice(&[0; 4]);
+        w.extend_from_slice(&self.conn.to_le_bytes());
         w.extend_from_slice(&self.features.to_le_bytes());
         w.extend_from_slice(&self.required.to_le_bytes());
         w.extend_from_slice(&self.node.0);
@@ -84,10 +95,10 @@ impl Greeting {
             return Err(FrameError::Magic);
         }
         let (version, min_version) = (r.u16()?, r.u16()?);
-        r.array::<4>()?;
         let g = Self {
             version,
             min_version,
+            conn: r.u32()?,
             features: r.u64()?,
             required: r.u64()?,
             node: NodeId(r.array()?),

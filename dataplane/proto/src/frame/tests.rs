@@ -133,9 +133,9 @@ fn greetings_of_strangers_and_of_other_versions_are_told_apart() {
     );
     let newer_but_kind = Greeting { version: 9, ..good };
     assert!(Greeting::decode(&newer_but_kind.encode()).is_ok());
-    let lane = good.of_lane();
+    let lane = good.of_lane(7);
     assert_eq!(Greeting::decode(&lane.encode()), Ok(lane));
-    assert!(lane.is_of_lane() && !good.is_of_lane());
+    assert!(lane.is_of_lane() && lane.conn == 7 && !good.is_of_lane());
     let demanding = Greeting {
         required: 1 << 60,
         ..good

@@ -248,8 +248,15 @@ impl Engine {
 
     /// The same where it may come out of order, see [`Engine::next_unordered`].
     pub(super) fn next_emission_unordered(&mut self, now: Duration, at: usize) -> Option<u32> {
-        let ready = &self.emission.as_ref()?.ready;
-        if !self.neighbours[at].checked || ready.count() <= LAST {
+        let neighbour = &self.neighbours[at];
+        let is_last = {
+            let ready = &self.emission.as_ref()?.ready;
+            let mut lacked = ready.iter().filter(|index| neighbour.lacks(*index));
+            lacked.nth(LAST as usize).is_none()
+        };
+        // How long the last block is may be said just before it.
+        let is_end = |index: u32| self.total == Some(index + 1);
+        if !neighbour.checked || is_last || self.emission_for(at).is_none_or(is_end) {
             return None;
         }
         self.next_emission(now, at)

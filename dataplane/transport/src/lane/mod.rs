@@ -16,11 +16,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
+use dragonfly_proto::frame::{Frame, FrameHeader, Greeting, LANES, kind};
 use socket2::SockRef;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::runtime::Builder;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use crate::Handler;
 use crate::conn::{CloseReason, Conn};
@@ -53,24 +55,31 @@ pub(crate) fn turns() -> Arc<Semaphore> {
 pub(crate) struct Lane {
     /// The other side takes lanes.
     is_possible: bool,
+    /// The numbers that both sides gave the connection: ours and theirs.
+    pub(crate) numbers: (u32, u32),
     /// Whoever makes or runs the lane has it.
     one: Arc<Semaphore>,
     is_up: AtomicBool,
     wanted: Notify,
     pub(crate) wake: Notify,
     stop: Notify,
+    /// Something came over it since this was looked at.
+    pub(crate) heard: AtomicBool,
     pub(crate) shares: Shares,
 }
 
 impl Lane {
-    pub(crate) fn new(is_possible: bool) -> Self {
+    /// Of a connection with these greetings.
+    pub(crate) fn new(ours: &Greeting, theirs: &Greeting) -> Self {
         Self {
-            is_possible,
+            is_possible: theirs.features & LANES != 0,
+            numbers: (ours.conn, theirs.conn),
             one: Arc::new(Semaphore::new(1)),
             is_up: AtomicBool::new(false),
             wanted: Notify::new(),
             wake: Notify::new(),
             stop: Notify::new(),
+            heard: AtomicBool::new(false),
             shares: Shares::default(),
         }
     }
@@ -169,7 +178,9 @@ impl Drop for Resting<'_> {
 pub(crate) async fn keep<H: Handler>(mesh: &Arc<Mesh<H>>, conn: &Arc<Conn>) -> Infallible {
     loop {
         conn.lane.wanted.notified().await;
-        if let Err(error) = mesh.dial_lane(conn).await {
+        // Rare, and large: not in every connection's task.
+        let dialled = Box::pin(mesh.dial_lane(conn));
+        if let Err(error) = dialled.await {
             tracing::debug!(peer = %conn.peer(), %error, "no second connection");
             tokio::time::sleep(AGAIN).await;
         }
@@ -180,6 +191,15 @@ pub(crate) async fn keep<H: Handler>(mesh: &Arc<Mesh<H>>, conn: &Arc<Conn>) -> I
 /// order in which they are given back.
 pub(crate) type Held = [OwnedSemaphorePermit; 2];
 
+/// What an end of a lane says before anything else: its greeting where it was dialled, and then that it hears, where it
+/// dialled. Who was dialled waits for that before it sends a block: until then nothing is lost with a lane.
+pub(crate) enum First {
+    /// To who dialled.
+    Greeting(Vec<u8>),
+    /// To who was dialled.
+    Ready,
+}
+
 /// Runs a lane on a thread of its own, from here on.
 ///
 /// # Errors
@@ -189,34 +209,82 @@ pub(crate) fn start<H: Handler, R: Input + 'static, W: Output + 'static>(
     handler: Arc<H>,
     (reader, writer, socket): (R, W, Arc<TcpStream>),
     held: Held,
+    first: First,
 ) -> io::Result<()> {
     // Its own runtime waits for its socket: the node's threads have other things to do.
     let own = SockRef::from(&*socket).try_clone()?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let run = move || {
+        let up = Up(conn, held);
+        let conn = &up.0;
         let runs = async {
             let socket = TcpStream::from_std(own.into()).map(Arc::new);
             let socket = socket.map_err(|e| CloseReason::Lost(e.to_string()))?;
-            let (reader, writer) = (reader.moved(&socket), writer.moved(&socket));
-            not_paced(&conn, &socket);
+            let (mut reader, mut writer) = (reader.moved(&socket), writer.moved(&socket));
+            not_paced(conn, &socket);
+            if let Err(error) = begin(conn, &mut reader, &mut writer, first).await {
+                tracing::debug!(peer = %conn.peer(), %error, "a lane that did not come up");
+                return Ok(());
+            }
             conn.lane.is_up.store(true, Ordering::Relaxed);
             // What it was woken for before it was up.
             conn.lane.wake.notify_one();
-            both(&conn, &handler, reader, writer, &socket).await
+            both(conn, &handler, reader, writer, &socket).await
         };
-        let ended = runtime.block_on(runs);
-        conn.lane.is_up.store(false, Ordering::Relaxed);
-        // What was left for the lane is the first one's again.
-        conn.wake_first();
-        if let Err(reason) = ended {
+        if let Err(reason) = runtime.block_on(runs) {
             conn.close(reason);
         }
-        drop(held);
     };
     std::thread::Builder::new()
         .name("lane".to_owned())
         .spawn(run)?;
     Ok(())
+}
+
+/// A lane's thread; what it does last, however it ends.
+struct Up(Arc<Conn>, #[expect(dead_code, reason = "held")] Held);
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        self.0.lane.is_up.store(false, Ordering::Relaxed);
+        // What was left for the lane is the first one's again.
+        self.0.wake_first();
+        if std::thread::panicking() {
+            let reason = "a fault of this program on a lane's thread";
+            self.0.close(CloseReason::Local(reason.to_owned()));
+        }
+    }
+}
+
+/// Says what is said first, and waits for what has to come before the lane is used.
+async fn begin<R: Input, W: Output>(
+    conn: &Conn,
+    reader: &mut R,
+    writer: &mut W,
+    first: First,
+) -> io::Result<()> {
+    let greeting = match first {
+        First::Ready => {
+            let mut ping = Vec::new();
+            Frame::Ping.encode(0, &mut ping);
+            return writer.say(&ping).await;
+        }
+        First::Greeting(greeting) => greeting,
+    };
+    let heard = async {
+        writer.say(&greeting).await?;
+        let mut said = [0; FrameHeader::LEN];
+        reader.read_exact(&mut said).await?;
+        FrameHeader::decode(&said).map_err(io::Error::other)
+    };
+    let said = tokio::select! {
+        said = timeout(IDLE * 2, heard) => said??,
+        () = conn.lane.stop.notified() => return Err(io::Error::other("its connection ended")),
+    };
+    match (said.kind, said.len) {
+        (kind::PING, 0) => Ok(()),
+        _ => Err(io::Error::other("something else was said first")),
+    }
 }
 
 /// Reads and writes blocks until neither side has any for a while.
@@ -231,7 +299,8 @@ async fn both<H: Handler, R: Input, W: Output>(
     let mut writing = pin!(writer::run_lane(conn, &**handler, writer, socket));
     let (mut reads, mut writes) = (true, true);
     let mut tick = interval_at(Instant::now() + IDLE, IDLE);
-    let (mut received, mut quiet) = (conn.traffic().0, 0);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut quiet = 0;
     while reads || writes {
         tokio::select! {
             ended = &mut reading, if reads => {
@@ -245,12 +314,17 @@ async fn both<H: Handler, R: Input, W: Output>(
             () = conn.lane.stop.notified() => return Ok(()),
             _ = tick.tick() => {
                 // An honest side would have said by now that nothing more comes.
-                let now = conn.traffic().0;
-                quiet = if writes || now != received { 0 } else { quiet + 1 };
-                received = now;
-                if quiet > 1 {
-                    return Ok(());
+                let heard = conn.lane.heard.swap(false, Ordering::Relaxed) || conn.is_pausing();
+                quiet = if writes || heard { 0 } else { quiet + 1 };
+                if quiet <= 1 {
+                    continue;
                 }
+                // What is in the middle of a block waits for more than it has.
+                let unread = rustix::io::ioctl_fionread(&**socket).unwrap_or(0);
+                return match unread {
+                    0 => Ok(()),
+                    _ => Err(CloseReason::Silent((IDLE * 2).as_millis() as u64)),
+                };
             }
         }
     }

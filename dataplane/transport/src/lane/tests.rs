@@ -11,7 +11,7 @@ use dragonfly_proto::frame::{Greeting, kind};
 use dragonfly_proto::id::NodeId;
 
 use crate::lane::Lane;
-use crate::{CloseReason, Conn, Outgoing};
+use crate::{CloseReason, Conn, Outgoing, Security, Timeouts};
 use kit::{Ca, MESH, Peer, QUICK, Raw, SOON, bytes, in_memory, until};
 
 const LARGE: usize = 512 << 10;
@@ -142,30 +142,38 @@ async fn a_lie_ends_the_connection_whichever_socket_it_came_over() {
 
 /// A connection of somebody's to `to`, and a lane of it.
 async fn raw_with_lane(to: &Peer, id: NodeId) -> (Raw, Raw) {
-    let first = Raw::greeted(to, id).await;
+    let (first, theirs) = Raw::answer(to, Greeting::new(id, MESH)).await.unwrap();
     until("the connection", SOON, || to.mesh.get(&id).is_some()).await;
-    let lane = Raw::answer(to, Greeting::new(id, MESH).of_lane()).await;
-    (first, lane.expect("it takes a lane"))
+    let lane = Greeting::new(id, MESH).of_lane(theirs.conn);
+    let (mut lane, _) = Raw::answer(to, lane).await.expect("it takes a lane");
+    let conn = to.mesh.get(&id).unwrap();
+    assert!(!conn.lane.is_up(), "before the other end hears");
+    lane.send(&Raw::header(kind::PING, 0)).await;
+    until("a lane", SOON, || conn.lane.is_up()).await;
+    (first, lane)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_has_no_connection_or_has_a_lane_already_gets_none() {
     let to = Peer::plain(1);
     let id = NodeId([9; 16]);
-    let lane = Greeting::new(id, MESH).of_lane();
-    assert!(Raw::answer(&to, lane).await.is_none(), "of no connection");
+    let lane = |conn| Greeting::new(id, MESH).of_lane(conn);
+    let refused = async |greeting| Raw::answer(&to, greeting).await.is_none();
+    assert!(refused(lane(1)).await, "of no connection");
     let (_first, _lane) = raw_with_lane(&to, id).await;
-    assert!(Raw::answer(&to, lane).await.is_none(), "a second one");
-    let stranger = Greeting::new(id, [8; 16]).of_lane();
-    assert!(Raw::answer(&to, stranger).await.is_none(), "another mesh");
+    let number = to.mesh.get(&id).unwrap().lane.numbers.0;
+    assert!(refused(lane(number)).await, "a second one");
+    assert!(refused(lane(number + 1)).await, "of another connection");
+    let stranger = Greeting::new(id, [8; 16]).of_lane(number);
+    assert!(refused(stranger).await, "of another mesh");
     assert_eq!(to.notes.open_now(), 1, "the first one stays");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_this_side_dialled_is_given_no_lane_by_the_other() {
     let (a, b) = pair(false);
-    a.connect(&b).await;
-    let lane = Greeting::new(b.id, MESH).of_lane();
+    let conn = a.connect(&b).await;
+    let lane = Greeting::new(b.id, MESH).of_lane(conn.lane.numbers.0);
     assert!(Raw::answer(&a, lane).await.is_none());
 }
 
@@ -179,7 +187,9 @@ async fn a_lane_is_for_who_has_the_certificate_of_its_connection() {
     // One who says that it is `a`, and has a certificate of its own.
     let theirs = ca.security(&NodeId([3; 16]));
     let liar = Peer::of(a.id, MESH, theirs, QUICK);
-    let conn = Conn::new(1, b.id, b.addr, true, None, Lane::new(true));
+    let numbered = |n| Greeting::new(b.id, MESH).numbered(n);
+    let lane = Lane::new(&numbered(1), &numbered(other.lane.numbers.0));
+    let conn = Conn::new(1, b.id, b.addr, true, None, lane);
     let said = liar.mesh.dial_lane(&conn).await.unwrap_err();
     assert!(!other.lane.is_up() && !other.is_closed(), "{said}");
     let said = a.mesh.dial_lane(&a.mesh.get(&b.id).unwrap()).await;
@@ -217,4 +227,68 @@ async fn a_lane_cut_in_a_block_ends_the_connection_and_one_of_silence_alone_does
     let conn = to.mesh.get(&NodeId([8; 16])).expect("it stays");
     let may_have_another = || conn.lane.begin().is_some();
     until("its end", SOON, may_have_another).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_whose_other_end_never_hears_costs_nothing() {
+    let to = Peer::plain(1);
+    let id = NodeId([9; 16]);
+    let (_first, theirs) = Raw::answer(&to, Greeting::new(id, MESH)).await.unwrap();
+    until("the connection", SOON, || to.mesh.get(&id).is_some()).await;
+    let conn = to.mesh.get(&id).unwrap();
+    let lane = Greeting::new(id, MESH).of_lane(theirs.conn);
+    for says in [None, Some(kind::CLOSE)] {
+        let (mut raw, _) = Raw::answer(&to, lane).await.expect("it takes a lane");
+        if let Some(kind) = says {
+            raw.send(&Raw::header(kind, 0)).await;
+        }
+        drop(raw);
+        until("its end", SOON, || conn.lane.one.available_permits() == 1).await;
+        assert!(!conn.is_closed(), "{says:?}");
+    }
+    // Nor does one who keeps it waiting keep it for ever.
+    let (mut raw, _) = Raw::answer(&to, lane).await.expect("it takes a lane");
+    raw.hung_up().await;
+    assert!(!conn.is_closed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_nothing_for_its_own_reasons_loses_no_block_of_a_lane() {
+    for tls in [false, true] {
+        let ca = Ca::new();
+        // Whose connections' own tasks stand still too, which is not what this is about.
+        let patient = Timeouts {
+            silence: SOON,
+            ..QUICK
+        };
+        let peer = |n| match tls {
+            true => Peer::new(n, ca.security(&NodeId([n; 16])), patient),
+            false => Peer::new(n, Security::plaintext(), patient),
+        };
+        let (a, b) = (peer(1), peer(2));
+        let there = blocks(4);
+        let (conn, other) = with_lane(&a, &b).await;
+        let pausing = other.pause();
+        // Longer than a lane lives that says nothing.
+        b.notes.slow.store(1200, Ordering::SeqCst);
+        send(&a, &b, &conn, there);
+        check(&b, 4).await;
+        drop(pausing);
+        let reasons = [a.notes.reasons(), b.notes.reasons()];
+        assert!(reasons.concat().is_empty(), "{reasons:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_is_woken_for_nothing_goes_as_if_it_had_not_been() {
+    let (a, b) = pair(false);
+    let there = blocks(20);
+    let (conn, other) = with_lane(&a, &b).await;
+    for _ in 0..600 {
+        conn.wake();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(!conn.lane.is_up() && !other.lane.is_up());
+    send(&a, &b, &conn, there);
+    check(&b, 20).await;
 }

@@ -395,11 +395,12 @@ impl Raw {
     }
 
     /// The other side's answer to this greeting; none when it hangs up.
-    pub async fn answer(to: &Peer, greeting: Greeting) -> Option<Self> {
+    pub async fn answer(to: &Peer, greeting: Greeting) -> Option<(Self, Greeting)> {
         let mut io = TcpStream::connect(to.addr).await.unwrap();
         io.write_all(&greeting.encode()).await.unwrap();
         let mut theirs = [0; Greeting::LEN];
-        io.read_exact(&mut theirs).await.ok().map(|_| Self { io })
+        io.read_exact(&mut theirs).await.ok()?;
+        Some((Self { io }, Greeting::decode(&theirs).unwrap()))
     }
 
     async fn greet(mut io: TcpStream, id: NodeId) -> Self {
