@@ -376,7 +376,7 @@ impl<H: Handler> Mesh<H> {
         if let Some((conn, held)) = lane {
             return self.start_lane(conn, link, held, lane::First::Ready);
         }
-        let lane = Lane::new(&ours, &theirs);
+        let lane = Lane::new(&ours, &theirs, who.is_some());
         let conn = Conn::new(id, theirs.node, link.addr, node.is_some(), who, lane);
         self.spawn(conn, link)
     }

@@ -34,6 +34,8 @@ use crate::writer::{self, Output};
 /// A connection is worth a lane where it takes no longer for each [`crate::pace::LOOK_EVERY`] bytes: 4 Gbit/s. One thread
 /// manages twice as much.
 const FAST: Duration = Duration::from_millis(16);
+/// Two processors have enough to do with a connection that is encrypted; with so many it may have a lane too.
+const PLENTY: usize = 4;
 /// Who could not have one tries again after this.
 const AGAIN: Duration = Duration::from_secs(10);
 /// A lane that carried nothing for this long is given up, and the other side's word that it will carry nothing more is
@@ -43,17 +45,19 @@ pub(crate) const IDLE: Duration = Duration::from_millis(if cfg!(test) { 500 } el
 /// How many lanes a node has at once: as many as there are processors that none of the runtime's own
 /// threads (one for two processors) has to itself.
 pub(crate) fn turns() -> Arc<Semaphore> {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    // Tests are of two processors at least.
-    Arc::new(Semaphore::new(
-        (processors / 2).max(usize::from(cfg!(test))),
-    ))
+    Arc::new(Semaphore::new(processors() / 2))
+}
+
+fn processors() -> usize {
+    let here = std::thread::available_parallelism().map_or(1, usize::from);
+    // Tests of lanes are the same everywhere.
+    if cfg!(test) { here.max(PLENTY) } else { here }
 }
 
 /// What a connection knows of its lane.
 #[derive(Debug)]
 pub(crate) struct Lane {
-    /// The other side takes lanes.
+    /// The other side takes lanes, and this one has the processors for it.
     is_possible: bool,
     /// The numbers that both sides gave the connection: ours and theirs.
     pub(crate) numbers: (u32, u32),
@@ -70,9 +74,10 @@ pub(crate) struct Lane {
 
 impl Lane {
     /// Of a connection with these greetings.
-    pub(crate) fn new(ours: &Greeting, theirs: &Greeting) -> Self {
+    pub(crate) fn new(ours: &Greeting, theirs: &Greeting, is_encrypted: bool) -> Self {
+        let takes = theirs.features & LANES != 0;
         Self {
-            is_possible: theirs.features & LANES != 0,
+            is_possible: takes && (!is_encrypted || processors() >= PLENTY),
             numbers: (ours.conn, theirs.conn),
             one: Arc::new(Semaphore::new(1)),
             is_up: AtomicBool::new(false),

@@ -188,7 +188,7 @@ async fn a_lane_is_for_who_has_the_certificate_of_its_connection() {
     let theirs = ca.security(&NodeId([3; 16]));
     let liar = Peer::of(a.id, MESH, theirs, QUICK);
     let numbered = |n| Greeting::new(b.id, MESH).numbered(n);
-    let lane = Lane::new(&numbered(1), &numbered(other.lane.numbers.0));
+    let lane = Lane::new(&numbered(1), &numbered(other.lane.numbers.0), true);
     let conn = Conn::new(1, b.id, b.addr, true, None, lane);
     let said = liar.mesh.dial_lane(&conn).await.unwrap_err();
     assert!(!other.lane.is_up() && !other.is_closed(), "{said}");
