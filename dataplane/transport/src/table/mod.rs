@@ -1,5 +1,10 @@
 //! All connections of a node: dialling, accepting, one for each other node.
 
+mod error;
+mod lanes;
+
+pub use error::ConnectError;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -7,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dragonfly_proto::frame::{FrameError, Greeting};
+use dragonfly_proto::frame::Greeting;
 use dragonfly_proto::id::NodeId;
 use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncReadExt;
@@ -62,42 +67,6 @@ impl Default for Timeouts {
             silence: Duration::from_secs(5),
         }
     }
-}
-
-/// Why there is no connection to a node.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// No address answered.
-    #[error("cannot reach node {node} at {addr}: {source}")]
-    Unreachable {
-        /// Whom.
-        node: NodeId,
-        /// Where.
-        addr: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// No address is known.
-    #[error("no address of node {0} is known")]
-    NoAddress(NodeId),
-    /// It is somebody else, or of another mesh.
-    #[error("{0} greeted as node {1} of another mesh or another node than was dialled")]
-    Stranger(SocketAddr, NodeId),
-    /// It does not speak the protocol.
-    #[error("{0}: {1}")]
-    Greeting(SocketAddr, FrameError),
-    /// TLS failed.
-    #[error("{0}: {1}")]
-    Security(SocketAddr, SecurityError),
-    /// It is banned for now.
-    #[error("node {0} is banned")]
-    Banned(NodeId),
-    /// Another connection to it was preferred and has ended meanwhile.
-    #[error("the connection to node {0} ended while another one was made")]
-    Gone(NodeId),
-    /// A second connection that is not to be had now.
-    #[error("no second connection to node {0}: {1}")]
-    NoLane(NodeId, &'static str),
 }
 
 /// Who was dialled, and what for.
@@ -270,27 +239,6 @@ impl<H: Handler> Mesh<H> {
         Err(last)
     }
 
-    /// Dials a lane of a connection.
-    pub(crate) async fn dial_lane(self: &Arc<Self>, conn: &Arc<Conn>) -> Result<(), ConnectError> {
-        let (node, addr) = (conn.peer(), conn.addr());
-        let held = self.hold_lane(conn)?;
-        let connected = timeout(self.timeouts.connect, TcpStream::connect(addr)).await;
-        let stream = connected
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            .map_err(|source| ConnectError::Unreachable { node, addr, source })?;
-        let dialled = Some(Dialled::Lane(conn.clone(), held));
-        self.greet_and_run(stream, addr, dialled).await.map(drop)
-    }
-
-    /// What a lane of this connection needs.
-    fn hold_lane(&self, conn: &Arc<Conn>) -> Result<lane::Held, ConnectError> {
-        let no = |why| ConnectError::NoLane(conn.peer(), why);
-        let one = conn.lane.begin().ok_or_else(|| no("there is one"))?;
-        let turn = self.lanes.clone().try_acquire_owned();
-        let turn = turn.map_err(|_| no("this node has as many as it has processors for"))?;
-        Ok([turn, one])
-    }
-
     async fn greet_and_run(
         self: &Arc<Self>,
         stream: TcpStream,
@@ -379,43 +327,6 @@ impl<H: Handler> Mesh<H> {
         let lane = Lane::new(&ours, &theirs, who.is_some());
         let conn = Conn::new(id, theirs.node, link.addr, node.is_some(), who, lane);
         self.spawn(conn, link)
-    }
-
-    /// The connection that somebody dials a lane of.
-    fn lane_for<R, W>(
-        &self,
-        link: &Link<R, W>,
-        theirs: &Greeting,
-        judge: impl Fn(&NodeId) -> Result<Option<Who>, ConnectError>,
-    ) -> Result<(Arc<Conn>, lane::Held), ConnectError> {
-        if theirs.mesh != self.local.mesh {
-            return Err(ConnectError::Stranger(link.addr, theirs.node));
-        }
-        judge(&theirs.node)?;
-        let is_its = |c: &Arc<Conn>| {
-            let is_meant = c.lane.numbers.0 == theirs.conn;
-            is_meant && !c.dialled() && c.addr().ip() == link.addr.ip()
-        };
-        let conn = self.get(&theirs.node).filter(is_its);
-        let none = ConnectError::NoLane(theirs.node, "it has no first one from there");
-        let conn = conn.ok_or(none)?;
-        let held = self.hold_lane(&conn)?;
-        Ok((conn, held))
-    }
-
-    fn start_lane<R: Input + 'static, W: Output + 'static>(
-        &self,
-        conn: Arc<Conn>,
-        link: Link<R, W>,
-        held: lane::Held,
-        first: lane::First,
-    ) -> Result<Arc<Conn>, ConnectError> {
-        let (peer, addr) = (conn.peer(), link.addr);
-        tracing::debug!(%peer, %addr, "near and fast: a second connection");
-        let parts = (link.reader, link.writer, link.socket);
-        lane::start(conn.clone(), self.handler.clone(), parts, held, first)
-            .map_err(|source| unreachable(Some(peer), addr, source))?;
-        Ok(conn)
     }
 
     /// Who an end is whose certificate rustls took, and whether it may be here.
