@@ -196,9 +196,15 @@ impl Origin {
         self.shared.requests.load(Ordering::Relaxed)
     }
 
-    /// From now on: bytes a second, 0 for as fast as can be.
+    /// From now on: bytes a second, 0 for as fast as can be. What was put off at the rate before counts no more: a
+    /// crowd that asked while it was slow would else keep it silent for a minute after that.
     pub fn set_rate(&self, rate: u64) {
         self.shared.rate.store(rate, Ordering::Relaxed);
+        *self
+            .shared
+            .due
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// From now on who shows another `Authorization` than this, or none, is answered with 401.
