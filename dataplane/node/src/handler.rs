@@ -305,7 +305,10 @@ impl Node {
                     false => state.engine.next_data(now, s.neighbour),
                 };
                 let Some(index) = bound else {
-                    left.push(s.ours);
+                    if is_lane {
+                        // What it has may be for the first socket.
+                        left.push(s.ours);
+                    }
                     continue;
                 };
                 (index, state.geometry)
@@ -321,10 +324,7 @@ impl Node {
                 Err(e) => self.cannot_read(&s, index, &e),
             }
         }
-        if is_lane {
-            // What they have may be for the first socket.
-            left.into_iter().for_each(|ours| links.ready(ours));
-        }
+        left.into_iter().for_each(|ours| links.ready(ours));
         found
     }
 

@@ -136,11 +136,16 @@ fn frame() -> impl Strategy<Value = Frame> {
 }
 
 fn greeting() -> impl Strategy<Value = Greeting> {
-    (any::<u16>(), any::<u64>(), bytes(), bytes()).prop_map(|(version, features, node, mesh)| {
-        Greeting {
+    let said = (any::<u16>(), any::<u64>(), any::<u32>(), any::<bool>());
+    (said, bytes(), bytes()).prop_map(|((version, features, conn, is_lane), node, mesh)| {
+        let greeting = Greeting {
             version: version.max(1),
             features,
             ..Greeting::new(NodeId(node), mesh)
+        };
+        match is_lane {
+            true => greeting.of_lane(conn),
+            false => greeting.numbered(conn),
         }
     })
 }
@@ -207,10 +212,7 @@ fn read_as_greeting(bytes: &[u8]) -> Result<(), TestCaseError> {
     if let Some((first, _)) = bytes.split_first_chunk::<{ Greeting::LEN }>()
         && let Ok(read) = Greeting::decode(first)
     {
-        // Four bytes are reserved: they are not kept.
-        let mut expected = *first;
-        expected[12..16].fill(0);
-        prop_assert_eq!(read.encode(), expected);
+        prop_assert_eq!(read.encode(), *first);
     }
     Ok(())
 }

@@ -6,7 +6,8 @@
 //! type u8 | flags u8 | reserved u16 | stream u32 | length u32 | body
 //! ```
 //!
-//! A connection may have a second one beside it, a lane ([`LANES`]), over which nothing goes but DATA and at last CLOSE.
+//! A connection may have a second one beside it, a lane ([`LANES`]), over which nothing goes but DATA and at
+//! last CLOSE, behind a PING by which who dialled it says that it hears.
 //!
 //! A stream is one task. Each side numbers the streams it sends on; HELLO binds its number to a
 //! content key, so neither side can collide with the other. Types from [`SKIPPABLE`] up are passed

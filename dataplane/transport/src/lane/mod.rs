@@ -25,6 +25,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use crate::Handler;
+use crate::aside::processors;
 use crate::conn::{CloseReason, Conn};
 use crate::pace::{is_near, not_paced};
 use crate::reader::{self, Input};
@@ -39,20 +40,8 @@ const PLENTY: usize = 4;
 /// Who could not have one tries again after this.
 const AGAIN: Duration = Duration::from_secs(10);
 /// A lane that carried nothing for this long is given up, and the other side's word that it will carry nothing more is
-/// waited for as long again.
+/// waited for twice as long.
 pub(crate) const IDLE: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 5000 });
-
-/// How many lanes a node has at once: as many as there are processors that none of the runtime's own
-/// threads (one for two processors) has to itself.
-pub(crate) fn turns() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(processors() / 2))
-}
-
-fn processors() -> usize {
-    let here = std::thread::available_parallelism().map_or(1, usize::from);
-    // Tests of lanes are the same everywhere.
-    if cfg!(test) { here.max(PLENTY) } else { here }
-}
 
 /// What a connection knows of its lane.
 #[derive(Debug)]
@@ -192,7 +181,8 @@ pub(crate) async fn keep<H: Handler>(mesh: &Arc<Mesh<H>>, conn: &Arc<Conn>) -> I
     }
 }
 
-/// What a lane holds for as long as it is there: one of the node's [`turns`] and the connection's [`Lane::begin`], in the
+/// What a lane holds for as long as it is there: one of the node's
+/// [`crate::aside::turns`] and the connection's [`Lane::begin`], in the
 /// order in which they are given back.
 pub(crate) type Held = [OwnedSemaphorePermit; 2];
 
@@ -227,7 +217,7 @@ pub(crate) fn start<H: Handler, R: Input + 'static, W: Output + 'static>(
             let socket = socket.map_err(|e| CloseReason::Lost(e.to_string()))?;
             let (mut reader, mut writer) = (reader.moved(&socket), writer.moved(&socket));
             not_paced(conn, &socket);
-            if let Err(error) = begin(conn, &mut reader, &mut writer, first).await {
+            if let Err(error) = come_up(conn, &mut reader, &mut writer, first).await {
                 tracing::debug!(peer = %conn.peer(), %error, "a lane that did not come up");
                 return Ok(());
             }
@@ -262,7 +252,7 @@ impl Drop for Up {
 }
 
 /// Says what is said first, and waits for what has to come before the lane is used.
-async fn begin<R: Input, W: Output>(
+async fn come_up<R: Input, W: Output>(
     conn: &Conn,
     reader: &mut R,
     writer: &mut W,

@@ -1,3 +1,5 @@
+//! Why there is no connection, for who asked for one.
+
 use std::io;
 use std::net::SocketAddr;
 

@@ -1,12 +1,9 @@
 //! Dialling and accepting lanes.
 
-use std::io;
 use std::sync::Arc;
 
 use dragonfly_proto::frame::Greeting;
 use dragonfly_proto::id::NodeId;
-use tokio::net::TcpStream;
-use tokio::time::timeout;
 
 use super::{ConnectError, Dialled, Link, Mesh, unreachable};
 use crate::conn::Conn;
@@ -18,14 +15,9 @@ use crate::{Handler, lane};
 impl<H: Handler> Mesh<H> {
     /// Dials a lane of a connection.
     pub(crate) async fn dial_lane(self: &Arc<Self>, conn: &Arc<Conn>) -> Result<(), ConnectError> {
-        let (node, addr) = (conn.peer(), conn.addr());
         let held = self.hold_lane(conn)?;
-        let connected = timeout(self.timeouts.connect, TcpStream::connect(addr)).await;
-        let stream = connected
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            .map_err(|source| ConnectError::Unreachable { node, addr, source })?;
-        let dialled = Some(Dialled::Lane(conn.clone(), held));
-        self.greet_and_run(stream, addr, dialled).await.map(drop)
+        let lane = Dialled::Lane(conn.clone(), held);
+        self.dial_for(lane, conn.addr()).await.map(drop)
     }
 
     /// What a lane of this connection needs.

@@ -123,7 +123,7 @@ impl<H: Handler> Mesh<H> {
             dialling: Mutex::default(),
             greeting: Arc::new(Semaphore::new(MAX_GREETING)),
             asides: aside::turns(),
-            lanes: lane::turns(),
+            lanes: aside::turns(),
             uplink: Uplink::new(),
             told: Mutex::default(),
             next_id: AtomicU64::new(1),
@@ -223,20 +223,22 @@ impl<H: Handler> Mesh<H> {
     ) -> Result<Arc<Conn>, ConnectError> {
         let mut last = ConnectError::NoAddress(node);
         for addr in addrs.iter().copied() {
-            let connected = timeout(self.timeouts.connect, TcpStream::connect(addr)).await;
-            let attempt = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-                Ok(stream) => {
-                    let dialled = Some(Dialled::Node(node));
-                    self.greet_and_run(stream, addr, dialled).await
-                }
-                Err(source) => Err(ConnectError::Unreachable { node, addr, source }),
-            };
-            match attempt {
+            match self.dial_for(Dialled::Node(node), addr).await {
                 Ok(conn) => return Ok(conn),
                 Err(e) => last = e,
             }
         }
         Err(last)
+    }
+
+    async fn dial_for(
+        self: &Arc<Self>,
+        dialled: Dialled,
+        addr: SocketAddr,
+    ) -> Result<Arc<Conn>, ConnectError> {
+        let stream = within(self.timeouts.connect, TcpStream::connect(addr)).await;
+        let stream = stream.map_err(|e| unreachable(Some(dialled.node()), addr, e))?;
+        self.greet_and_run(stream, addr, Some(dialled)).await
     }
 
     async fn greet_and_run(
