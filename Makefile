@@ -110,7 +110,7 @@ BENCH_MORE = $(if $(filter control,$(BENCH)),-p dragonfly-operator -p dragonfly-
 
 .PHONY: bench-setup
 bench-setup:
-	@scripts/setup.sh bench $(if $(filter control,$(BENCH)),cluster)
+	@scripts/setup.sh bench $(if $(filter control images,$(BENCH)),cluster)
 	cargo build --release -p dragonfly -p dragonfly-e2e $(BENCH_MORE)
 	@test -x target/bench-python/bin/python || python3 -m venv target/bench-python
 	@target/bench-python/bin/pip install --quiet libtorrent==2.0.11
@@ -124,7 +124,8 @@ dragonfly-client: ## Build dragonfly-client, once, for `make bench` to compare w
 	@scripts/setup.sh dragonfly-client
 	cargo install --locked --root $(DRAGONFLY_CLIENT) dragonfly-client@$(DRAGONFLY_CLIENT_VERSION)
 
-BENCH_RUN = BENCH_PYTHON=$(CURDIR)/target/bench-python/bin/python \
+BENCH_RUN = BENCH_BUILD=$$(git describe --always --dirty 2>/dev/null) \
+	BENCH_PYTHON=$(CURDIR)/target/bench-python/bin/python \
 	BENCH_DRAGONFLY_CLIENT=$(DRAGONFLY_CLIENT)/bin target/release/bench
 
 .PHONY: bench

@@ -23,6 +23,7 @@ pub mod policy;
 pub mod preheat;
 pub mod profile;
 pub mod quantity;
+pub mod reference;
 pub mod reports;
 pub mod resolve;
 pub mod scheduler_pool;

@@ -91,6 +91,8 @@ pub struct Toleration {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
     /// NoSchedule, PreferNoSchedule or NoExecute; all when left out.
+    // Of an optional enum the enum's description would be shown.
+    #[schemars(with = "TaintEffect")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub effect: Option<TaintEffect>,
     /// How long a pod stays on a node that got the taint; for ever when left out.

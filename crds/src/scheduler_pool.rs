@@ -59,14 +59,14 @@ impl Default for SchedulerPoolSpec {
 #[schemars(inline)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Strategy {
-    /// LeastConnected: of some random candidates the one with the fewest neighbours and the least
-    /// load.
+    /// LeastConnected: a node that joins is put into the best of some random links between two others,
+    /// by fewest neighbours and least load.
     #[serde(rename = "type")]
     pub type_: StrategyType,
     /// Neighbours that a node should have.
     #[schemars(range(min = 2, max = 64))]
     pub degree: i32,
-    /// Random candidates looked at for each neighbour.
+    /// Random links, or nodes, looked at for each choice.
     #[schemars(range(min = 1, max = 64))]
     pub candidates: i32,
 }

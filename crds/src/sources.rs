@@ -132,6 +132,8 @@ pub struct Addresses {
     pub private: Permission,
     /// The node itself (127.0.0.0/8, ::1): Allowed or Never. Default by profile: Light Allowed,
     /// Standard and Heavy Never.
+    // Of an optional enum the enum's description would be shown.
+    #[schemars(with = "Permission")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loopback: Option<Permission>,
     /// Link-local addresses and clouds' metadata services, which hand out credentials: Allowed or

@@ -9,7 +9,7 @@
 
 use std::path::Path;
 
-use dragonfly_crds::{crdgen, schema};
+use dragonfly_crds::{crdgen, reference, schema};
 use serde_json::Value;
 
 #[test]
@@ -36,6 +36,11 @@ fn committed_crds_are_what_the_types_say() {
         let committed = files.filter(|f| f.path().extension().is_some_and(|e| e == "yaml"));
         assert_eq!(committed.count(), rendered.len(), "a stale file");
     }
+    let committed = std::fs::read_to_string(root.join("docs/fields.md")).unwrap_or_default();
+    assert!(
+        committed == reference::render().unwrap(),
+        "docs/fields.md differs: make crds"
+    );
 }
 
 #[test]

@@ -8,7 +8,6 @@ mod wiping;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use dragonfly_node::node::Role;
 
 /// Peer-to-peer distribution of files and images
 #[derive(Parser)]
@@ -33,7 +32,7 @@ enum Command {
     /// Run a seed: a node that goes to origins for the others
     Seed(Box<roles::node::Args>),
     /// Run a peer: the node of this machine's clients
-    Peer(Box<roles::node::Args>),
+    Peer(Box<roles::node::PeerArgs>),
     Mirror(Box<roles::mirror::Args>),
     Get(Box<commands::get::Args>),
     Import(commands::import::Args),
@@ -71,8 +70,8 @@ async fn command() -> ExitCode {
     match Cli::parse().command {
         Command::Up(args) => roles::up::run(*args).await,
         Command::Scheduler(args) => roles::scheduler::run(*args).await,
-        Command::Seed(args) => roles::node::run(*args, Role::Seed).await,
-        Command::Peer(args) => roles::node::run(*args, Role::Peer).await,
+        Command::Seed(args) => roles::node::seed(*args).await,
+        Command::Peer(args) => roles::node::peer(*args).await,
         Command::Mirror(args) => roles::mirror::run(*args).await,
         Command::Get(args) => commands::get::run(*args, &temporary).await,
         Command::Import(args) => commands::import::run(args).await,

@@ -1,5 +1,5 @@
 //! A mesh's schedulers, asked live: by the API server's port-forward to a port that they have on their
-//! pod's loopback. It needs `get` and `list` on pods, and `create` on `pods/portforward`, in the mesh's
+//! pod's loopback. It needs `get` and `list` on pods, `get` and `create` on `pods/portforward`, in the mesh's
 //! namespace, and nothing else: no certificate, no token of the mesh, no open port.
 
 use std::time::Duration;
@@ -219,7 +219,7 @@ impl Schedulers {
         let mut forwarded = self.pods.portforward(pod, &[port]).await.map_err(|error| {
             let text = error.to_string();
             Failed(format!(
-                "{text}; it needs the right to create pods/portforward in this namespace"
+                "{text}; it needs the rights to get and to create pods/portforward in this namespace"
             ))
         })?;
         let stream = forwarded

@@ -13,6 +13,7 @@ pub(crate) mod mirrored;
 pub(crate) mod node;
 pub(crate) mod policy;
 mod preheats;
+mod replica_args;
 pub(crate) mod scheduler;
 mod shown;
 pub(crate) mod simulate;

@@ -50,7 +50,7 @@ pub(crate) struct Args {
     /// Where content, identity and the last good policy are kept
     #[arg(long, default_value = "/var/lib/dragonfly/node", value_name = "DIR")]
     state: PathBuf,
-    /// Where this machine's clients ask [default: /run/dragonfly/node.sock]
+    /// Where this machine's clients ask
     #[arg(
         long,
         env = "DRAGONFLY_SOCKET",
@@ -64,16 +64,23 @@ pub(crate) struct Args {
     /// Where /healthz, /readyz and /metrics are
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<SocketAddr>,
-    /// Where this machine's container runtimes pull images through a peer, on loopback [default:
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+/// What a peer is started with beyond that: seeds are no mirrors.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct PeerArgs {
+    #[command(flatten)]
+    node: Args,
+    /// Where this machine's container runtimes pull images through this peer, on loopback [default:
     /// as the mesh's policy says]
     #[arg(long, env = "DRAGONFLY_MIRROR", value_name = "ADDRESS")]
     mirror: Option<SocketAddr>,
-    /// Logins that a peer's mirror shows to the registries that policy names, for clients that show
-    /// none: DIR/NAME/.dockerconfigjson, or config.json; as many as there are
+    /// Logins that the mirror shows to the registries that policy names, for clients that show none:
+    /// DIR/NAME/.dockerconfigjson, or config.json; as many as there are
     #[arg(long, value_name = "DIR")]
     pull_secrets: Option<PathBuf>,
-    #[command(flatten)]
-    log: LogArgs,
 }
 
 /// What a node is started with.
@@ -99,13 +106,28 @@ pub(crate) struct Config {
     pub(crate) mirrored: Option<Arc<Mirrored>>,
 }
 
-/// Runs the command.
-pub(crate) async fn run(args: Args, role: Role) -> ExitCode {
+/// Runs a seed.
+pub(crate) async fn seed(args: Args) -> ExitCode {
     args.log.start();
-    super::until_signalled(|stop| serve(args, role, stop)).await
+    super::until_signalled(|stop| serve(args, Role::Seed, None, stop)).await
 }
 
-async fn serve(args: Args, role: Role, stop: CancellationToken) -> Result<(), RoleError> {
+/// Runs a peer.
+pub(crate) async fn peer(args: PeerArgs) -> ExitCode {
+    args.node.log.start();
+    super::until_signalled(|stop| {
+        let mirrored = Mirrored::new(args.mirror, args.pull_secrets, stop.clone());
+        serve(args.node, Role::Peer, Some(Arc::new(mirrored)), stop)
+    })
+    .await
+}
+
+async fn serve(
+    args: Args,
+    role: Role,
+    mirrored: Option<Arc<Mirrored>>,
+    stop: CancellationToken,
+) -> Result<(), RoleError> {
     if args.mesh.schedulers.is_empty() && args.mesh.bootstrap.is_none() {
         let text = "which mesh? Name a scheduler: --scheduler host:port (DRAGONFLY_SCHEDULERS), or a \
                     file: --bootstrap FILE";
@@ -114,9 +136,6 @@ async fn serve(args: Args, role: Role, stop: CancellationToken) -> Result<(), Ro
     let known = bootstrap::of(&args.mesh, &stop)?;
     let proof = Proof::of(&args.mesh, &known)?;
     let mode = if args.socket_for_all { 0o666 } else { 0o660 };
-    let secrets = args.pull_secrets;
-    let mirrored =
-        (role == Role::Peer).then(|| Arc::new(Mirrored::new(args.mirror, secrets, stop.clone())));
     let config = Config {
         role,
         name: args.name.unwrap_or_else(host_name),

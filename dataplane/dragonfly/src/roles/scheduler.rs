@@ -26,7 +26,9 @@ use tonic::transport::server::TcpIncoming;
 use super::bootstrap::Known;
 use super::identity::{self, Proof};
 use super::policy::{self, Given};
-use super::{LogArgs, RoleError, bootstrap, figures, kubernetes, local, manifests, mesh_id};
+use super::{
+    LogArgs, RoleError, bootstrap, figures, kubernetes, local, manifests, mesh_id, replica_args,
+};
 
 /// Run a scheduler: who is in which swarm, and the mesh's policy
 ///
@@ -38,7 +40,8 @@ pub(crate) struct Args {
     /// Where nodes connect
     #[arg(long, default_value = "0.0.0.0:8002", value_name = "ADDRESS")]
     listen: SocketAddr,
-    /// What nodes are told to connect to [default: the listening address]
+    /// What nodes and other replicas are told to connect to [default: the listening address;
+    /// 127.0.0.1 where that is all addresses]
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<String>,
     /// This replica's name, the same after every restart [default: the advertised address]
@@ -141,14 +144,9 @@ async fn serve(args: Args, stop: CancellationToken) -> Result<(), RoleError> {
     let known = known.map(|path| bootstrap::file(path, &stop)).transpose()?;
     let mesh = known.as_ref().map_or(args.mesh, |known| known.mesh.clone());
     let keys = args.state.join("mesh");
-    let others = args.replica.iter().map(|r| match r.split_once('=') {
-        Some((name, address)) => Ok(rpc::Replica {
-            name: name.to_owned(),
-            address: address.to_owned(),
-        }),
-        None => Err(RoleError(format!("--replica {r}: write name=host:port"))),
-    });
-    let others: Vec<_> = others.collect::<Result<_, _>>()?;
+    let advertise = args.advertise.as_deref();
+    let name = args.name.as_deref();
+    let others = replica_args::others(&args.replica, args.listen, advertise, name)?;
     let shown = Arc::new(ShownScheduler::default());
     if let Some(addr) = args.admin {
         super::show(addr, shown.clone(), &stop).await?;

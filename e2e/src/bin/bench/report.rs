@@ -128,7 +128,8 @@ pub(crate) fn write(bench: &str, cases: Vec<Value>) -> Result<()> {
     let failed = |e| Failed::at(path.display(), e);
     fs::create_dir_all(OUT).map_err(failed)?;
     let mut all: Vec<Value> = read(bench)["cases"].as_array().cloned().unwrap_or_default();
-    for new in cases {
+    for mut new in cases {
+        new["measured"] = json!(measured());
         let same = |old: &Value| old["case"] == new["case"] && old["peers"] == new["peers"];
         match all.iter_mut().find(|old| same(old)) {
             Some(old) => *old = new,
@@ -150,6 +151,27 @@ pub(crate) fn write(bench: &str, cases: Vec<Value>) -> Result<()> {
     Ok(())
 }
 
+/// The day, and the build where `BENCH_BUILD` names it.
+fn measured() -> String {
+    let day = jiff::Timestamp::now().strftime("%Y-%m-%d").to_string();
+    match std::env::var("BENCH_BUILD") {
+        Ok(build) if !build.is_empty() => format!("{day}, build {build}"),
+        _ => day,
+    }
+}
+
+/// When cases were measured: of several that differ, each with its number of nodes.
+fn when<'a>(cases: impl Iterator<Item = &'a Value> + Clone) -> String {
+    let of = |case: &Value| case["measured"].as_str().unwrap_or("earlier").to_owned();
+    let mut all = cases.clone().map(of);
+    let first = all.next().unwrap_or_default();
+    if all.all(|other| other == first) {
+        return format!("Measured {first}.");
+    }
+    let each = cases.map(|case| format!("N = {} {}", case["peers"], of(case)));
+    format!("Measured: {}.", each.collect::<Vec<_>>().join("; "))
+}
+
 fn read(bench: &str) -> Value {
     let text = fs::read_to_string(Path::new(OUT).join(format!("{bench}.json")));
     text.ok()
@@ -160,8 +182,10 @@ fn read(bench: &str) -> Value {
 fn document() -> String {
     let mut out = String::from(
         "# Benchmarks\n\nWritten by `make bench` and `make bench-full`; nothing here is edited by hand. \
-         Figures are medians of the runs named, with the range where one is given; systems take turns in \
-         one run on one machine, so compare them with each other and not with another machine's.\n",
+         Figures are medians of the runs named, with the range where one is given. The systems of a table take \
+         turns in one run on one machine: compare them with each other, and not with another table's or another \
+         machine's.\n\nF: the content's size. p50, p99: the median node, the slowest but one in a hundred. `added`: what \
+         the first system costs more than the second.\n",
     );
     out_of(
         &mut out,
@@ -221,12 +245,13 @@ fn out_of(out: &mut String, results: &Value, title: &str, about: &str) {
                 .collect();
             let _ = write!(
                 out,
-                "\n### {name}: {about}\n\n{} MiB, {} Mbit/s. \n\n\
+                "\n### {name}: {about}\n\n{} MiB, {} Mbit/s. {}\n\n\
                  | N | system | runs | slowest/limit (median; range) | p50/limit | p99/p50 | seed sent | \
                  origin sent | CPU s/GiB | peak MiB |{titles}\n\
                  | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |{}\n",
                 case["size_bytes"].as_u64().unwrap_or(0) >> 20,
                 case["rate_mbit"],
+                when(cases.iter().filter(|other| other["case"] == case["case"])),
                 " --- |".repeat(some.len()),
             );
         }
@@ -283,7 +308,9 @@ fn cell(median: f64, runs: &[Value], key: &str) -> String {
 fn plain(out: &mut String, results: &Value) {
     for case in results["cases"].as_array().into_iter().flatten() {
         let text = |key: &str| case[key].as_str().unwrap_or_default().to_owned();
-        let _ = write!(out, "\n## {}: {}\n\n", text("case"), text("about"));
+        let (title, about) = (text("case"), text("about"));
+        let measured = when(std::iter::once(case));
+        let _ = write!(out, "\n## {title}: {about}\n\n{measured}\n\n");
         let systems = case["systems"]
             .as_array()
             .map(Vec::as_slice)

@@ -179,7 +179,7 @@ async fn after(cluster: &Cluster, args: &Args, report: &mut Report) -> Result<()
                 "there is no Distribution in namespace {}",
                 cluster.namespace()
             ),
-            "kubectl apply -f config/samples/distribution.yaml, or look elsewhere: -n, -A",
+            "make one where the operator runs meshes (kubectl apply -n NAMESPACE -f config/samples/), or look elsewhere: -n, -A",
         );
     }
     for mesh in &meshes {

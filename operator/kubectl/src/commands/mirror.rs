@@ -207,7 +207,7 @@ async fn ask(pods: &Api<Pod>, pod: &Pod, percent: Option<u8>) -> Result<Said, Fa
         let attached = pods.exec(&pod.name_any(), line, &wanted).await;
         let mut attached = attached.map_err(|error| {
             Failed(format!(
-                "{error}; it needs the right to create pods/exec in this namespace"
+                "{error}; it needs the rights to get and to create pods/exec in this namespace"
             ))
         })?;
         let (mut said, mut errors) = (vec![], vec![]);

@@ -4,4 +4,4 @@
 mod leaders;
 mod reports;
 mod samples;
-mod ways_in;
+pub(crate) mod ways_in;

@@ -1,5 +1,6 @@
 //! Preheats on real nodes, and the plugin beside them.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -18,11 +19,18 @@ use dragonfly_cluster::place::READY;
 
 use super::life::revision;
 use super::nodes::origin_sent;
+use crate::installed::ways_in::kubectl;
 
 /// The plugin on a cluster: what it wrote to stdout and stderr, and how it ended.
 pub(crate) fn plugin(cluster: &Cluster, namespace: &str, line: &[&str]) -> (String, String, bool) {
+    plugin_by(cluster.kubeconfig(), namespace, line)
+}
+
+/// The same by whoever that kubeconfig says.
+fn plugin_by(kubeconfig: &Path, namespace: &str, line: &[&str]) -> (String, String, bool) {
     let out = Command::new(dragonfly_e2e::binary::plugin().unwrap())
-        .args(["--kubeconfig", &cluster.kubeconfig().display().to_string()])
+        .arg("--kubeconfig")
+        .arg(kubeconfig)
         .args(["-n", namespace])
         .args(line)
         .output()
@@ -258,13 +266,50 @@ async fn suspended_and_deleted(place: &Place, url: &str) {
     place.gone::<Preheat>("later").await;
 }
 
+/// A kubeconfig of somebody who may do what the roles in docs/kubectl.md say and nothing else.
+async fn somebody(cluster: &Cluster, namespace: &str) -> tempfile::NamedTempFile {
+    const USER: &str = "somebody";
+    let said = include_str!("../../../../../docs/kubectl.md").replace("\\\n", " ");
+    let roles = said
+        .lines()
+        .filter_map(|line| line.strip_prefix("    kubectl create role "));
+    let mut given = 0;
+    for line in roles {
+        let line = line.replace("NAMESPACE", namespace);
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let role = [&["create", "role"], &words[..]].concat();
+        kubectl(cluster, &role).await.unwrap();
+        let (role, user) = (format!("--role={}", words[0]), format!("--user={USER}"));
+        let bind = [
+            "create",
+            "rolebinding",
+            words[0],
+            "-n",
+            namespace,
+            &role,
+            &user,
+        ];
+        kubectl(cluster, &bind).await.unwrap();
+        given += 1;
+    }
+    assert_eq!(given, 3, "roles in docs/kubectl.md");
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(cluster.kubeconfig()).unwrap()).unwrap();
+    config["users"][0]["user"]["as"] = USER.into();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), config.to_string()).unwrap();
+    file
+}
+
 /// What people see and do with the plugin.
 async fn said_by_the_plugin(cluster: &Cluster, place: &Place, url: &str) {
-    let run = |line: &[&str]| {
-        let (out, err, well) = plugin(cluster, &place.namespace, line);
+    let somebody = somebody(cluster, &place.namespace).await;
+    let by = |kubeconfig: &Path, line: &[&str]| {
+        let (out, err, well) = plugin_by(kubeconfig, &place.namespace, line);
         assert!(well, "{line:?}: {out}{err}");
         out
     };
+    let run = |line: &[&str]| by(somebody.path(), line);
     let status = run(&["status"]);
     assert!(
         status.contains("1 of 1 seeds, 2 of 2 peers ready"),
@@ -287,7 +332,7 @@ async fn said_by_the_plugin(cluster: &Cluster, place: &Place, url: &str) {
     let prefix = url.trim_end_matches(mesh::CONTENT.0);
     let unpinned = run(&["unpin", "--prefix", prefix]);
     assert!(unpinned.contains("on 3 of 3 nodes"), "{unpinned}");
-    let checked = run(&["check", "--url", url]);
+    let checked = by(cluster.kubeconfig(), &["check", "--url", url]);
     assert!(checked.contains("[ok]"), "{checked}");
     // Nodes say for a while that somebody uses what was just got.
     let api: Api<Preheat> = place.api();
@@ -297,7 +342,7 @@ async fn said_by_the_plugin(cluster: &Cluster, place: &Place, url: &str) {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let purged = run(&["purge", url]);
     assert!(purged.contains("3 contents"), "{purged}");
-    let dump = run(&["support-dump"]);
+    let dump = by(cluster.kubeconfig(), &["support-dump"]);
     assert!(dump.contains("distribution:"), "{dump}");
     for secret in ["BEGIN PRIVATE KEY", "BEGIN EC PRIVATE KEY", "join-token:"] {
         assert!(!dump.contains(secret), "{secret}");
