@@ -326,6 +326,12 @@ impl Node {
         }
     }
 
+    /// Whether nobody else has read this content so far.
+    fn is_only_reader(&self, lease: &rpc::Lease) -> bool {
+        let mut before = lease.epochs.iter().map(|cert| EpochCert::decode(cert));
+        before.all(|cert| cert.is_ok_and(|cert| cert.key == *self.signing.public()))
+    }
+
     /// Another fetch of a content that is known: by this node, or by the seed before it.
     async fn begin_again(
         &self,
@@ -333,6 +339,19 @@ impl Node {
         lease: &rpc::Lease,
         source: &rpc::Source,
     ) -> Result<Begun, rpc::Failure> {
+        let validator = lease
+            .origin
+            .as_ref()
+            .map_or("", |origin| origin.validator.as_str());
+        if validator.is_empty() && source.digest.is_empty() && !self.is_only_reader(lease) {
+            // Whatever is read now may be another version than what was read and signed before.
+            let text = format!(
+                "the node that read {} is gone, and nothing in the origin's answers tells whether it is \
+                 the same still",
+                task.meta().url
+            );
+            return Err(rpc::Failure::new(Code::Changed, text));
+        }
         let request = request(source)?;
         let known = lock(&self.origins.metadata).get(&task.key()).cloned();
         if let Some(metadata) = known {
@@ -351,11 +370,6 @@ impl Node {
             .await
             .map_err(|e| source_failure(&e))?;
         let m = begun.metadata();
-        let validator = lease
-            .origin
-            .as_ref()
-            .map(|o| o.validator.as_str())
-            .unwrap_or_default();
         let same_version = validator.is_empty() || m.version().as_deref() == Some(validator);
         let geometry = task.geometry();
         let same_len = geometry.total_len().is_none() || geometry.total_len() == m.total_len;

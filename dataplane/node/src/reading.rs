@@ -43,8 +43,10 @@ impl Node {
             task: task.clone(),
             handed_out: Vec::new(),
         };
+        // Read from the start again: only the bytes tell whether it is the same.
+        let compare = sequential && begun.metadata().version().is_none();
         let mut fetch = begun.run(plan);
-        let mut blocks = Assembler::new(task.clone());
+        let mut blocks = Assembler::new(task.clone(), compare);
         let mut ready = Vec::new();
         loop {
             // Sign what is there as soon as the origin pauses; under load, sixteen at once.
@@ -229,13 +231,16 @@ impl EnginePlan {
 struct Assembler {
     task: Arc<Task>,
     partial: BTreeMap<u32, Vec<u8>>,
+    /// Blocks that are held are compared with what comes now.
+    compare: bool,
 }
 
 impl Assembler {
-    const fn new(task: Arc<Task>) -> Self {
+    const fn new(task: Arc<Task>, compare: bool) -> Self {
         Self {
             task,
             partial: BTreeMap::new(),
+            compare,
         }
     }
 
@@ -253,7 +258,7 @@ impl Assembler {
             let take = data.len().min(len as usize - within);
             let part = data.split_to(take);
             at += take as u64;
-            if self.task.store.is_held(index) {
+            if !self.compare && self.task.store.is_held(index) {
                 continue;
             }
             let block = self
@@ -268,11 +273,32 @@ impl Assembler {
             block.extend_from_slice(&part);
             if block.len() == len as usize
                 && let Some(block) = self.partial.remove(&index)
+                && self.is_new(index, &block)?
             {
                 ready.push((index, block));
             }
         }
         Ok(())
+    }
+
+    /// Whether a block is still to be stored.
+    ///
+    /// # Errors
+    /// [`Code::Changed`] when another one is held in its place.
+    fn is_new(&self, index: u32, block: &[u8]) -> Result<bool, rpc::Failure> {
+        let held = self
+            .task
+            .store
+            .proof(index)
+            .map_err(|e| storage_failure(&e))?;
+        match held {
+            None => Ok(true),
+            Some(held) if held.hash == *blake3::hash(block).as_bytes() => Ok(false),
+            Some(_) => {
+                let text = format!("{} has other bytes than before", self.task.meta().url);
+                Err(rpc::Failure::new(Code::Changed, text))
+            }
+        }
     }
 
     /// The last block of content whose length was not known.

@@ -53,7 +53,8 @@ impl Core {
         // Refused only when banned: then there is no lease, and members are told so.
         let _ = self.enter(content, node, info);
         // Where several seeds emit, the next in the content's order take their shares.
-        for _ in 1..self.settings.swarm.emitters {
+        let emitters = self.tasks.get(&content).map_or(1, |t| t.swarm.emitters());
+        for _ in 1..emitters {
             let Some(task) = self.tasks.get(&content) else {
                 return;
             };

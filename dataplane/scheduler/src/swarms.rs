@@ -63,6 +63,13 @@ impl TaskEntry {
         self.complete.len()
     }
 
+    /// Where neither the origin nor a digest tells versions apart, one node alone may read it.
+    fn tell_readers(&mut self, source: &rpc::Source) {
+        if self.origin.validator.is_empty() && source.digest.is_empty() {
+            self.swarm.one_reader();
+        }
+    }
+
     pub(crate) fn last_epoch(&self) -> u32 {
         self.epochs.last().map_or(0, |e| e.epoch)
     }
@@ -112,6 +119,7 @@ impl Core {
         let task = self.entry(content);
         task.geometry.get_or_insert(geometry);
         task.origin = origin.clone();
+        task.tell_readers(source);
         task.remember_source(source);
         if task.swarm.leases().is_empty() {
             task.unfit.remove(&by);
@@ -146,6 +154,7 @@ impl Core {
         if !origin.validator.is_empty() {
             task.origin = origin;
         }
+        task.tell_readers(source);
         task.wanting.insert(node);
         if news {
             // Who holds the lease since nobody wanted the content does not know where it comes from.

@@ -30,6 +30,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub mod says;
 pub mod scripted;
 
 pub const MESH: [u8; 16] = [7; 16];

@@ -25,7 +25,7 @@ impl<K: NodeKey> Swarm<K> {
         let mut holders = vec![node];
         let seeds = self.members.iter().filter(|(_, m)| m.info.seed);
         for (seed, _) in seeds {
-            if holders.len() < self.settings.emitters.max(1) as usize && !holders.contains(seed) {
+            if holders.len() < self.emitters() as usize && !holders.contains(seed) {
                 holders.push(*seed);
             }
         }
@@ -77,7 +77,7 @@ impl<K: NodeKey> Swarm<K> {
         let mut holders: Vec<K> = self.leases.iter().map(|l| l.node).filter(is_seed).collect();
         let seeds = self.members.iter().filter(|(_, m)| m.info.seed);
         for (seed, _) in seeds {
-            if holders.len() < self.settings.emitters.max(1) as usize && !holders.contains(seed) {
+            if holders.len() < self.emitters() as usize && !holders.contains(seed) {
                 holders.push(*seed);
             }
         }

@@ -104,6 +104,22 @@ impl<K: NodeKey> Swarm<K> {
         }
     }
 
+    /// At most one seed reads the origin, whatever the settings say: where answers of the origin cannot be
+    /// told apart, two might read two versions.
+    pub const fn one_reader(&mut self) {
+        self.settings.emitters = 1;
+    }
+
+    /// How many seeds read the origin, each its share.
+    #[must_use]
+    pub const fn emitters(&self) -> u32 {
+        if self.settings.emitters == 0 {
+            1
+        } else {
+            self.settings.emitters
+        }
+    }
+
     /// The next thing to tell members.
     pub fn poll(&mut self) -> Option<Command<K>> {
         self.commands.pop_front().or_else(|| self.next_told())
