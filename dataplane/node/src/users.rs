@@ -6,7 +6,7 @@ use std::time::Instant;
 use dragonfly_proto::frame::Frame;
 use dragonfly_swarm::engine::Wanted;
 
-use crate::task::{Effects, State, Task};
+use crate::task::{Effects, State, Task, most_blocks};
 use crate::turns::LOWEST;
 
 impl Task {
@@ -87,12 +87,15 @@ pub(crate) fn wanted(s: &State) -> Wanted {
         return Wanted::Nothing;
     }
     let total = s.geometry.total_len().unwrap_or(u64::MAX);
+    // Of an open wish where the length is unknown: neighbours keep no more than could be here.
+    let most = most_blocks(&s.geometry);
     let mut set = dragonfly_swarm::bitmap::BlockSet::new();
     for &(start, end) in s.wants.values() {
         if start == 0 && end >= total {
             return Wanted::Whole;
         }
-        set.insert_range(s.geometry.blocks_of(start, end));
+        let blocks = s.geometry.blocks_of(start, end);
+        set.insert_range(blocks.start.min(most)..blocks.end.min(most));
     }
     Wanted::Some(set)
 }

@@ -69,6 +69,21 @@ pub(crate) fn frames(control: &Control, mut send: impl FnMut(&Frame)) {
     }
 }
 
+/// The blocks below `max_blocks` of a wish. Who does not know the length yet may honestly wish for blocks
+/// behind the end: they are left out, so that what is kept is bounded.
+fn wished(ranges: &[BlockRange], max_blocks: u32) -> Result<BlockSet, String> {
+    let mut set = BlockSet::new();
+    for r in ranges.iter().map(range) {
+        let part = r.start.min(max_blocks)..r.end.min(max_blocks);
+        let new = set.insert_range(part.clone());
+        // Thousands of long ranges one over the other would cost much time and say nothing.
+        if new as usize != part.len() {
+            return Err(format!("wants blocks {} to {} twice", r.start, r.end - 1));
+        }
+    }
+    Ok(set)
+}
+
 /// What the engine is told for a frame; `None` for those that are not the engine's, and for parts of
 /// a block map, which are gathered in `map` until the last.
 pub(crate) fn control(
@@ -94,16 +109,7 @@ pub(crate) fn control(
         Frame::Hurry(ranges) => Control::Hurry(ranges.iter().map(range).collect()),
         Frame::Want(Want::Nothing) => Control::Want(Wanted::Nothing),
         Frame::Want(Want::Whole) => Control::Want(Wanted::Whole),
-        Frame::Want(Want::Some(ranges)) => {
-            let mut set = BlockSet::new();
-            for r in ranges.iter().map(range) {
-                if r.end > max_blocks {
-                    return Err(format!("wants block {} of {max_blocks}", r.end - 1));
-                }
-                set.insert_range(r);
-            }
-            Control::Want(Wanted::Some(set))
-        }
+        Frame::Want(Want::Some(ranges)) => Control::Want(Wanted::Some(wished(ranges, max_blocks)?)),
         Frame::Credit(n) => Control::Credit(*n),
         Frame::Request(n) => Control::Request(*n),
         Frame::Cancel(n) => Control::Cancel(*n),
@@ -111,4 +117,40 @@ pub(crate) fn control(
         Frame::Rate(n) => Control::Rate(*n),
         _ => return Ok(None),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wish(ranges: Vec<BlockRange>, max_blocks: u32) -> Result<Option<Control>, String> {
+        let frame = Frame::Want(Want::Some(ranges));
+        control(&frame, &mut vec![], max_blocks)
+    }
+
+    #[test]
+    fn a_wish_is_cut_where_the_content_ends_and_costs_no_more_than_that() {
+        let rows = [
+            (vec![(2, u32::MAX - 2)], vec![2..100]),
+            (
+                vec![(99, 1), (100, 7), (5000, u32::MAX - 5000)],
+                vec![99..100],
+            ),
+            (vec![(u32::MAX - 1, 1)], vec![]),
+            (vec![], vec![]),
+        ];
+        for (ranges, left) in rows {
+            let Ok(Some(Control::Want(Wanted::Some(set)))) = wish(ranges.clone(), 100) else {
+                panic!("{ranges:?} is a wish");
+            };
+            assert_eq!(set.ranges().collect::<Vec<_>>(), left, "{ranges:?}");
+            assert!(set.words() <= 2, "{ranges:?}");
+        }
+    }
+
+    #[test]
+    fn a_wish_that_names_blocks_again_and_again_is_refused_before_it_costs_time() {
+        let many = vec![(0, 1 << 24); MAX_RANGES];
+        assert!(wish(many, 1 << 24).is_err());
+    }
 }

@@ -1,0 +1,158 @@
+//! Parts of content whose length no origin says: it is known when the last byte has come.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod kit;
+
+use std::time::{Duration, Instant};
+
+use dragonfly_node::download::{Download, Wish};
+use dragonfly_node::node::Role;
+use dragonfly_proto::rpc;
+use dragonfly_scheduler::core::CoreSettings;
+use kit::{SchedulerProcess, TestMesh, TestNode, authority, bytes, log, read_all, source};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// An origin of 1 MiB at 2 MiB/s that says how long it is for the path `/known` alone.
+async fn origin() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (r, mut w) = stream.split();
+                let mut lines = BufReader::new(r).lines();
+                let first = lines.next_line().await?.unwrap_or_default();
+                while lines
+                    .next_line()
+                    .await?
+                    .is_some_and(|line| !line.is_empty())
+                {}
+                let length = match first.contains("/known ") {
+                    true => format!("content-length: {MIB}\r\n"),
+                    false => String::new(),
+                };
+                let head = format!("HTTP/1.1 200 OK\r\netag: \"v1\"\r\n{length}connection: close");
+                w.write_all(format!("{head}\r\n\r\n").as_bytes()).await?;
+                if first.starts_with("HEAD ") {
+                    return Ok(());
+                }
+                for part in bytes(MIB as usize, 1).chunks(64 << 10) {
+                    w.write_all(part).await?;
+                    tokio::time::sleep(Duration::from_millis(31)).await;
+                }
+                w.shutdown().await
+            });
+        }
+    });
+    url
+}
+
+/// A mesh of two, and where the content is.
+struct Bed {
+    _scheduler: SchedulerProcess,
+    seed: TestNode,
+    peer: TestNode,
+    url: String,
+}
+
+impl Bed {
+    async fn start() -> Self {
+        log();
+        let authority = authority();
+        let any = "127.0.0.1:0".parse().unwrap();
+        let settings = CoreSettings::default();
+        let scheduler = SchedulerProcess::start(any, authority.clone(), settings).await;
+        let mesh = TestMesh::new(vec![scheduler.addr], authority);
+        let seed = mesh.node(100, Role::Seed).await;
+        let peer = mesh.node(1, Role::Peer).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        Self {
+            _scheduler: scheduler,
+            seed,
+            peer,
+            url: origin().await,
+        }
+    }
+
+    fn source(&self) -> rpc::Source {
+        source(&format!("{}/unknown", self.url))
+    }
+
+    async fn wish(&self, wish: Wish) -> Result<Download, rpc::Failure> {
+        self.peer.node.download(self.source(), wish).await
+    }
+
+    fn nobody_is_banned(&self) {
+        let bans = [&self.seed, &self.peer].map(|n| n.node.metrics.bans.get());
+        assert_eq!(bans, [0, 0]);
+    }
+}
+
+/// How a download ends, which it does soon.
+async fn end(download: &Download) -> Result<(), rpc::Failure> {
+    let ended = tokio::time::timeout(Duration::from_secs(10), download.finish()).await;
+    ended.unwrap_or_else(|_| {
+        kit::describe_all();
+        panic!("{download:?} does not end: {:?}", download.progress());
+    })
+}
+
+async fn ends(wish: Wish) {
+    let bed = Bed::start().await;
+    let mut download = bed.wish(wish).await.unwrap();
+    end(&download).await.unwrap();
+    assert_eq!(download.range(), (512 * KIB, Some(MIB)));
+    let progress = download.progress();
+    assert_eq!(
+        (progress.have, progress.total),
+        (512 * KIB, Some(512 * KIB))
+    );
+    let mut got = vec![];
+    while let Some(part) = download.next_chunk().await.unwrap() {
+        got.extend_from_slice(&part);
+    }
+    assert!(got == bytes(MIB as usize, 1)[512 << 10..]);
+    bed.nobody_is_banned();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_of_content_of_unknown_length_ends() {
+    ends(Wish::Range(512 * KIB, None)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_of_content_of_unknown_length_with_an_end_ends() {
+    ends(Wish::Range(512 * KIB, Some(3 * MIB))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_wants_an_open_part_of_unknown_length_gets_its_node_banned_nowhere() {
+    let bed = Bed::start().await;
+    // One client's whim.
+    let _whim = bed.wish(Wish::Range(512 * KIB, None)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // Another client's download of something else.
+    let since = Instant::now();
+    let got = read_all(&bed.peer, &format!("{}/known", bed.url)).await;
+    assert!(got.unwrap() == bytes(MIB as usize, 1));
+    assert!(since.elapsed() < Duration::from_secs(5));
+    bed.nobody_is_banned();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wish_behind_an_end_that_only_the_other_knows_is_no_reason_for_a_ban() {
+    let bed = Bed::start().await;
+    // The seed has it all, and knows how long it is, before the peer asks.
+    read_all(&bed.seed, &bed.source().url).await.unwrap();
+    let wish = Wish::Range(512 * KIB, Some(3 * MIB));
+    end(&bed.wish(wish).await.unwrap()).await.unwrap();
+    bed.nobody_is_banned();
+}
