@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dragonfly_proto::geometry::Geometry;
 use dragonfly_proto::rpc::{self, failure::Code};
 use dragonfly_swarm::engine::ReaderId;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::held::{held_of, part_of};
 use crate::node::Node;
-use crate::task::{Task, lock};
+use crate::task::{Task, lock, most_blocks};
 
 /// Content that changes while it is distributed is asked for anew this often.
 pub(crate) const RESTARTS: usize = 3;
@@ -141,8 +143,7 @@ impl Node {
         wish: Wish,
         ahead: u64,
     ) -> Result<Download, rpc::Failure> {
-        let total = task.geometry().total_len();
-        let (start, end) = span(wish, total)?;
+        let (start, end) = span(wish, &task.geometry())?;
         let (user, effects) = task.add_user(
             start,
             end.unwrap_or(u64::MAX).min(start.saturating_add(ahead)),
@@ -163,27 +164,38 @@ impl Node {
     }
 }
 
-/// The bytes a wish means in a content of this length.
-fn span(wish: Wish, total: Option<u64>) -> Result<(u64, Option<u64>), rpc::Failure> {
-    let past = |start: u64, total: u64| {
-        let text = format!("the range begins at byte {start}, the content has {total}");
-        rpc::Failure::new(Code::Invalid, text)
-    };
-    match (wish, total) {
+/// The bytes a wish means in a content that is cut like this.
+fn span(wish: Wish, g: &Geometry) -> Result<(u64, Option<u64>), rpc::Failure> {
+    match (wish, g.total_len()) {
         (Wish::Whole, total) => Ok((0, total)),
-        (Wish::Range(start, end), Some(total)) => {
-            if start >= total && (start, total) != (0, 0) {
-                return Err(past(start, total));
-            }
-            Ok((start, Some(end.map_or(total, |e| e.min(total)))))
+        (Wish::Range(start, end), total) => {
+            begins_within(start, g)?;
+            let cut = |total| end.map_or(total, |e| e.min(total));
+            Ok((start, total.map(cut).or(end)))
         }
-        (Wish::Range(start, end), None) => Ok((start, end)),
         (Wish::Last(n), Some(total)) => Ok((total.saturating_sub(n), Some(total))),
         (Wish::Last(_), None) => Err(rpc::Failure::new(
             Code::Invalid,
             "the content's length is not known, so its last bytes are not either",
         )),
     }
+}
+
+/// Whether there is a byte at `start`, as far as is known by now. The empty content begins at 0 too.
+fn begins_within(start: u64, g: &Geometry) -> Result<(), rpc::Failure> {
+    let text = match g.total_len() {
+        Some(total) if start >= total && (start, total) != (0, 0) => {
+            format!("the range begins at byte {start}, the content has {total}")
+        }
+        None if g.block_at(start) >= most_blocks(g) => {
+            let most = g.offset(most_blocks(g));
+            format!(
+                "the range begins at byte {start}, content of unknown length has at most {most}"
+            )
+        }
+        _ => return Ok(()),
+    };
+    Err(rpc::Failure::new(Code::Invalid, text))
 }
 
 impl Download {
@@ -193,7 +205,8 @@ impl Download {
         &self.task
     }
 
-    /// The bytes asked for; the end is unknown while the content's length is.
+    /// The bytes asked for; the end is unknown while the content's length is. None where they turned out
+    /// to begin behind it.
     #[must_use]
     pub fn range(&self) -> (u64, Option<u64>) {
         let total = self.task.geometry().total_len();
@@ -202,7 +215,7 @@ impl Download {
             (None, total) => total,
             (end, None) => end,
         };
-        (self.start, end)
+        (self.start, end.map(|e| e.max(self.start)))
     }
 
     /// How far it is.
@@ -228,16 +241,10 @@ impl Download {
     }
 
     fn have_of(&self, start: u64, end: Option<u64>) -> u64 {
-        let g = self.task.geometry();
-        let end = end.unwrap_or(u64::MAX);
-        let blocks = g.blocks_of(start, end);
-        let held = blocks.filter(|b| self.task.store.is_held(*b));
-        let bytes = held.map(|b| {
-            let from = g.offset(b).max(start);
-            let to = (g.offset(b) + u64::from(g.block_len(b).unwrap_or(0))).min(end);
-            to.saturating_sub(from)
-        });
-        bytes.sum()
+        let (g, range) = (self.task.geometry(), start..end.unwrap_or(u64::MAX));
+        let held = held_of(&self.task, &g, &range);
+        let parts = held.iter().map(|run| part_of(&g, run, &range));
+        parts.map(|part| part.end.saturating_sub(part.start)).sum()
     }
 
     /// Whether every byte asked for is held.
@@ -272,7 +279,8 @@ impl Download {
     }
 
     async fn wait_done(&self) -> Result<(), rpc::Failure> {
-        let whole = self.start == 0 && self.end.is_none_or(|e| Some(e) == self.range().1);
+        let total = self.task.geometry().total_len();
+        let whole = self.start == 0 && self.end.is_none_or(|e| Some(e) == total);
         let check = async {
             if whole && !self.digest.is_empty() {
                 self.check_digest().await
@@ -290,7 +298,8 @@ impl Download {
                 tokio::pin!(goes_on);
                 goes_on.as_mut().enable();
                 if self.is_done() {
-                    return Ok(());
+                    // Its length may have been learnt since this began.
+                    return begins_within(self.start, &self.task.geometry());
                 }
                 if let Some(failure) = self.task.failure() {
                     return Err(failure);
@@ -374,8 +383,7 @@ impl Download {
     /// The bytes from `at`, at most a block; `None` at the end. Begin where [`Download::range`] does
     /// and go on in order: what is ahead of the reader is fetched first.
     pub async fn chunk_at(&self, at: u64) -> Result<Option<Bytes>, rpc::Failure> {
-        let g = self.task.geometry();
-        let block = (at / u64::from(g.block_size())) as u32;
+        let block = self.task.geometry().block_at(at);
         let ((), effects) = self.task.drive(|s, _| {
             if at == self.start {
                 s.engine.add_reader(self.reader, block);
@@ -384,7 +392,11 @@ impl Download {
             }
         });
         self.node.apply(&self.task, effects);
-        read_from(&self.node, &self.task, at, self.end).await
+        let bytes = read_from(&self.node, &self.task, at, self.end).await?;
+        if bytes.is_none() {
+            begins_within(self.start, &self.task.geometry())?;
+        }
+        Ok(bytes)
     }
 
     /// Bytes before `end` may be fetched for this client by now.
@@ -415,7 +427,7 @@ async fn read_from(
         if at >= end {
             return Ok(None);
         }
-        let block = (at / u64::from(g.block_size())) as u32;
+        let block = g.block_at(at);
         if task.store.is_held(block) {
             let len = u64::from(g.block_len(block).unwrap_or(0));
             let to = (g.offset(block) + len).min(end);

@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 
+use dragonfly_proto::geometry::Geometry;
 use dragonfly_proto::rpc;
 
 use crate::download::Download;
+use crate::task::Task;
 
 /// Most ranges of one message.
 const MOST: usize = 4096;
@@ -20,27 +22,34 @@ impl Told {
     /// said.
     pub(crate) fn news(&self, download: &Download) -> (Vec<rpc::ByteRange>, Self) {
         let (start, end) = download.range();
-        let end = end.unwrap_or(u64::MAX);
+        let range = start..end.unwrap_or(u64::MAX);
         let g = download.task().geometry();
-        let wanted = g.blocks_of(start, end);
-        let held: Vec<_> = download.task().store.held().ranges();
-        let held: Vec<_> = held
-            .into_iter()
-            .map(|r| r.start.max(wanted.start)..r.end.min(wanted.end))
-            .filter(|r| !r.is_empty())
-            .collect();
+        let held = held_of(download.task(), &g, &range);
         let mut news = minus(&held, &self.blocks);
         let later = news.split_off(news.len().min(MOST));
-        let bytes = news.iter().map(|r| {
-            let last = r.end - 1;
-            let to = g.offset(last) + u64::from(g.block_len(last).unwrap_or(0));
-            rpc::ByteRange {
-                start: g.offset(r.start).max(start),
-                end: to.min(end),
-            }
-        });
+        let bytes = news.iter().map(|run| part_of(&g, run, &range));
         let blocks = minus(&held, &later);
         (bytes.collect(), Self { blocks })
+    }
+}
+
+/// The blocks of some bytes that are held, in order and apart. As long as what is held, however far the
+/// bytes go: that is far where the length is unknown.
+pub(crate) fn held_of(task: &Task, g: &Geometry, range: &Range<u64>) -> Vec<Range<u32>> {
+    let wanted = g.blocks_of(range.start, range.end);
+    let held = task.store.held().ranges().into_iter();
+    held.map(|r| r.start.max(wanted.start)..r.end.min(wanted.end))
+        .filter(|r| !r.is_empty())
+        .collect()
+}
+
+/// What of some bytes is in a run of blocks.
+pub(crate) fn part_of(g: &Geometry, run: &Range<u32>, range: &Range<u64>) -> rpc::ByteRange {
+    let last = run.end.saturating_sub(1);
+    let to = g.offset(last) + u64::from(g.block_len(last).unwrap_or(0));
+    rpc::ByteRange {
+        start: g.offset(run.start).max(range.start),
+        end: to.min(range.end),
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use dragonfly_node::download::{Download, Wish};
 use dragonfly_node::node::Role;
-use dragonfly_proto::rpc;
+use dragonfly_proto::rpc::{self, failure::Code};
 use dragonfly_scheduler::core::CoreSettings;
 use kit::{SchedulerProcess, TestMesh, TestNode, authority, bytes, log, read_all, source};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -155,4 +155,46 @@ async fn a_wish_behind_an_end_that_only_the_other_knows_is_no_reason_for_a_ban()
     let wish = Wish::Range(512 * KIB, Some(3 * MIB));
     end(&bed.wish(wish).await.unwrap()).await.unwrap();
     bed.nobody_is_banned();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_behind_the_end_of_content_of_unknown_length_ends() {
+    let bed = Bed::start().await;
+    for wish in [
+        Wish::Range(3 * MIB, None),
+        Wish::Range(3 * MIB, Some(4 * MIB)),
+    ] {
+        let refused = match bed.wish(wish).await {
+            Ok(mut download) => {
+                let failure = end(&download).await.unwrap_err();
+                assert_eq!(download.range(), (3 * MIB, Some(3 * MIB)));
+                assert_eq!(download.progress().total, Some(0));
+                let read = download.next_chunk().await.unwrap_err();
+                assert_eq!(read.code(), Code::Invalid);
+                failure
+            }
+            // The second time the length is known.
+            Err(failure) => failure,
+        };
+        assert_eq!(refused.code(), Code::Invalid, "{refused:?}");
+    }
+    bed.nobody_is_banned();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_far_behind_any_content_of_unknown_length_is_no_panic() {
+    let bed = Bed::start().await;
+    // Somebody wants all of it, so that its first block comes.
+    let whole = bed.wish(Wish::Whole).await.unwrap();
+    whole.chunk_at(0).await.unwrap().unwrap();
+    assert_eq!(whole.range().1, None, "the length is still unknown");
+    // Bytes of the block whose number is 0 in 32 bits.
+    let far = (1_u64 << 32) * (256 << 10);
+    for start in [far, u64::MAX - 1] {
+        let refused = bed.wish(Wish::Range(start, None)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Invalid, "{refused:?}");
+    }
+    // Nor where a reader goes there by itself.
+    assert!(whole.chunk_at(far).await.unwrap().is_none());
+    end(&whole).await.unwrap();
 }

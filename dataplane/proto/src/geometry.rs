@@ -90,6 +90,12 @@ impl Geometry {
         blocks_for(self.total_len.unwrap_or(MAX_CONTENT), self.block_size).min(MAX_BLOCKS)
     }
 
+    /// The block that holds the byte at `at`; for bytes behind any content one that cannot be.
+    #[must_use]
+    pub fn block_at(&self, at: u64) -> u32 {
+        u32::try_from(at / u64::from(self.block_size)).unwrap_or(u32::MAX)
+    }
+
     /// Where a block starts, bytes.
     #[must_use]
     pub fn offset(&self, index: u32) -> u64 {
@@ -134,6 +140,16 @@ fn blocks_for(len: u64, block_size: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_byte_is_in_the_block_that_holds_it_and_one_behind_any_content_in_none() {
+        let g = Geometry::for_len(None).unwrap();
+        let size = u64::from(g.block_size());
+        for (at, block) in [(0, 0), (size - 1, 0), (size, 1), (size << 32, u32::MAX)] {
+            assert_eq!(g.block_at(at), block, "{at}");
+        }
+        assert_eq!(g.block_len(g.block_at(u64::MAX)), None);
+    }
 
     #[test]
     fn the_block_size_is_the_power_of_two_nearest_below_a_2048th_within_bounds() {
