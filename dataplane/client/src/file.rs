@@ -127,7 +127,10 @@ impl Client {
             Ok(None) => return self.stream_into(request, output, options, on_event).await,
             Err(e) => return Err((None, Error::output(output.target(), e))),
         };
-        let range = started.range.unwrap_or_default();
+        let start = started.range.unwrap_or_default().start;
+        // Not where it was to end when it began: the length may have been learnt under way.
+        let length = done.progress.and_then(|p| p.total);
+        let end = length.map(|length| start.saturating_add(length));
         let filling = cancel.0.clone();
         let durable = options.fsync;
         let total = done.progress.map_or(0, |p| p.have);
@@ -137,11 +140,12 @@ impl Client {
             let mut output = output;
             let target = output.target().to_owned();
             let fail = |e| Error::output(&target, e);
-            // The length may have been learnt under way.
-            let size = file.metadata().map_err(fail)?.len();
-            let end = if range.end == 0 { size } else { range.end };
+            let end = match end {
+                Some(end) => end,
+                None => file.metadata().map_err(fail)?.len(),
+            };
             let how = output
-                .fill(&file, (range.start, end), &copied, &filling)
+                .fill(&file, (start, end), &copied, &filling)
                 .map_err(fail)?;
             if let Some(wanted) = unchecked {
                 output.file.seek(SeekFrom::Start(0)).map_err(fail)?;
@@ -151,7 +155,7 @@ impl Client {
                 }
             }
             output.commit(durable)?;
-            Ok((how, end - range.start))
+            Ok((how, end.saturating_sub(start)))
         });
         let written = telling(written, total, on_event, &cancel);
         let broke = |e: tokio::task::JoinError| Error::Protocol(e.to_string());

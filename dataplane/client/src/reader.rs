@@ -80,16 +80,19 @@ impl Reader {
         self.resumed
     }
 
-    /// Bytes in all, when that is known.
+    /// Bytes in all, when that is known: an end that was asked for is none of content whose length is not.
     fn len(&self) -> Option<u64> {
-        let range = self.started.as_ref()?.range.as_ref()?;
-        (range.end > 0 || self.is_empty_content()).then(|| range.end.saturating_sub(range.start))
+        let started = self.started.as_ref()?;
+        let range = started.range.as_ref()?;
+        started.total_len?;
+        Some(range.end.saturating_sub(range.start))
     }
 
-    fn is_empty_content(&self) -> bool {
-        self.started
-            .as_ref()
-            .is_some_and(|s| s.total_len == Some(0))
+    /// Whether nothing of what was asked for can be missing.
+    fn has_all(&self) -> bool {
+        let asked = self.started.as_ref().and_then(|s| s.range);
+        let up_to_end = asked.is_some_and(|r| r.end > 0 && r.end == r.start + self.got);
+        self.got > 0 && (up_to_end || self.len() == Some(self.got))
     }
 
     fn missing(&self) -> Range {
@@ -118,7 +121,7 @@ impl Reader {
     async fn step(&mut self) -> Result<Option<Bytes>> {
         loop {
             if self.chunks.is_none() {
-                if self.got > 0 && self.len() == Some(self.got) {
+                if self.has_all() {
                     // Only the node's word of farewell is missing.
                     return self.end().map(|()| None);
                 }

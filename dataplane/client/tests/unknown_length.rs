@@ -8,6 +8,7 @@
 
 mod common;
 
+use std::path::Path;
 use std::time::Duration;
 
 use common::{Served, content};
@@ -44,14 +45,18 @@ async fn origin() -> String {
 }
 
 /// Gets a range into `out` of the directory.
-async fn fetch(dir: &std::path::Path, range: Range) -> Result<Fetched, Error> {
+async fn fetch(dir: &Path, range: Range, stream_only: bool) -> Result<Fetched, Error> {
     let served = Served::start(dir).await;
     let client = served.client().await;
     let request = Request {
         range,
         ..Request::new(origin().await)
     };
-    let (out, options) = (dir.join("out"), FileOptions::default());
+    let out = dir.join("out");
+    let options = FileOptions {
+        stream_only,
+        ..FileOptions::default()
+    };
     let got = client.fetch_to_file(&request, &out, &options, |_| {});
     let got = tokio::time::timeout(Duration::from_secs(20), got).await;
     got.expect("it ends")
@@ -59,14 +64,27 @@ async fn fetch(dir: &std::path::Path, range: Range) -> Result<Fetched, Error> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_range_that_begins_behind_the_end_is_refused_though_the_length_is_learnt_under_way() {
-    for range in [
-        Range::Part(4 * MIB as u64, None),
-        Range::Part(4 * MIB as u64, Some(5 * MIB as u64)),
-    ] {
+    let from = 4 * MIB as u64;
+    for (end, stream_only) in [(None, false), (None, true), (Some(from + 1), false)] {
         let dir = tempfile::tempdir().unwrap();
-        let got = fetch(dir.path(), range).await;
+        let got = fetch(dir.path(), Range::Part(from, end), stream_only).await;
         let error = got.expect_err("there are no such bytes");
         assert_eq!(error.kind(), Kind::Usage, "{error}");
         assert!(!dir.path().join("out").exists());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_range_that_ends_behind_the_end_is_cut_there_though_the_length_is_learnt_under_way() {
+    let from = MIB as u64;
+    for (end, stream_only) in [
+        (Some(8 * from), false),
+        (Some(8 * from), true),
+        (None, false),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let got = fetch(dir.path(), Range::Part(from, end), stream_only).await;
+        assert_eq!(got.unwrap().len, MIB as u64, "{end:?}, {stream_only}");
+        assert!(std::fs::read(dir.path().join("out")).unwrap() == content(2 * MIB)[MIB..]);
     }
 }
