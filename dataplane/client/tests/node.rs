@@ -530,6 +530,25 @@ async fn an_import_is_content_like_any_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_imports_of_the_same_file_at_once_both_end_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let scheduler = common::scheduler().await;
+    let one = Served::start_in(dir.path(), 1, vec![scheduler]).await;
+    let (a, b) = (one.client().await, one.client().await);
+    while a.status().await.unwrap().schedulers.is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for round in 0..5 {
+        let file = dir.path().join(format!("in{round}"));
+        std::fs::write(&file, content(MIB + round)).unwrap();
+        let other_name = Some("dragonfly://another/name");
+        let (x, y) = tokio::join!(a.import(&file, None, ""), b.import(&file, other_name, ""));
+        let (x, y) = (x.unwrap(), y.unwrap());
+        assert_eq!((x.task, x.digest, x.len), (y.task, y.digest, y.len));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_imported_at_one_node_is_had_at_the_others() {
     let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let scheduler = common::scheduler().await;

@@ -71,21 +71,10 @@ impl Shared {
         chunks: &mut Streaming<rpc::ImportChunk>,
     ) -> Result<Result<(), rpc::Failure>, Status> {
         let node = &self.node;
-        // Held, but only proven content is for others.
-        let proven = || {
-            node.find_or_revive(&coming.content)
-                .is_some_and(|t| !t.meta().unproven)
-        };
-        let held = node.store.stat(&coming.content).is_some_and(|s| s.complete);
-        if held && (proven() || !node.sessions.any_configured()) {
-            coming.remember(node);
-            let named = from_node::Message::Import(coming.message(true));
-            node.sessions.tell(&coming.content, named.clone());
-            // The name's replica may be another than the content's.
-            node.sessions.tell(&ContentKey(coming.request.0), named);
+        if node.has_imported(coming) {
             return Ok(Ok(()));
         }
-        if held {
+        if node.holds(&coming.content) {
             let _ = self.drop_unproven(&coming.content);
         }
         let staged = match Staged::receive(node, coming, chunks).await? {
@@ -187,8 +176,36 @@ impl Coming {
 }
 
 impl Node {
-    /// Makes the task of what was staged: signed, offered, known by its source.
+    fn holds(&self, content: &ContentKey) -> bool {
+        self.store.stat(content).is_some_and(|s| s.complete)
+    }
+
+    /// Whether what is to come is here already, for whoever wants it; then its source is known by it.
+    fn has_imported(self: &Arc<Self>, coming: &Coming) -> bool {
+        // Held, but only proven content is for others.
+        let proven = || {
+            self.find_or_revive(&coming.content)
+                .is_some_and(|t| !t.meta().unproven)
+        };
+        let has = self.holds(&coming.content) && (proven() || !self.sessions.any_configured());
+        if has {
+            coming.remember(self);
+            let named = from_node::Message::Import(coming.message(true));
+            self.sessions.tell(&coming.content, named.clone());
+            // The name's replica may be another than the content's.
+            self.sessions.tell(&ContentKey(coming.request.0), named);
+        }
+        has
+    }
+
+    /// Makes the task of what was staged: signed, offered, known by its source. Another client may have
+    /// brought the same meanwhile: the lease is for one of them, and who comes second waits.
     async fn adopt(self: &Arc<Self>, coming: &Coming, staged: &Staged) -> Result<(), rpc::Failure> {
+        let gate = self.origins.adopting(coming.content);
+        let _one_at_a_time = gate.lock().await;
+        if self.has_imported(coming) {
+            return Ok(());
+        }
         let task = self.lease_for(coming).await?;
         let signed = self.sign_all(&task, staged).await;
         self.give_up_lease(&task);
@@ -228,8 +245,7 @@ impl Node {
         {
             self.forget_task(&coming.content);
         }
-        let (give, leased) = oneshot::channel();
-        lock(&self.origins.importing).insert(coming.content, give);
+        let (_waits, leased) = Waits::new(self, coming.content);
         if self.sessions.tell(
             &coming.content,
             from_node::Message::Import(coming.message(false)),
@@ -238,12 +254,10 @@ impl Node {
             let named = from_node::Message::Import(coming.message(true));
             self.sessions.tell(&ContentKey(coming.request.0), named);
             return leased.ok().and_then(Result::ok).ok_or_else(|| {
-                lock(&self.origins.importing).remove(&coming.content);
                 let text = "the scheduler gives no lease for the import: try again";
                 rpc::Failure::new(Code::NoSource, text)
             });
         }
-        lock(&self.origins.importing).remove(&coming.content);
         if self.sessions.any_configured() {
             let text = "no scheduler answers, and without one nobody else could use the import";
             return Err(rpc::Failure::new(Code::NoSource, text));
@@ -256,6 +270,26 @@ impl Node {
         // Where it is read alone meanwhile, that is by the same word.
         let _ = self.sign_alone(&task, &coming.source);
         Ok(task)
+    }
+}
+
+/// An import that waits for its lease; one that gives up, or whose client goes, waits no longer.
+struct Waits<'a> {
+    node: &'a Node,
+    content: ContentKey,
+}
+
+impl<'a> Waits<'a> {
+    fn new(node: &'a Node, content: ContentKey) -> (Self, oneshot::Receiver<Arc<Task>>) {
+        let (give, leased) = oneshot::channel();
+        lock(&node.origins.importing).insert(content, give);
+        (Self { node, content }, leased)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        lock(&self.node.origins.importing).remove(&self.content);
     }
 }
 

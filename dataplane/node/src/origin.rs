@@ -29,6 +29,8 @@ pub(crate) struct PendingOrigins {
     answers: Mutex<HashMap<RequestKey, (Instant, rpc::ResolveResult)>>,
     /// Who brings content himself and waits for the lease to sign it under.
     pub(crate) importing: Mutex<HashMap<ContentKey, oneshot::Sender<Arc<Task>>>>,
+    /// Of those who bring the same content one at a time makes it a task.
+    adopting: Mutex<HashMap<ContentKey, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl PendingOrigins {
@@ -56,6 +58,14 @@ impl PendingOrigins {
         let begun: Vec<_> = lock(&self.begun).keys().copied().collect();
         lock(&self.metadata).retain(|content, _| used.contains(content) || begun.contains(content));
         lock(&self.answers).retain(|_, (until, _)| *until > Instant::now());
+    }
+
+    /// To be held by who makes a task of what a client brought.
+    pub(crate) fn adopting(&self, content: ContentKey) -> Arc<tokio::sync::Mutex<()>> {
+        let mut all = lock(&self.adopting);
+        // Whoever held the others is through.
+        all.retain(|_, gate| Arc::strong_count(gate) > 1);
+        all.entry(content).or_default().clone()
     }
 
     pub(crate) fn take(&self, content: &ContentKey) -> Option<Begun> {
