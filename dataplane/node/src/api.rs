@@ -6,6 +6,7 @@
 //! * Who may connect is the socket's mode. A client names no isolation domain: its credentials make
 //!   one (`download.rs`).
 //! * Each call is a task of tokio that ends with its client.
+//! * Connections are bounded, and those of clients that are gone end: see `callers`.
 //! * Clients have threads of their own: however many there are, the node's part in the mesh goes on
 //!   beside them.
 //!
@@ -13,7 +14,7 @@
 //! taking content from clients in `import`.
 
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,11 +26,12 @@ use dragonfly_proto::rpc::{
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::callers::{callers, most_connections};
 use crate::delivery::{self, Ask};
 use crate::inventory::Inventory;
 use crate::node::Node;
@@ -39,6 +41,8 @@ use crate::socket::Bound;
 
 /// Messages that may wait for a client that reads slowly.
 const QUEUE: usize = 4;
+/// See [`ApiOptions::patience`].
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Calls one connection may have under way.
 const STREAMS: u32 = 256;
 const MAX_HEADERS: usize = 64;
@@ -51,6 +55,11 @@ pub struct ApiOptions {
     pub socket: PathBuf,
     /// Its mode: 0660 for its owner's group, 0666 for everybody on the machine.
     pub mode: u32,
+    /// Connections that clients may have in all; one user has half of them at most.
+    pub connections: usize,
+    /// A client that does not say its first words for so long, or does not answer a ping, has gone. Each is
+    /// pinged as often. Who waits for bytes answers, however long they take.
+    pub patience: Duration,
 }
 
 impl ApiOptions {
@@ -59,6 +68,8 @@ impl ApiOptions {
         Self {
             socket: socket.into(),
             mode: 0o660,
+            connections: most_connections(),
+            patience: PATIENCE,
         }
     }
 
@@ -71,6 +82,7 @@ impl ApiOptions {
 
 /// The API of a node, listening.
 pub struct Api {
+    options: ApiOptions,
     api: Bound,
     side: Bound,
     shared: Arc<Shared>,
@@ -107,6 +119,7 @@ impl Api {
             side: side.path.clone(),
         };
         Ok(Self {
+            options: options.clone(),
             api,
             side,
             shared: Arc::new(shared),
@@ -130,13 +143,13 @@ impl Api {
             .build()
             .map_err(ApiError::Threads)?;
         let (ended, outcome) = oneshot::channel();
-        let (shared, path) = (self.shared.clone(), self.api.path.clone());
+        let (shared, options) = (self.shared.clone(), self.options.clone());
         // A runtime waits for its threads when it goes: not in one of another. The sockets' files go
         // with this call, which ends with the node, not with that thread.
         std::thread::Builder::new()
             .name("clients".to_owned())
             .spawn(move || {
-                let served = threads.block_on(shared.serve(&path, api, side, stop));
+                let served = threads.block_on(shared.serve(&options, api, side, stop));
                 threads.shutdown_timeout(Duration::from_secs(1));
                 let _ = ended.send(served);
             })
@@ -148,13 +161,14 @@ impl Api {
 impl Shared {
     async fn serve(
         self: Arc<Self>,
-        path: &Path,
+        options: &ApiOptions,
         api: UnixListener,
         side: UnixListener,
         stop: CancellationToken,
     ) -> Result<(), ApiError> {
+        let path = &options.socket;
         let listen = |l: UnixListener| {
-            tokio::net::UnixListener::from_std(l).map_err(|e| ApiError::Listen(path.to_owned(), e))
+            tokio::net::UnixListener::from_std(l).map_err(|e| ApiError::Listen(path.clone(), e))
         };
         let (api, side) = (listen(api)?, listen(side)?);
         let over = self.stop.clone();
@@ -162,11 +176,13 @@ impl Shared {
             NodeServer::new(Service(self.clone())).max_decoding_message_size(rpc::MAX_MESSAGE);
         let server = tonic::transport::Server::builder()
             .max_concurrent_streams(STREAMS)
+            .http2_keepalive_interval(Some(options.patience))
+            .http2_keepalive_timeout(Some(options.patience))
             .initial_stream_window_size(2 << 20)
             .initial_connection_window_size(8 << 20)
             .add_service(service)
             .serve_with_incoming_shutdown(
-                UnixListenerStream::new(api),
+                callers(api, options.connections, options.patience),
                 over.clone().cancelled_owned(),
             );
         tracing::info!(socket = %path.display(), "clients are served");

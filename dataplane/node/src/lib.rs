@@ -24,6 +24,7 @@
 
 mod alone;
 pub mod api;
+mod callers;
 mod chores;
 mod clock;
 mod damage;

@@ -169,15 +169,25 @@ impl Served {
 
     /// One of several nodes of a mesh.
     pub async fn start_in(dir: &Path, id: u8, schedulers: Vec<String>) -> Self {
+        let options = ApiOptions::new(dir.join("node.sock"));
+        Self::start_with(dir, id, schedulers, &options).await
+    }
+
+    pub async fn start_with(
+        dir: &Path,
+        id: u8,
+        schedulers: Vec<String>,
+        options: &ApiOptions,
+    ) -> Self {
         let store = open_store(&dir.join("store")).await;
-        let options = HttpOptions {
+        let http = HttpOptions {
             addresses: AddressPolicy {
                 loopback: true,
                 ..AddressPolicy::default()
             },
             ..HttpOptions::default()
         };
-        let http = Arc::new(HttpSource::new(options).unwrap());
+        let http = Arc::new(HttpSource::new(http).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let parts = Parts {
             identity: Identity {
@@ -204,8 +214,7 @@ impl Served {
             },
         };
         let node = Node::start(parts, listener).unwrap();
-        let options = ApiOptions::new(dir.join("node.sock"));
-        let api = Api::bind(node.clone(), &options).await.unwrap();
+        let api = Api::bind(node.clone(), options).await.unwrap();
         let stop = CancellationToken::new();
         let end = stop.clone();
         let serving = tokio::spawn(async move { api.run(end).await.unwrap() });
