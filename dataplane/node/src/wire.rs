@@ -129,6 +129,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "lists of ranges")]
     fn a_wish_is_cut_where_the_content_ends_and_costs_no_more_than_that() {
         let rows = [
             (vec![(2, u32::MAX - 2)], vec![2..100]),
