@@ -174,6 +174,7 @@ impl Node {
             id: 0,
             request_key: key.0.to_vec(),
             source: Some(source.clone()),
+            only_look: false,
         };
         let found = self.look(&ask).await?;
         let gone = || rpc::Failure::new(Code::Internal, "resolved to nothing");

@@ -8,24 +8,36 @@ use std::time::{Duration, Instant};
 use dragonfly_proto::geometry::Geometry;
 use dragonfly_proto::id::{ContentKey, RequestKey};
 use dragonfly_proto::rpc::{self, failure::Code, from_node};
-use dragonfly_source::{Begun, Fault, Kind, Metadata, Request, Validator};
+use dragonfly_source::{Begun, ByteRange, Fault, Kind, Metadata, Request, Validator};
 use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::meta::Meta;
 use crate::node::{Node, unix_now_ms};
 use crate::task::{Task, lock};
 
-/// An answer of the origin whose body waits for the lease is dropped after this.
+/// An answer of the origin whose body waits for the lease is dropped after this,
 const BEGUN_KEPT: Duration = Duration::from_secs(15);
+/// and after this where another request waits for its place at the origin. A lease comes sooner.
+const BEGUN_YIELDS: Duration = Duration::from_millis(500);
+
+/// Who looks for a request goes through its gate.
+type Looking = HashMap<RequestKey, Arc<tokio::sync::Mutex<()>>>;
+
+/// An open body that waits for the lease. What watches it ends with it.
+struct Waiting {
+    begun: Begun,
+    _watch: AbortOnDropHandle<()>,
+}
 
 /// Origins that were looked at: their open bodies wait for the lease; the rest of the metadata is
 /// kept for as long as the node may be asked to go on.
 #[derive(Default)]
 pub(crate) struct PendingOrigins {
-    begun: Mutex<HashMap<ContentKey, (Instant, Begun)>>,
+    begun: Mutex<HashMap<ContentKey, Waiting>>,
     pub(crate) metadata: Mutex<HashMap<ContentKey, Metadata>>,
     /// One look at a time for a request; others are not kept waiting by an origin that is slow.
-    looking: Mutex<HashMap<RequestKey, Arc<tokio::sync::Mutex<()>>>>,
+    looking: Mutex<Looking>,
     answers: Mutex<HashMap<RequestKey, (Instant, rpc::ResolveResult)>>,
     /// Who brings content himself and waits for the lease to sign it under.
     pub(crate) importing: Mutex<HashMap<ContentKey, oneshot::Sender<Arc<Task>>>>,
@@ -34,17 +46,6 @@ pub(crate) struct PendingOrigins {
 }
 
 impl PendingOrigins {
-    fn put(&self, content: ContentKey, begun: Begun) {
-        let mut all = lock(&self.begun);
-        all.retain(|_, (at, _)| at.elapsed() < BEGUN_KEPT);
-        lock(&self.metadata).insert(content, begun.metadata().clone());
-        all.entry(content).or_insert((Instant::now(), begun));
-    }
-
-    fn drop_old_bodies(&self) {
-        lock(&self.begun).retain(|_, (at, _)| at.elapsed() < BEGUN_KEPT);
-    }
-
     /// What is known of a content at its origin turned out wrong, or it cannot be read there.
     pub(crate) fn forget(&self, content: &ContentKey) {
         lock(&self.begun).remove(content);
@@ -54,7 +55,6 @@ impl PendingOrigins {
 
     /// Forgets what belongs to no task in use.
     pub(crate) fn keep_only(&self, used: &std::collections::HashSet<ContentKey>) {
-        self.drop_old_bodies();
         let begun: Vec<_> = lock(&self.begun).keys().copied().collect();
         lock(&self.metadata).retain(|content, _| used.contains(content) || begun.contains(content));
         lock(&self.answers).retain(|_, (until, _)| *until > Instant::now());
@@ -69,7 +69,32 @@ impl PendingOrigins {
     }
 
     pub(crate) fn take(&self, content: &ContentKey) -> Option<Begun> {
-        lock(&self.begun).remove(content).map(|(_, begun)| begun)
+        lock(&self.begun).remove(content).map(|kept| kept.begun)
+    }
+}
+
+/// A look at an origin for a request, or one that waits for its turn; forgotten with the last of them,
+/// also where its client gives up.
+struct Turn<'a> {
+    looking: &'a Mutex<Looking>,
+    key: RequestKey,
+    gate: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl<'a> Turn<'a> {
+    fn new(looking: &'a Mutex<Looking>, key: RequestKey) -> Self {
+        let gate = lock(looking).entry(key).or_default().clone();
+        Self { looking, key, gate }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut looking = lock(self.looking);
+        // The map and this one hold one each: nobody else waits.
+        if Arc::strong_count(&self.gate) <= 2 {
+            looking.remove(&self.key);
+        }
     }
 }
 
@@ -154,23 +179,16 @@ impl Node {
         let source = ask.source.clone().ok_or_else(invalid)?;
         let key = RequestKey::from_slice(&ask.request_key).ok_or_else(invalid)?;
         let source = self.opened(source, Some(&key)).await?;
-        let gate = lock(&self.origins.looking).entry(key).or_default().clone();
-        let found = {
-            let _one_at_a_time = gate.lock().await;
-            self.look_now(&source, key).await
-        };
-        let mut looking = lock(&self.origins.looking);
-        // The map and this call hold one each: nobody else waits.
-        if Arc::strong_count(&gate) <= 2 {
-            looking.remove(&key);
-        }
-        found
+        let turn = Turn::new(&self.origins.looking, key);
+        let _one_at_a_time = turn.gate.lock().await;
+        self.look_now(&source, key, ask.only_look).await
     }
 
     async fn look_now(
         &self,
         source: &rpc::Source,
         key: RequestKey,
+        only_look: bool,
     ) -> Result<rpc::ResolveResult, rpc::Failure> {
         let kept = lock(&self.origins.answers).get(&key).cloned();
         if let Some((until, answer)) = kept
@@ -180,7 +198,7 @@ impl Node {
         }
         let (content, geometry, metadata) = match self.still_current(source, key).await {
             Some(held) => held,
-            None => self.begin_to_look(source, key).await?,
+            None => self.begin_to_look(source, key, only_look).await?,
         };
         let fresh = self.settings().freshness;
         let answer = rpc::ResolveResult {
@@ -232,37 +250,57 @@ impl Node {
         Some((held, on_disk.geometry, metadata))
     }
 
-    /// Asks the origin for the content; the answer's body waits for the lease.
+    /// Asks the origin for the content; the answer's body waits for the lease. Where nobody wants the
+    /// content yet there is none to wait for: a byte is asked for, and its place is given back at once.
     async fn begin_to_look(
         &self,
         source: &rpc::Source,
         key: RequestKey,
+        only_look: bool,
     ) -> Result<(ContentKey, Geometry, Metadata), rpc::Failure> {
+        let first = ByteRange::new(0, 1).filter(|_| only_look);
         let begun = self
             .fetcher()
-            .begin(request(source)?, None)
+            .begin(request(source)?, first)
             .await
             .map_err(|e| source_failure(&e))?;
         let metadata = begun.metadata().clone();
         let content = content_key(source, &key, &metadata);
         let geometry = Geometry::for_len(metadata.total_len)
             .map_err(|e| rpc::Failure::new(Code::Invalid, e.to_string()))?;
+        lock(&self.origins.metadata).insert(content, metadata.clone());
         let held = self.store.stat(&content).is_some_and(|s| s.complete);
-        if held {
-            lock(&self.origins.metadata).insert(content, metadata.clone());
-        } else {
-            self.origins.put(content, begun);
-            if let Some(node) = self.me() {
-                // A body that nobody takes occupies the origin.
-                self.threads.spawn(async move {
-                    tokio::select! {
-                        () = tokio::time::sleep(BEGUN_KEPT) => node.origins.drop_old_bodies(),
-                        () = node.stop.cancelled() => {}
-                    }
-                });
-            }
+        if !held && !only_look {
+            self.keep_body(content, begun);
         }
         Ok((content, geometry, metadata))
+    }
+
+    /// Keeps a body for the lease that is about to come. One that nobody takes occupies the origin: it
+    /// goes after a while, and soon where somebody waits for its place.
+    fn keep_body(&self, content: ContentKey, begun: Begun) {
+        let Some(node) = self.me() else { return };
+        let place = begun.place();
+        let watch = async move {
+            let wanted = async {
+                tokio::time::sleep(BEGUN_YIELDS).await;
+                match place {
+                    Some(place) => place.wanted().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = wanted => {}
+                () = tokio::time::sleep(BEGUN_KEPT) => {}
+                () = node.stop.cancelled() => return,
+            }
+            drop(node.origins.take(&content));
+        };
+        let mut kept = lock(&self.origins.begun);
+        kept.entry(content).or_insert_with(|| Waiting {
+            begun,
+            _watch: AbortOnDropHandle::new(self.threads.spawn(watch)),
+        });
     }
 }
 

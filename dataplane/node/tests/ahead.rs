@@ -156,3 +156,37 @@ async fn what_cannot_be_had_is_said_with_its_url_and_the_origins_answer() {
     assert!(message.contains("http://127.0.0.1:1/nobody"), "{message}");
     assert!(!message.contains("secret"), "{message}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn getting_many_contents_of_one_origin_ahead_does_not_keep_clients_from_that_origin() {
+    log();
+    let authority = authority();
+    let addr = "127.0.0.1:0".parse().unwrap();
+    let scheduler = SchedulerProcess::start(addr, authority.clone(), CoreSettings::default()).await;
+    let mesh = TestMesh::new(vec![scheduler.addr], authority);
+    let _seed = mesh.node(100, Role::Seed).await;
+    let _ahead = mesh.node(1, Role::Peer).await;
+    let client = mesh.node(2, Role::Peer).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let origin = Origin::start(bytes(1 << 20, 1)).await;
+    // Three times the requests that an origin is asked at a time.
+    let urls: Vec<_> = (0..100).map(|n| origin.url(&format!("file{n}"))).collect();
+    let wanted = Plan {
+        names: Some(["node-1".to_owned()].into()),
+        expect: 1,
+        ..plan("uid/1", &urls)
+    };
+    scheduler.service.preheat(wanted).unwrap();
+    while origin.requests.load(Ordering::Relaxed) < 10 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let since = Instant::now();
+    let got = read_all(&client, &origin.url("meanwhile")).await.unwrap();
+    assert_eq!(got, *origin.body);
+    let took = since.elapsed();
+    assert!(took < Duration::from_secs(5), "a client waited {took:?}");
+    let p = over(&scheduler.service, "uid/1").await;
+    assert_eq!((p.state, p.succeeded), (State::Succeeded, 1));
+    let took = since.elapsed();
+    assert!(took < Duration::from_secs(14), "the job took {took:?}");
+}

@@ -53,6 +53,16 @@ pub(crate) struct Waiter {
     only_look: bool,
 }
 
+/// The question to a seed what an origin holds.
+fn look_at(id: u64, key: &RequestKey, source: &rpc::Source, waiting: &[Waiter]) -> rpc::ResolveAt {
+    rpc::ResolveAt {
+        id,
+        request_key: key.0.to_vec(),
+        source: Some(source.clone()),
+        only_look: waiting.iter().all(|w| w.only_look),
+    }
+}
+
 impl Core {
     pub(crate) fn on_resolve(&mut self, from: NodeId, m: rpc::Resolve) {
         let Some(key) = RequestKey::from_slice(&m.request_key) else {
@@ -150,11 +160,7 @@ impl Core {
         let ask = self.next_ask;
         self.next_ask += 1;
         tried.push(at);
-        let message = rpc::ResolveAt {
-            id: ask,
-            request_key: key.0.to_vec(),
-            source: Some(source.clone()),
-        };
+        let message = look_at(ask, &key, &source, &waiting);
         self.send(at, to_node::Message::ResolveAt(message));
         self.asked.insert(ask, key);
         if self.lookups.len() >= MAX_LOOKUPS {
@@ -314,12 +320,12 @@ impl Core {
     pub(crate) fn ask_again(&mut self, node: NodeId) {
         let open = self.lookups.iter().filter_map(|(key, l)| match l {
             Lookup::Asked {
-                at, ask, source, ..
-            } if *at == node => Some(rpc::ResolveAt {
-                id: *ask,
-                request_key: key.0.to_vec(),
-                source: Some((**source).clone()),
-            }),
+                at,
+                ask,
+                source,
+                waiting,
+                ..
+            } if *at == node => Some(look_at(*ask, key, source, waiting)),
             _ => None,
         });
         let open: Vec<_> = open.collect();

@@ -25,7 +25,7 @@ use crate::metadata::Metadata;
 use crate::plan::Plan;
 use crate::range::ByteRange;
 use crate::retry::{RetryPolicy, Tries};
-use crate::source::{Opened, Request, Source};
+use crate::source::{Opened, Place, Request, Source};
 use bytes::Bytes;
 use job::{Job, Order, Stream};
 use std::sync::Arc;
@@ -190,6 +190,12 @@ impl Begun {
     /// Whether the plan will be asked.
     pub fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// The place at the origin that the open body occupies: who keeps this waiting should drop it when
+    /// that is wanted.
+    pub fn place(&self) -> Option<Arc<dyn Place>> {
+        self.opened.as_ref().and_then(|opened| opened.body.place())
     }
 
     /// Starts the connections. In [`Mode::Sequential`] the plan is dropped unasked.
