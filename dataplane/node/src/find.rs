@@ -84,6 +84,9 @@ impl Node {
         if !origin.validator.is_empty() || !source.digest.is_empty() {
             let _ = self.store.remember_request(key, content, unix_now_ms());
         }
+        // What is held whole is that content, however it was cut.
+        let whole = self.store.stat(&content).filter(|held| held.complete);
+        let geometry = whole.map_or(geometry, |held| held.geometry);
         if self.find(&content).is_some_and(|t| t.failure().is_some()) {
             // An earlier attempt failed for all; this one begins anew.
             self.forget_task(&content);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use dragonfly_proto::id::{ContentKey, NodeId};
-use dragonfly_proto::rpc::{self, FromNode, from_node, to_node};
+use dragonfly_proto::rpc::{self, FromNode, failure::Code, from_node, to_node};
 use dragonfly_proto::ticket::Ticket;
 use dragonfly_proto::trust::EpochCert;
 use dragonfly_swarm::engine::Stripe;
@@ -214,6 +214,10 @@ impl Node {
         };
         if let Some(failure) = &joined.failure {
             tracing::debug!(task = %content.short(), failure.message, "not joined");
+            if failure.code() == Code::Changed && !task.is_complete() {
+                // The others have it cut in another way: it is begun anew in theirs.
+                task.fail(failure.clone());
+            }
             return;
         }
         // Before anything is dialled: what may be asked of whom.

@@ -43,13 +43,16 @@ impl Node {
         self.open(*content, stored.geometry(), Meta::default()).ok()
     }
 
-    /// The task for a content, on disk and in use. `meta` is taken where nothing is kept yet.
+    /// The task for a content, on disk and in use. `meta` is taken where nothing is kept yet. What is
+    /// kept of it cut in another way, as by an origin that did not say how long it is, is of no use in a
+    /// swarm that cuts it in this one: it goes, unless somebody here reads it.
     pub(crate) fn open(
         &self,
         content: ContentKey,
         geometry: Geometry,
         meta: Meta,
     ) -> Result<Arc<Task>, rpc::Failure> {
+        self.make_way(&content, &geometry)?;
         let mut tasks = lock(&self.tasks);
         if let Some(task) = tasks.get(&content) {
             // Or it would be put away before its new user is entered.
@@ -57,10 +60,15 @@ impl Node {
             return Ok(task.clone());
         }
         let fresh = serde_json::to_vec(&meta).unwrap_or_default();
-        let stored = self
-            .store
-            .create_or_open(content, geometry, &fresh)
-            .map_err(|e| storage_failure(&e))?;
+        let create = || self.store.create_or_open(content, geometry, &fresh);
+        let stored = match create() {
+            Err(e) if e.kind() == ErrorKind::Conflict => {
+                tracing::info!(task = %content.short(), "{e}: it is had anew");
+                self.store.delete(&content).and_then(|_| create())
+            }
+            outcome => outcome,
+        };
+        let stored = stored.map_err(|e| storage_failure(&e))?;
         let kept = stored
             .meta()
             .ok()
@@ -81,6 +89,30 @@ impl Node {
         drop(tasks);
         self.active.notify_one();
         Ok(task)
+    }
+
+    /// Puts out of use what is in use cut in another way than it is needed now, where nobody reads it.
+    fn make_way(&self, content: &ContentKey, geometry: &Geometry) -> Result<(), rpc::Failure> {
+        let Some(task) = self.find(content) else {
+            return Ok(());
+        };
+        if task.is_complete() || task.geometry().agrees_with(geometry) {
+            return Ok(());
+        }
+        if !task.state().wants.is_empty() {
+            let text = format!(
+                "{} is being read here as blocks of {} bytes, and others have it in blocks of {}: ask \
+                 again when those who read it are done",
+                task.meta().url,
+                task.geometry().block_size(),
+                geometry.block_size()
+            );
+            return Err(rpc::Failure::new(Code::Changed, text));
+        }
+        if self.is_current(&task) {
+            self.forget_task(content);
+        }
+        Ok(())
     }
 
     pub(crate) fn ticket(&self, content: &ContentKey) -> Option<Ticket> {

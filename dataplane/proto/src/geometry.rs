@@ -121,6 +121,13 @@ impl Geometry {
         Self::new(self.block_size, Some(total_len))
     }
 
+    /// Whether blocks cut in this way are the same as cut in the other.
+    #[must_use]
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        let lengths = self.total_len.zip(other.total_len);
+        self.block_size == other.block_size && lengths.is_none_or(|(a, b)| a == b)
+    }
+
     /// The blocks that hold the bytes `start..end`.
     #[must_use]
     pub fn blocks_of(&self, start: u64, end: u64) -> std::ops::Range<u32> {

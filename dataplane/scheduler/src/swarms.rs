@@ -284,6 +284,19 @@ impl Core {
             .filter(|c| c.content == content && c.is_from(&authority))
             .collect();
         let task = self.entry(content);
+        let known = task.geometry.zip(geometry);
+        if known.is_some_and(|(known, told)| !known.agrees_with(&told)) {
+            // Held since before the origin said how long it is, or since another one said so: none of the
+            // others could use a block of it.
+            let text = "the others have this content cut into other blocks: begin it anew";
+            let joined = rpc::Joined {
+                id: m.id,
+                content: m.content,
+                failure: Some(rpc::Failure::new(Code::Changed, text)),
+                ..rpc::Joined::default()
+            };
+            return self.send(from, to_node::Message::Joined(joined));
+        }
         match (task.geometry, geometry) {
             (None, Some(g)) => task.geometry = Some(g),
             (Some(known), Some(g)) if known.total_len().is_none() && g.total_len().is_some() => {

@@ -3,6 +3,7 @@
 
 mod kit;
 
+use dragonfly_proto::geometry::Geometry;
 use dragonfly_proto::rpc::{self, Role, failure::Code, from_node, to_node};
 use dragonfly_proto::sign::SigningKey;
 use dragonfly_proto::trust::{EpochCert, RunSigner};
@@ -784,4 +785,24 @@ fn a_policy_is_one_text_however_many_nodes_are_sent_it() {
     });
     assert_eq!(sent.len(), 51);
     assert!(sent.iter().all(|at| *at == text));
+}
+
+#[test]
+fn who_has_a_content_cut_in_another_way_is_no_member_and_is_told_to_begin_anew() {
+    let mut w = World::running(false);
+    w.seed(100);
+    [1, 2].into_iter().for_each(|n| w.peer(n));
+    w.begun(1);
+    let other = Geometry::new(262_144, None).unwrap();
+    w.join(2, 1, |m| {
+        m.geometry = Some((&other).into());
+        m.held = 4;
+    });
+    let refused = joined(&mut w).remove(0).failure.unwrap();
+    assert_eq!(refused.code(), Code::Changed);
+    let longer = other.with_total(10 << 20).unwrap();
+    w.join(2, 1, |m| m.geometry = Some((&longer).into()));
+    assert!(joined(&mut w).remove(0).failure.is_some());
+    w.join(2, 1, |_| {});
+    assert_eq!(joined(&mut w).remove(0).failure, None);
 }

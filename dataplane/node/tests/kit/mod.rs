@@ -238,6 +238,7 @@ pub struct TestNode {
     pub dir: tempfile::TempDir,
 }
 
+#[derive(Clone)]
 pub struct TestMesh {
     pub authority: Arc<SigningKey>,
     pub schedulers: Vec<SocketAddr>,
