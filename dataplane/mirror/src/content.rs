@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use dragonfly_node::download::{Download, Wish};
 use dragonfly_proto::rpc::{self, failure::Code as Failed};
-use dragonfly_source::http::Redirects;
+use dragonfly_source::http::{Answer as Said, Redirects};
+use dragonfly_source::{ByteRange, Error, Request};
 use hyper::Method;
 use hyper::body::Frame;
-use hyper::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT_RANGES, CONTENT_RANGE, CONTENT_TYPE, HeaderValue};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::access::{Granted, Who};
@@ -100,24 +101,16 @@ async fn may_read(call: &Call, digest: &Digest) -> Result<Granted, Box<Answer>> 
         return Ok(granted.clone());
     }
     let request = upstream::request(call, &call.wanted).map_err(|r| Box::new(r.answer()))?;
-    // A layer is often elsewhere: who is led there may read, and the way there is signed for one
-    // method.
-    let redirects = match call.wanted.kind {
-        Kind::Blob(_) if call.method == Method::GET => Redirects::Show,
-        _ => Redirects::Follow,
-    };
-    let said = upstream::ask(call, &request, &Method::HEAD, redirects).await;
+    let said = word(call, &request).await;
     let stale = known.filter(|_| call.settings.tags == Tags::LastKnown && is_silent(&said));
     if let Some(granted) = stale {
         return Ok(granted);
     }
     match said {
-        Ok(said) if said.status < 400 => {
-            let header = |name| answer::text(&said.headers, name);
-            let whole = said.status == 200;
-            let len = header(CONTENT_LENGTH).and_then(|len| len.parse().ok());
-            let kind = header(CONTENT_TYPE).map(str::to_owned);
-            let granted = Granted::new(len.filter(|_| whole), kind.filter(|_| whole));
+        Ok(said) if matches!(said.status, 200 | 206) => {
+            let kind = answer::text(&said.headers, CONTENT_TYPE).map(str::to_owned);
+            let len = direct::place(&said, 0).and_then(|(_, total)| total);
+            let granted = Granted::new(len, kind);
             access.grant(call.who, &call.wanted, digest, granted.clone());
             Ok(granted)
         }
@@ -126,6 +119,22 @@ async fn may_read(call: &Call, digest: &Digest) -> Result<Granted, Box<Answer>> 
         Ok(_) => Err(Box::new(upstream::pass(call).await)),
         Err(error) => Err(Box::new(upstream::no_answer(call, &error))),
     }
+}
+
+/// Upstream's word on it. That it leads on is none: some do so for whoever asks for whatever. What it
+/// leads to has to give a byte, to a GET: the way there may be signed for that alone.
+async fn word(call: &Call, request: &Request) -> Result<Said, Error> {
+    let redirects = match call.wanted.kind {
+        Kind::Blob(_) if call.method == Method::GET => Redirects::Show,
+        _ => Redirects::Follow,
+    };
+    let said = upstream::ask(call, request, &Method::HEAD, None, redirects).await?;
+    if redirects == Redirects::Follow || !(300..400).contains(&said.status) {
+        return Ok(said);
+    }
+    // A body that is longer than that is not read.
+    let first = ByteRange::new(0, 1);
+    upstream::ask(call, request, &Method::GET, first, Redirects::Follow).await
 }
 
 fn avoided(call: &Call, digest: &Digest) -> bool {

@@ -12,7 +12,7 @@ use dragonfly_node::download::Download;
 use dragonfly_source::http::{Answer as Said, Redirects};
 use dragonfly_source::range::ContentRange;
 use dragonfly_source::source::Body;
-use dragonfly_source::{Error, Request};
+use dragonfly_source::{ByteRange, Error, Request};
 use hyper::Method;
 use hyper::body::Frame;
 use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER};
@@ -135,7 +135,9 @@ pub(crate) async fn hash_of(whole: &Arc<Download>, end: u64) -> Hash {
 async fn ask(call: &Call, request: &Request, from: u64) -> Result<Said, Error> {
     call.shared.metrics.upstream_requests.inc();
     let http = call.shared.http();
-    http.ask(request, Method::GET, from, Redirects::Follow)
+    let range = Some(from).filter(|from| *from > 0);
+    let range = range.and_then(|from| ByteRange::new(from, ByteRange::OPEN));
+    http.ask(request, Method::GET, range, Redirects::Follow)
         .await
 }
 
@@ -170,7 +172,7 @@ fn other_bytes() -> Answer {
 
 /// Of an answer to a question for the bytes from `from` on: where its body begins, and the whole's
 /// length. `None`: it is about other bytes.
-fn place(said: &Said, from: u64) -> Option<(u64, Option<u64>)> {
+pub(crate) fn place(said: &Said, from: u64) -> Option<(u64, Option<u64>)> {
     let header = |name| answer::text(&said.headers, name);
     if said.status == 206 {
         let range = header(CONTENT_RANGE).and_then(ContentRange::parse)?;

@@ -64,7 +64,7 @@ pub(crate) async fn answer(call: &Call, tag: &str) -> Answer {
     let accepts: Vec<_> = accepts.filter_map(|a| a.to_str().ok()).collect();
     let what = format!("{tag} {}", accepts.join(","));
     let key = call.shared.access.key(call.who, &call.wanted, &what);
-    let said = upstream::ask(call, &request, &Method::HEAD, Redirects::Follow).await;
+    let said = upstream::ask(call, &request, &Method::HEAD, None, Redirects::Follow).await;
     if !is_silent(&said) {
         return match said {
             Ok(said) if said.status < 300 => meant(call, said, key).await,

@@ -221,7 +221,8 @@ async fn obtain(
             let request = request(&format!("{realm}{with}{query}"))?
                 .with_header(AUTHORIZATION.as_str(), &Login::basic(user, password))
                 .map_err(|e| e.to_string())?;
-            http.ask(&request, Method::GET, 0, Redirects::Follow).await
+            http.ask(&request, Method::GET, None, Redirects::Follow)
+                .await
         }
         Login::Refresh(token) => {
             let body = Zeroizing::new(form(&[
@@ -250,7 +251,7 @@ async fn challenge(
         (wanted.upstream_path(), Method::HEAD),
     ] {
         let request = request(&format!("{url}{path}"))?;
-        let said = http.ask(&request, method, 0, Redirects::Show).await;
+        let said = http.ask(&request, method, None, Redirects::Show).await;
         let said = said.map_err(|e| e.to_string())?;
         if said.status == 401 {
             let found = read_challenge(&said.headers);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dragonfly_proto::rpc;
 use dragonfly_source::http::{Answer as Said, Redirects};
-use dragonfly_source::{Error, Fault, Kind as Why, Request};
+use dragonfly_source::{ByteRange, Error, Fault, Kind as Why, Request};
 use hyper::Method;
 use hyper::body::Frame;
 use hyper::header::{
@@ -103,11 +103,12 @@ pub(crate) fn request(call: &Call, wanted: &Wanted) -> Result<Request, Refusal> 
     Ok(request)
 }
 
-/// Asks the registry; a failure of its own once more.
+/// Asks the registry, for these bytes or all; a failure of its own once more.
 pub(crate) async fn ask(
     call: &Call,
     request: &Request,
     method: &Method,
+    range: Option<ByteRange>,
     redirects: Redirects,
 ) -> Result<Said, Error> {
     let mut tries = 0;
@@ -115,7 +116,7 @@ pub(crate) async fn ask(
         tries += 1;
         call.shared.metrics.upstream_requests.inc();
         let http = call.shared.http();
-        let asked = http.ask(request, method.clone(), 0, redirects);
+        let asked = http.ask(request, method.clone(), range, redirects);
         let said = tokio::time::timeout(ANSWER, asked)
             .await
             .unwrap_or_else(|_| {
@@ -140,7 +141,7 @@ pub(crate) async fn pass(call: &Call) -> Answer {
         Ok(request) => request,
         Err(refusal) => return refusal.answer(),
     };
-    match ask(call, &request, &call.method, Redirects::Follow).await {
+    match ask(call, &request, &call.method, None, Redirects::Follow).await {
         Ok(said) => pass_on(call, said),
         Err(error) => no_answer(call, &error),
     }

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use bed::{Bed, mirror_of, named, pull, settings};
 use double::{Double, Fault, MANIFEST, ask, ask_part};
-use dragonfly_mirror::{Settings, Tags};
+use dragonfly_mirror::{Registry, Settings, Tags};
 use dragonfly_node::node::Role;
 use kit::bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const REGISTRY: &str = "registry.test:5000";
 
@@ -377,4 +378,79 @@ async fn a_client_that_goes_on_gets_the_rest() {
     let answer = ask(at, "GET", &path, &[("range", "bytes=0-1,5-6")]).await;
     assert!(answer.status == 200 && answer.body == body);
     assert_eq!(registry.sent(&image.blobs[0]), total as u64);
+}
+
+/// A registry's front that leads every question on to another place, without a look at who asks or
+/// whether it is there: registry.k8s.io does so.
+async fn front(to: String) -> Registry {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let to = to.clone();
+            tokio::spawn(async move {
+                let mut head = vec![];
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await?);
+                }
+                let head = String::from_utf8_lossy(&head);
+                let path = head.split(' ').nth(1).unwrap_or_default();
+                let answer = format!(
+                    "HTTP/1.1 307 On\r\nlocation: {to}{path}\r\ncontent-length: 0\r\n\
+                     connection: close\r\n\r\n"
+                );
+                stream.write_all(answer.as_bytes()).await
+            });
+        }
+    });
+    Registry {
+        host: "front.test".to_owned(),
+        url: Some(url),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_leads_everybody_on_does_not_open_what_another_protects() {
+    let registry = Double::start().await;
+    let image = registry.push("secret/app", "v1", &[bytes(300_000, 1)]);
+    let layer = image.blobs[0].clone();
+    registry.protect("secret/app", "Bearer good");
+    let elsewhere = Double::start().await;
+    for (to, status) in [
+        ("http://127.0.0.1:1".to_owned(), 502),
+        (elsewhere.url(), 404),
+        // To the very content: without credentials it says no.
+        (registry.url(), 401),
+    ] {
+        let front = front(to.clone()).await;
+        let bed = Bed::start(2, &settings(vec![named(REGISTRY, &registry), front])).await;
+        let at = bed.peers[0].at;
+        pull(at, REGISTRY, &image, "v1", Some("Bearer good"))
+            .await
+            .unwrap();
+        for peer in &bed.peers {
+            let path = format!("/v2/secret/app/blobs/{layer}?ns=front.test");
+            let answer = ask(peer.at, "GET", &path, &[("authorization", "Bearer good")]).await;
+            assert_eq!(answer.status, status, "{to}: {}", answer.text());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn layers_that_are_elsewhere_are_asked_for_there_by_get_alone_and_brought_once() {
+    let storage = Double::start().await;
+    let layers = [bytes(300_000, 1), bytes(100_000, 2)];
+    let image = storage.push("app", "v1", &layers);
+    let front = front(storage.url()).await;
+    let bed = Bed::start(2, &settings(vec![front])).await;
+    for peer in &bed.peers {
+        let got = pull(peer.at, "front.test", &image, "v1", None).await;
+        assert!(got.unwrap().contains(&layers[0]));
+    }
+    // The way there may be signed for one method.
+    assert_eq!(storage.count("HEAD", "/blobs/"), 0);
+    for (blob, len) in image.blobs.iter().zip(layers.iter().map(Vec::len)) {
+        // And the first byte for each node.
+        assert_eq!(storage.sent(blob), len as u64 + 2);
+    }
 }

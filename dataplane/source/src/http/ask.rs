@@ -29,12 +29,12 @@ pub struct Answer {
 pub enum Redirects {
     /// It is asked for there.
     Follow,
-    /// That is the answer: who is led on may read.
+    /// That is the answer.
     Show,
 }
 
 impl HttpSource {
-    /// Asks once, for the bytes from `from` on. Makes no retries.
+    /// Asks once, for these bytes or all. Makes no retries.
     ///
     /// # Errors
     /// There is no answer, or the target is refused by policy; a status is no error.
@@ -42,14 +42,12 @@ impl HttpSource {
         &self,
         request: &Request,
         method: Method,
-        from: u64,
+        range: Option<ByteRange>,
         redirects: Redirects,
     ) -> Result<Answer> {
         let wanted = Wanted {
             method,
-            range: (from > 0)
-                .then(|| ByteRange::new(from, ByteRange::OPEN))
-                .flatten(),
+            range,
             if_range: None,
             follow: redirects == Redirects::Follow,
             form: None,
