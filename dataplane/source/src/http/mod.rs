@@ -26,14 +26,14 @@ use crate::error::{Error, Fault, Kind, Result};
 use crate::limits::{Origin, Origins};
 use crate::metadata::Metadata;
 use crate::range::ByteRange;
-use crate::secret::{SecretUrl, redact};
+use crate::secret::redact;
 use crate::source::{Body, Opened, Request, Source};
 use answer::{Question, read, read_head};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use http::Method;
 use reqwest::{Client, NoProxy, Proxy, Url};
-use send::{Sent, Wanted};
+use send::{Sent, Wanted, led_to};
 use std::sync::Arc;
 
 /// HTTP and HTTPS origins. One for each set of options; cheap to share, not to create.
@@ -137,6 +137,7 @@ impl HttpSource {
             expect,
             if_range,
         };
+        let led = led_to(request, &sent);
         let response = sent.response;
         let answer =
             read(response.status(), response.headers(), question).inspect_err(|error| {
@@ -145,7 +146,7 @@ impl HttpSource {
                 }
             })?;
         let mut metadata = answer.metadata;
-        metadata.final_url = redirected(request, &sent.url);
+        metadata.final_url = led;
         let expected = answer.end.map(|end| end - answer.start);
         let body = if expected == Some(0) {
             Body::empty(shown)
@@ -196,7 +197,7 @@ impl HttpSource {
         let shown = redact(&sent.url);
         match read_head(sent.response.status(), sent.response.headers(), &shown) {
             Ok(mut metadata) => {
-                metadata.final_url = redirected(request, &sent.url);
+                metadata.final_url = led_to(request, &sent);
                 Ok(metadata)
             }
             // Signed URLs are signed for one method, and some origins only know GET.
@@ -242,11 +243,6 @@ impl std::fmt::Debug for HttpSource {
             .field("options", &self.options)
             .finish_non_exhaustive()
     }
-}
-
-/// Where redirects led, when elsewhere.
-fn redirected(request: &Request, url: &Url) -> Option<SecretUrl> {
-    (url != request.url()).then(|| SecretUrl::new(url.clone()))
 }
 
 /// True for failures that a fresh redirect from the first URL may cure.

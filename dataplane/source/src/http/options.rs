@@ -2,6 +2,7 @@
 
 use crate::address::AddressPolicy;
 use crate::limits::OriginLimits;
+use reqwest::Url;
 use std::fmt;
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -75,10 +76,23 @@ impl fmt::Debug for HttpOptions {
 /// Headers for one host.
 #[derive(Clone)]
 pub struct HostHeaders {
-    /// `host` or `host:port`; no wildcard, since these are credentials.
+    /// `host` or `host:port`; no wildcard, since these are credentials. Over plain http they go only to
+    /// a port that is named here.
     pub host: String,
     /// Names and values. They replace a client's header of the same name.
     pub headers: Vec<(String, Zeroizing<String>)>,
+}
+
+impl HostHeaders {
+    /// Whether they go with a request to this URL.
+    pub(super) fn are_for(&self, url: &Url) -> bool {
+        let in_the_clear = url.scheme() != "https";
+        if self.host.starts_with("*.") || in_the_clear && split_port(&self.host).1.is_none() {
+            return false;
+        }
+        let host = url.host_str().unwrap_or("");
+        host_matches(&self.host, host, url.port_or_known_default())
+    }
 }
 
 impl fmt::Debug for HostHeaders {
@@ -91,19 +105,21 @@ impl fmt::Debug for HostHeaders {
     }
 }
 
+/// Name and port of a pattern: `[::1]:80` has its port after the bracket, `[::1]` none.
+fn split_port(pattern: &str) -> (&str, Option<&str>) {
+    match pattern.rsplit_once(':') {
+        Some((name, digits)) if !digits.contains(']') => (name, Some(digits)),
+        _ => (pattern, None),
+    }
+}
+
 /// Whether `pattern` (`host`, `host:port`, `*.domain`) means this host and port.
 pub(crate) fn host_matches(pattern: &str, host: &str, port: Option<u16>) -> bool {
     let pattern = pattern.trim().to_ascii_lowercase();
     let host = host.trim_end_matches('.');
-    // `[::1]:80` has its port after the bracket, `[::1]` none.
-    let (name, wanted) = match pattern.rsplit_once(':') {
-        Some((name, digits)) if !digits.contains(']') => match digits.parse::<u16>() {
-            Ok(port) => (name, Some(port)),
-            Err(_) => return false,
-        },
-        _ => (pattern.as_str(), None),
-    };
-    if wanted.is_some() && wanted != port {
+    let (name, digits) = split_port(&pattern);
+    // What is no port is none that there is.
+    if digits.is_some_and(|digits| digits.parse().ok() != port || port.is_none()) {
         return false;
     }
     match name.strip_prefix("*.") {
@@ -140,6 +156,30 @@ mod tests {
                 host_matches(pattern, host, Some(port)),
                 wanted,
                 "{pattern} {host}:{port}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_for_a_host_goes_over_plain_http_only_to_a_port_that_is_named() {
+        let rows = [
+            ("a.example", "https://a.example/x", true),
+            ("a.example", "http://a.example/x", false),
+            ("a.example", "http://a.example:443/x", false),
+            ("a.example:80", "http://a.example/x", true),
+            ("[::1]", "http://[::1]/x", false),
+            ("[::1]:80", "http://[::1]/x", true),
+            ("*.example", "https://a.example/x", false),
+        ];
+        for (host, url, wanted) in rows {
+            let headers = HostHeaders {
+                host: host.to_owned(),
+                headers: vec![],
+            };
+            assert_eq!(
+                headers.are_for(&Url::parse(url).unwrap()),
+                wanted,
+                "{host} {url}"
             );
         }
     }

@@ -10,7 +10,7 @@ use crate::address::{RefusedAddress, ResolveError};
 use crate::error::{Error, Fault, Kind, Result};
 use crate::limits::{self, Origin};
 use crate::range::ByteRange;
-use crate::secret::redact;
+use crate::secret::{SecretUrl, redact};
 use crate::source::Request;
 use http::header::{ACCEPT_ENCODING, CONTENT_TYPE, IF_RANGE, LOCATION, RANGE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -37,6 +37,8 @@ pub(super) struct Wanted<'a> {
 pub(super) struct Sent {
     pub(super) response: Response,
     pub(super) url: Url,
+    /// The client's headers went there.
+    pub(super) trusted: bool,
     pub(super) origin: Arc<Origin>,
     pub(super) permit: OwnedSemaphorePermit,
 }
@@ -100,6 +102,7 @@ impl HttpSource {
                 return Ok(Sent {
                     response,
                     url,
+                    trusted,
                     origin,
                     permit,
                 });
@@ -213,9 +216,8 @@ impl HttpSource {
                 put(&mut map, name, value, true);
             }
         }
-        let (host, port) = (url.host_str().unwrap_or(""), url.port_or_known_default());
         for entry in &self.options.host_headers {
-            if !entry.host.starts_with("*.") && host_matches(&entry.host, host, port) {
+            if entry.are_for(url) {
                 for (name, _) in &entry.headers {
                     map.remove(name.as_str());
                 }
@@ -242,6 +244,14 @@ fn put(map: &mut HeaderMap, name: &str, value: &str, secret: bool) {
         value.set_sensitive(secret);
         map.append(name, value);
     }
+}
+
+/// Where redirects led, when elsewhere. Not where they came back to the request's origin by way of
+/// another: asked there at once it would be shown what that other is not let choose a use for.
+pub(super) fn led_to(request: &Request, sent: &Sent) -> Option<SecretUrl> {
+    let (asked, url) = (request.url(), &sent.url);
+    let leads = url != asked && (sent.trusted || !same_origin(asked, url));
+    leads.then(|| SecretUrl::new(url.clone()))
 }
 
 /// Whether a client's headers may go on: same scheme, host and port, or the upgrade of a host to
