@@ -31,7 +31,8 @@ impl Node {
     /// already, or it has a lease: of two readers of an origin one would be too many.
     pub(crate) fn sign_alone(&self, task: &Arc<Task>, source: &rpc::Source) -> bool {
         let signer = RunSigner::new(self.signing.clone(), task.key(), NOBODYS);
-        let request = self.identify(source.clone()).map(|(key, _)| to_hex(&key.0));
+        let identified = self.identify(source.clone());
+        let identity = identified.map(|meant| to_hex(&meant.identity.0));
         let (first, effects): (_, Effects) = task.drive(|s, now| {
             if s.lease.is_some() {
                 return false;
@@ -43,7 +44,7 @@ impl Node {
         if first {
             task.update_meta(|m| {
                 m.unproven = true;
-                m.request = request.unwrap_or_default();
+                m.identity = identity.unwrap_or_default();
             });
         }
         self.apply(task, effects);
@@ -52,7 +53,7 @@ impl Node {
 
     /// Asks the content's scheduler for a certificate to sign under what was read alone.
     pub(crate) fn ask_to_sign(&self, content: &ContentKey, meta: &Meta, geometry: &Geometry) {
-        let Some(request) = from_hex(&meta.request).filter(|r| r.len() == 32) else {
+        let Some(identity) = from_hex(&meta.identity).filter(|i| i.len() == 32) else {
             // Staged by an import that this node did not live to end.
             return;
         };
@@ -69,7 +70,7 @@ impl Node {
                 digest: meta.digest.clone(),
                 ..source.unwrap_or_default()
             }),
-            request_key: request,
+            request_key: identity,
             origin: Some(rpc::OriginInfo {
                 validator: meta.validator.clone(),
                 ..rpc::OriginInfo::default()

@@ -122,8 +122,9 @@ impl Node {
         wish: Wish,
         ahead: u64,
     ) -> Result<Download, rpc::Failure> {
-        let (key, source) = self.identify(source)?;
-        let task = self.find_task(key, &source).await?;
+        let meant = self.identify(source)?;
+        let task = self.find_task(&meant).await?;
+        let source = meant.source;
         let download = self
             .follow(task.clone(), &source.digest, wish, ahead)
             .inspect_err(|_| self.let_go(&task, true))?;

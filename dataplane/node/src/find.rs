@@ -3,20 +3,31 @@
 use std::sync::Arc;
 
 use dragonfly_proto::geometry::Geometry;
-use dragonfly_proto::id::{ContentKey, RequestKey, credential_domain};
+use dragonfly_proto::id::{ContentKey, RequestKey, credential_domain, negotiated, opened_domain};
 use dragonfly_proto::rpc::{self, failure::Code, from_node};
-use dragonfly_source::{QueryFilter, canonical};
+use dragonfly_source::{QueryFilter, canonical, canonical_whole};
 
 use crate::node::{Node, unix_now_ms};
 use crate::origin::{meta, request};
 use crate::task::{Task, lock};
 
+/// What a client means.
+pub(crate) struct Meant {
+    /// Of exactly this question: by it schedulers and seeds are asked, and what they said is remembered.
+    /// Nothing that the URL shows its origin is left out, so what one signature opened is no answer for
+    /// another.
+    pub(crate) lookup: RequestKey,
+    /// Of what the question is about, whatever the signature: content without a digest is named by it.
+    pub(crate) identity: RequestKey,
+    /// The URL shows its origin what the identity does not hold, or may be a secret.
+    pub(crate) opens: bool,
+    /// With its isolation domain.
+    pub(crate) source: rpc::Source,
+}
+
 impl Node {
-    /// The request key of a source, and the source with its isolation domain.
-    pub(crate) fn identify(
-        &self,
-        mut source: rpc::Source,
-    ) -> Result<(RequestKey, rpc::Source), rpc::Failure> {
+    /// What a source means. The same again for the source that it returns.
+    pub(crate) fn identify(&self, mut source: rpc::Source) -> Result<Meant, rpc::Failure> {
         source.digest = source.digest.to_ascii_lowercase();
         if !source.digest.is_empty() && !is_sha256(&source.digest) {
             let text = format!(
@@ -28,27 +39,39 @@ impl Node {
         let parsed = request(&source)?;
         let mut filter: QueryFilter = self.settings().query;
         filter.exclude.extend(source.filtered_query.iter().cloned());
-        let canonical =
-            canonical(parsed.url(), &filter).map_err(|e| crate::origin::source_failure(&e))?;
-        if source.domain.is_empty() {
+        let wrong = |e| crate::origin::source_failure(&e);
+        let canonical = canonical(parsed.url(), &filter).map_err(wrong)?;
+        let whole = canonical_whole(parsed.url()).map_err(wrong)?;
+        let opens = *whole != canonical.key();
+        let chosen = !source.domain.is_empty();
+        if !chosen {
             source.domain = credential_domain(parsed.headers()).unwrap_or_default();
         }
+        let mut asked = negotiated(parsed.headers());
+        let identity = RequestKey::derive(&source.domain, canonical.key(), &asked);
+        if opens && !chosen && !source.digest.is_empty() {
+            source.domain = opened_domain(&identity);
+        }
         // Whoever demands a digest asks another question than whoever takes what the origin has: the
-        // answer to one, wrong digests included, must not be given to the other.
-        let digest = Some(&source.digest).filter(|d| !d.is_empty());
-        let demanded: Vec<_> = digest
-            .map(|d| ("digest".to_owned(), d.clone()))
-            .into_iter()
-            .collect();
-        let key = RequestKey::derive(&source.domain, canonical.key(), &demanded);
-        Ok((key, source))
+        // answer to one, wrong digests included, must not be given to the other. So does who says what
+        // does not count: what that makes one is for who says the same.
+        asked.push(("digest".to_owned(), source.digest.clone()));
+        let dropped = source.filtered_query.iter();
+        asked.extend(dropped.map(|name| ("dropped".to_owned(), name.clone())));
+        let lookup = RequestKey::derive(&source.domain, &whole, &asked);
+        Ok(Meant {
+            lookup,
+            identity,
+            opens,
+            source,
+        })
     }
 
     pub(crate) async fn find_task(
         self: &Arc<Self>,
-        key: RequestKey,
-        source: &rpc::Source,
+        meant: &Meant,
     ) -> Result<Arc<Task>, rpc::Failure> {
+        let (key, source) = (meant.lookup, &meant.source);
         if let Some(task) = self.held_already(&key, source) {
             return Ok(task);
         }
@@ -81,7 +104,8 @@ impl Node {
             .ok_or_else(|| broken("no geometry".to_owned()))?;
         let geometry = Geometry::try_from(geometry).map_err(|e| broken(e.to_string()))?;
         let origin = resolved.origin.unwrap_or_default();
-        if !origin.validator.is_empty() || !source.digest.is_empty() {
+        let lasts = !origin.validator.is_empty() || !source.digest.is_empty();
+        if lasts && origin.fresh_ms > 0 {
             let _ = self.store.remember_request(key, content, unix_now_ms());
         }
         // What is held whole is that content, however it was cut.
@@ -171,20 +195,20 @@ impl Node {
             known.is_some_and(|url| url == meta(source, &rpc::OriginInfo::default()).url)
         };
         let identified = self.identify(source.clone());
-        identified.is_ok_and(|(key, source)| is_named(content, &key, &source, validator))
+        identified.is_ok_and(|m| is_named(content, &m.identity, &m.source, validator))
             || same_place()
     }
 
     /// What is on disk and known to be current.
     fn held_already(&self, key: &RequestKey, source: &rpc::Source) -> Option<Arc<Task>> {
-        let content = if source.digest.is_empty() {
+        let content = if source.is_given_by_digest() {
+            ContentKey::from_digest(&source.domain, &source.digest)
+        } else {
             let (content, at) = self.store.lookup_request(key)?;
             let fresh = self.settings().freshness.as_millis() as u64;
             // A clock that was set back would keep what is marked later than now fresh until then.
             let age = unix_now_ms().checked_sub(at)?;
             (age < fresh).then_some(content)?
-        } else {
-            ContentKey::from_digest(&source.domain, &source.digest)
         };
         self.store.stat(&content).filter(|s| s.complete)?;
         let task = self.find_or_revive(&content)?;
@@ -239,11 +263,16 @@ impl Drop for Client<'_> {
     }
 }
 
-/// Whether a content's key is made of this request or digest.
-fn is_named(content: &ContentKey, key: &RequestKey, source: &rpc::Source, validator: &str) -> bool {
+/// Whether a content's key is made of this identity or digest.
+fn is_named(
+    content: &ContentKey,
+    identity: &RequestKey,
+    source: &rpc::Source,
+    validator: &str,
+) -> bool {
     // What an origin gives no validator for is named by chance.
     let by_chance = source.digest.is_empty() && validator.is_empty();
-    by_chance || *content == source.content(key, validator)
+    by_chance || *content == source.content(identity, validator)
 }
 
 /// Whether a text is `sha256:` and 64 lower-case hexadecimal digits.

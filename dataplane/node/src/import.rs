@@ -34,7 +34,7 @@ const LEASE: Duration = Duration::from_secs(5);
 /// What is to come.
 struct Coming {
     content: ContentKey,
-    request: RequestKey,
+    lookup: RequestKey,
     source: rpc::Source,
     origin: rpc::OriginInfo,
     geometry: Geometry,
@@ -135,18 +135,20 @@ impl Coming {
             Geometry::for_len(Some(header.total_len)).map_err(|e| invalid(e.to_string()))?;
         // It answers who asks for the name, without a digest.
         let digest = std::mem::take(&mut source.digest);
-        let (request, mut source) = node.identify(source)?;
+        let meant = node.identify(source)?;
+        let mut source = meant.source;
         source.digest = digest;
         let content = ContentKey::from_digest(&source.domain, &source.digest);
         let origin = rpc::OriginInfo {
             validator: format!("imported {}", source.digest),
             content_type: header.content_type.chars().take(256).collect(),
             digest: source.digest.clone(),
+            fresh_ms: node.settings().freshness.as_millis() as u64,
             ..rpc::OriginInfo::default()
         };
         Ok(Self {
             content,
-            request,
+            lookup: meant.lookup,
             source,
             origin,
             geometry,
@@ -159,7 +161,7 @@ impl Coming {
             content: self.content.0.to_vec(),
             geometry: Some((&self.geometry).into()),
             source: Some(self.source.clone()),
-            request_key: self.request.0.to_vec(),
+            request_key: self.lookup.0.to_vec(),
             origin: Some(self.origin.clone()),
             held,
             alone: false,
@@ -169,7 +171,7 @@ impl Coming {
 
     fn remember(&self, node: &Node) {
         let now = unix_now_ms();
-        if let Err(error) = node.store.remember_request(self.request, self.content, now) {
+        if let Err(error) = node.store.remember_request(self.lookup, self.content, now) {
             tracing::debug!(%error, "cannot remember a request");
         }
     }
@@ -193,7 +195,7 @@ impl Node {
             let named = from_node::Message::Import(coming.message(true));
             self.sessions.tell(&coming.content, named.clone());
             // The name's replica may be another than the content's.
-            self.sessions.tell(&ContentKey(coming.request.0), named);
+            self.sessions.tell(&ContentKey(coming.lookup.0), named);
         }
         has
     }
@@ -252,7 +254,7 @@ impl Node {
         ) {
             let leased = tokio::time::timeout(LEASE, leased).await;
             let named = from_node::Message::Import(coming.message(true));
-            self.sessions.tell(&ContentKey(coming.request.0), named);
+            self.sessions.tell(&ContentKey(coming.lookup.0), named);
             return leased.ok().and_then(Result::ok).ok_or_else(|| {
                 let text = "the scheduler gives no lease for the import: try again";
                 rpc::Failure::new(Code::NoSource, text)

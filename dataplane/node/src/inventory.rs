@@ -73,11 +73,12 @@ impl Shared {
                 .parse()
                 .map_err(|e| invalid(format!("{e}: a task id is 64 digits")));
         }
-        let (request, source) = self.node.identify(checked_source(source)?)?;
+        let meant = self.node.identify(checked_source(source)?)?;
+        let source = meant.source;
         if !source.digest.is_empty() {
             return Ok(ContentKey::from_digest(&source.domain, &source.digest));
         }
-        if let Some((content, _)) = self.node.store.lookup_request(&request) {
+        if let Some((content, _)) = self.node.store.lookup_request(&meant.lookup) {
             return Ok(content);
         }
         // Got with a digest, which makes another request of it.

@@ -25,9 +25,9 @@ pub struct Meta {
     #[serde(default)]
     pub unproven: bool,
     /// Where `unproven`: what names the content in the mesh, so that it can be proven later. The
-    /// request key, hexadecimal.
-    #[serde(default)]
-    pub request: String,
+    /// source's identity, hexadecimal.
+    #[serde(default, rename = "request")]
+    pub identity: String,
     /// Its isolation domain: empty for shared public content.
     #[serde(default)]
     pub domain: String,

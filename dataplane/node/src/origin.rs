@@ -12,6 +12,7 @@ use dragonfly_source::{Begun, ByteRange, Fault, Kind, Metadata, Request, Validat
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::find::Meant;
 use crate::meta::Meta;
 use crate::node::{Node, unix_now_ms};
 use crate::task::{Task, lock};
@@ -129,9 +130,20 @@ pub(crate) fn source_failure(e: &dragonfly_source::Error) -> rpc::Failure {
     failure
 }
 
+/// How long what the origin said holds: as long as policy says, or longer where the origin says so and
+/// nothing was shown that may be taken back; not at all where it was for this client or is not to be kept.
+fn fresh_for(meant: &Meant, m: &Metadata, policy: Duration) -> Duration {
+    let freshness = &m.freshness;
+    if freshness.no_store || freshness.private {
+        return Duration::ZERO;
+    }
+    let shown = meant.opens || !meant.source.domain.is_empty();
+    let longer = freshness.max_age.filter(|age| !shown && *age > policy);
+    longer.unwrap_or(policy)
+}
+
 /// What the origin said, for the others.
 fn origin_info(m: &Metadata, fresh: Duration) -> rpc::OriginInfo {
-    let fresh = m.freshness.max_age.map_or(fresh, |age| age.max(fresh));
     rpc::OriginInfo {
         validator: m.version().unwrap_or_default(),
         content_type: m.content_type.clone().unwrap_or_default(),
@@ -143,12 +155,12 @@ fn origin_info(m: &Metadata, fresh: Duration) -> rpc::OriginInfo {
 }
 
 /// The key of what an origin's answer says it holds.
-fn content_key(source: &rpc::Source, key: &RequestKey, m: &Metadata) -> ContentKey {
+fn content_key(meant: &Meant, m: &Metadata) -> ContentKey {
     // A digest that the origin claims is its validator at best: only one that a client demanded is
     // enough to share content with other sources.
     let nonce = || format!("unvalidated {:032x}", fastrand::u128(..));
     let version = m.version().unwrap_or_else(nonce);
-    source.content(key, &version)
+    meant.source.content(&meant.identity, &version)
 }
 
 impl Node {
@@ -179,26 +191,39 @@ impl Node {
         let source = ask.source.clone().ok_or_else(invalid)?;
         let key = RequestKey::from_slice(&ask.request_key).ok_or_else(invalid)?;
         let source = self.opened(source, Some(&key)).await?;
-        let turn = Turn::new(&self.origins.looking, key);
-        let _one_at_a_time = turn.gate.lock().await;
-        self.look_now(&source, key, ask.only_look).await
+        let meant = self.identify(source)?;
+        let turn = Turn::new(&self.origins.looking, meant.lookup);
+        let mut found = {
+            let _one_at_a_time = turn.gate.lock().await;
+            self.look_now(&meant, ask.only_look).await
+        };
+        if meant.lookup != key
+            && let Ok(rpc::ResolveResult {
+                origin: Some(origin),
+                ..
+            }) = &mut found
+        {
+            // Another release's key, or a lie: it is no answer for who asks by that key later.
+            origin.fresh_ms = 0;
+        }
+        found
     }
 
     async fn look_now(
         &self,
-        source: &rpc::Source,
-        key: RequestKey,
+        meant: &Meant,
         only_look: bool,
     ) -> Result<rpc::ResolveResult, rpc::Failure> {
+        let key = meant.lookup;
         let kept = lock(&self.origins.answers).get(&key).cloned();
         if let Some((until, answer)) = kept
             && until > Instant::now()
         {
             return Ok(answer);
         }
-        let (content, geometry, metadata) = match self.still_current(source, key).await {
+        let (content, geometry, metadata) = match self.still_current(meant).await {
             Some(held) => held,
-            None => self.begin_to_look(source, key, only_look).await?,
+            None => self.begin_to_look(meant, only_look).await?,
         };
         let fresh = self.settings().freshness;
         let answer = rpc::ResolveResult {
@@ -206,30 +231,44 @@ impl Node {
             failure: None,
             content: content.0.to_vec(),
             geometry: Some((&geometry).into()),
-            origin: Some(origin_info(&metadata, fresh)),
+            origin: Some(origin_info(&metadata, fresh_for(meant, &metadata, fresh))),
         };
         // Without a validator two answers cannot be told apart: each fetch is a content of its own.
-        if metadata.validator != Validator::None || !source.digest.is_empty() {
-            let mut answers = lock(&self.origins.answers);
-            answers.retain(|_, (until, _)| *until > Instant::now());
-            answers.insert(key, (Instant::now() + fresh, answer.clone()));
-            if let Err(error) = self.store.remember_request(key, content, unix_now_ms()) {
-                tracing::debug!(%error, "cannot remember a request");
-            }
+        if metadata.validator != Validator::None || !meant.source.digest.is_empty() {
+            self.keep_answer(meant, content, &answer);
         }
         Ok(answer)
+    }
+
+    /// Keeps what an origin said for as long as it holds, and what it was about for the next look.
+    fn keep_answer(&self, meant: &Meant, content: ContentKey, answer: &rpc::ResolveResult) {
+        let lasts = answer.origin.as_ref().is_some_and(|o| o.fresh_ms > 0);
+        if lasts {
+            let until = Instant::now() + self.settings().freshness;
+            let mut answers = lock(&self.origins.answers);
+            answers.retain(|_, (until, _)| *until > Instant::now());
+            answers.insert(meant.lookup, (until, answer.clone()));
+        }
+        // Known, but never fresh.
+        let at = if lasts { unix_now_ms() } else { 0 };
+        let mut kept = self.store.remember_request(meant.lookup, content, at);
+        if meant.opens && meant.source.digest.is_empty() {
+            kept = kept.and_then(|()| self.store.remember_request(meant.identity, content, 0));
+        }
+        if let Err(error) = kept {
+            tracing::debug!(%error, "cannot remember a request");
+        }
     }
 
     /// Where this node holds the whole of what a request gave last, or is at it: whether the origin
     /// still has that, by a question that brings no body. `None`: it has to be asked for the content
     /// itself. (After a scheduler's restart everybody asks anew what is under way already.)
-    async fn still_current(
-        &self,
-        source: &rpc::Source,
-        key: RequestKey,
-    ) -> Option<(ContentKey, Geometry, Metadata)> {
+    async fn still_current(&self, meant: &Meant) -> Option<(ContentKey, Geometry, Metadata)> {
+        let source = &meant.source;
         let held = if source.digest.is_empty() {
-            self.store.lookup_request(&key)?.0
+            let last = |key| self.store.lookup_request(key);
+            // Or what another signature opened last.
+            last(&meant.lookup).or_else(|| last(&meant.identity))?.0
         } else {
             ContentKey::from_digest(&source.domain, &source.digest)
         };
@@ -243,7 +282,7 @@ impl Node {
             // An answer without a body may leave its length out, and a weak version holds it.
             metadata.total_len = len;
         }
-        if metadata.total_len != len || content_key(source, &key, &metadata) != held {
+        if metadata.total_len != len || content_key(meant, &metadata) != held {
             return None;
         }
         lock(&self.origins.metadata).insert(held, metadata.clone());
@@ -254,18 +293,17 @@ impl Node {
     /// content yet there is none to wait for: a byte is asked for, and its place is given back at once.
     async fn begin_to_look(
         &self,
-        source: &rpc::Source,
-        key: RequestKey,
+        meant: &Meant,
         only_look: bool,
     ) -> Result<(ContentKey, Geometry, Metadata), rpc::Failure> {
         let first = ByteRange::new(0, 1).filter(|_| only_look);
         let begun = self
             .fetcher()
-            .begin(request(source)?, first)
+            .begin(request(&meant.source)?, first)
             .await
             .map_err(|e| source_failure(&e))?;
         let metadata = begun.metadata().clone();
-        let content = content_key(source, &key, &metadata);
+        let content = content_key(meant, &metadata);
         let geometry = Geometry::for_len(metadata.total_len)
             .map_err(|e| rpc::Failure::new(Code::Invalid, e.to_string()))?;
         lock(&self.origins.metadata).insert(content, metadata.clone());

@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::download::{RESTARTS, Wish};
+use crate::find::Meant;
 use crate::node::{Node, unix_now_ms};
 use crate::task::lock;
 
@@ -76,8 +77,10 @@ enum Stop {
 
 /// A content of a job, as far as it is known before any of it is wanted.
 struct Measured {
-    request: RequestKey,
+    lookup: RequestKey,
     content: ContentKey,
+    /// What was said of it holds for a while.
+    lasts: bool,
     held: rpc::WarmedContent,
 }
 
@@ -225,18 +228,18 @@ impl Node {
 
     /// What a source is and what of it is held; nothing of it is asked for.
     async fn measure(&self, source: &rpc::Source) -> Result<Measured, rpc::Failure> {
-        let (request, source) = self.identify(source.clone())?;
-        let _asking = self.asking.for_now(&request, &source);
-        if !source.digest.is_empty() {
+        let Meant { lookup, source, .. } = self.identify(source.clone())?;
+        let _asking = self.asking.for_now(&lookup, &source);
+        if source.is_given_by_digest() {
             let content = ContentKey::from_digest(&source.domain, &source.digest);
             let whole = self.store.stat(&content).filter(|held| held.complete);
             if let Some(held) = whole {
-                return Ok(self.measured(request, content, &held.geometry));
+                return Ok(self.measured(lookup, content, true, &held.geometry));
             }
         }
         let ask = rpc::Resolve {
             id: 0,
-            request_key: request.0.to_vec(),
+            request_key: lookup.0.to_vec(),
             source: Some(source),
             replicas: self.sessions.connected(),
             only_look: true,
@@ -248,7 +251,10 @@ impl Node {
         let geometry = looked.geometry.as_ref();
         let geometry = geometry.and_then(|g| Geometry::try_from(g).ok());
         match (ContentKey::from_slice(&looked.content), geometry) {
-            (Some(content), Some(geometry)) => Ok(self.measured(request, content, &geometry)),
+            (Some(content), Some(geometry)) => {
+                let lasts = looked.origin.is_some_and(|origin| origin.fresh_ms > 0);
+                Ok(self.measured(lookup, content, lasts, &geometry))
+            }
             _ => Err(rpc::Failure::new(
                 Code::Internal,
                 "a scheduler's answer names no content",
@@ -256,15 +262,22 @@ impl Node {
         }
     }
 
-    fn measured(&self, request: RequestKey, content: ContentKey, geometry: &Geometry) -> Measured {
+    fn measured(
+        &self,
+        lookup: RequestKey,
+        content: ContentKey,
+        lasts: bool,
+        geometry: &Geometry,
+    ) -> Measured {
         let held = self.store.stat(&content);
         let geometry = held.as_ref().map_or(geometry, |held| &held.geometry);
         let total = geometry.total_len();
         let blocks = held.as_ref().map_or(0, |held| held.held_blocks);
         let bytes = u64::from(blocks) * u64::from(geometry.block_size());
         Measured {
-            request,
+            lookup,
             content,
+            lasts,
             held: rpc::WarmedContent {
                 held: bytes.min(total.unwrap_or(u64::MAX)),
                 total,
@@ -304,9 +317,12 @@ impl Node {
         if let Ok(Some(task)) = self.store.open_task(&found.content) {
             task.touch(now);
         }
+        if !found.lasts {
+            return;
+        }
         let kept = self
             .store
-            .remember_request(found.request, found.content, now);
+            .remember_request(found.lookup, found.content, now);
         if let Err(error) = kept {
             tracing::debug!(%error, "cannot remember a request");
         }

@@ -5,6 +5,10 @@
 //! bytes are known to be equal (same digest) share one content key, so an image layer that two
 //! registries hold is one task.
 //!
+//! Of a source there are two request keys. The *lookup* key is of exactly what was asked, signatures
+//! included: what an origin said to one question answers no other. The *identity* is of what stays the
+//! same when signatures change: content keys are made of it, so that all whom the origin lets in share.
+//!
 //! Both are BLAKE3 hashes over length-prefixed fields, so that no choice of field contents can make
 //! two different field lists hash alike, and each has its own derivation context.
 
@@ -123,8 +127,9 @@ impl RequestKey {
     /// The key of a request.
     ///
     /// `domain` is the isolation domain (empty: shared public content), `source` the canonical
-    /// source (see the source crate: selected query parts only, sorted), `headers` the selected
-    /// request headers that change what the origin answers, lower-case names, sorted by name.
+    /// source (see the source crate; selected query parts only where it is for an identity), `headers`
+    /// the selected request headers that change what the origin answers, lower-case names, sorted by
+    /// name, and whatever else the request depends on.
     #[must_use]
     pub fn derive(domain: &str, source: &str, headers: &[(String, String)]) -> Self {
         let mut h = FieldHasher::new("dragonfly 2026-11 request key v1")
@@ -150,7 +155,7 @@ impl ContentKey {
         )
     }
 
-    /// The key of content known only by where it came from and the origin's validator for it
+    /// The key of content known only by where it came from (`request`: the source's identity) and the origin's validator for it
     /// (strong `ETag`, object generation, or last-modified and length).
     #[must_use]
     pub fn from_validator(domain: &str, request: &RequestKey, validator: &str) -> Self {
@@ -164,18 +169,75 @@ impl ContentKey {
     }
 }
 
-/// Headers that make a client's content its own.
-const CREDENTIALS: [&str; 3] = ["authorization", "cookie", "x-api-key"];
+/// Headers that say nothing of who asks. Any other may be a credential: origins choose their names.
+/// `Referer` and `Origin` are not among these, for some origins go by them.
+const HARMLESS: [&str; 21] = [
+    "accept",
+    "accept-charset",
+    "accept-encoding",
+    "accept-language",
+    "b3",
+    "baggage",
+    "cache-control",
+    "dnt",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "pragma",
+    "priority",
+    "range",
+    "traceparent",
+    "tracestate",
+    "user-agent",
+    "x-correlation-id",
+    "x-request-id",
+];
+
+/// Headers by which an origin chooses what it gives.
+const NEGOTIATING: [&str; 3] = ["accept", "accept-charset", "accept-language"];
+
+/// Those of a request's headers (names in lower case) that change what the origin answers, sorted by
+/// name. To take anything is to say nothing.
+#[must_use]
+pub fn negotiated<'a>(
+    headers: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Vec<(String, String)> {
+    let says = |(n, v): &(&str, &str)| NEGOTIATING.contains(n) && !(*n == "accept" && *v == "*/*");
+    let said = headers.into_iter().filter(says);
+    let mut said: Vec<_> = said.map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
+    // Stable: of two of one name the order may count.
+    said.sort_by(|a, b| a.0.cmp(&b.0));
+    said
+}
+
+/// Begins the isolation domains of content that was named by a digest and opened by a URL.
+const OPENED: &str = "opened:";
+
+/// The isolation domain of content that a client names by its digest and by a URL with something in it
+/// that may open it, a signature say: `identity` is the source's. In it a digest alone opens nothing.
+#[must_use]
+pub fn opened_domain(identity: &RequestKey) -> String {
+    format!("{OPENED}{identity}")
+}
+
+/// Whether what is in this isolation domain is given for a URL only after its origin was asked for that
+/// very URL, digest or not.
+#[must_use]
+pub fn is_opened_domain(domain: &str) -> bool {
+    domain.starts_with(OPENED)
+}
 
 /// The isolation domain of what was got with these headers (names in lower case): what one client may
 /// read by its credentials another may not, so such content is shared only among those who show the
-/// same. `None` where they hold none.
+/// same. `None` where none of them may be a credential.
 #[must_use]
 pub fn credential_domain<'a>(
     headers: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Option<String> {
     let headers = headers.into_iter();
-    let mut secrets: Vec<_> = headers.filter(|(n, _)| CREDENTIALS.contains(n)).collect();
+    let mut secrets: Vec<_> = headers.filter(|(n, _)| !HARMLESS.contains(n)).collect();
     if secrets.is_empty() {
         return None;
     }
@@ -205,6 +267,31 @@ mod tests {
             credential_domain([("authorization", "b"), ("cookie", "a")])
         );
         assert_eq!(credential_domain([all[2]]), None);
+    }
+
+    #[test]
+    fn any_header_but_harmless_ones_may_be_a_credential() {
+        for name in [
+            "private-token",
+            "x-jfrog-art-api",
+            "x-auth-token",
+            "referer",
+        ] {
+            assert!(credential_domain([(name, "a")]).is_some(), "{name}");
+        }
+        for name in HARMLESS {
+            assert_eq!(credential_domain([(name, "a")]), None, "{name}");
+        }
+        assert!(NEGOTIATING.iter().all(|name| HARMLESS.contains(name)));
+    }
+
+    #[test]
+    fn what_is_negotiated_is_told_in_one_order_and_taking_anything_is_saying_nothing() {
+        let (json, german) = (("accept", "application/json"), ("accept-language", "de"));
+        let said = negotiated([german, ("user-agent", "x"), json]);
+        assert_eq!(said, negotiated([json, german]));
+        assert_eq!(said.len(), 2);
+        assert!(negotiated([("accept", "*/*")]).is_empty());
     }
 
     #[test]

@@ -11,7 +11,7 @@
 tonic::include_proto!("dragonfly.v1");
 
 use crate::geometry::{Geometry as BlockGeometry, GeometryError};
-use crate::id::{ContentKey, RequestKey};
+use crate::id::{ContentKey, RequestKey, is_opened_domain};
 
 /// Longest encoded gRPC message either side takes, bytes.
 pub const MAX_MESSAGE: usize = 4 << 20;
@@ -42,12 +42,18 @@ impl Source {
         format!("{scheme}://{host}{path}")
     }
 
-    /// The key of what it holds: by the digest that the client demands, else by the request and what the
-    /// origin says of the version.
+    /// Whether its digest says what may be given for it: no origin has to be asked first.
     #[must_use]
-    pub fn content(&self, request: &RequestKey, validator: &str) -> ContentKey {
+    pub fn is_given_by_digest(&self) -> bool {
+        !self.digest.is_empty() && !is_opened_domain(&self.domain)
+    }
+
+    /// The key of what it holds: by the digest that the client demands, else by the source's identity and
+    /// what the origin says of the version.
+    #[must_use]
+    pub fn content(&self, identity: &RequestKey, validator: &str) -> ContentKey {
         if self.digest.is_empty() {
-            ContentKey::from_validator(&self.domain, request, validator)
+            ContentKey::from_validator(&self.domain, identity, validator)
         } else {
             ContentKey::from_digest(&self.domain, &self.digest)
         }

@@ -83,8 +83,8 @@ impl Core {
             only_look: m.only_look,
         };
         let source = m.source.unwrap_or_default();
-        if !source.digest.is_empty() {
-            // Known by its digest: no origin has to be asked what it is.
+        if source.is_given_by_digest() {
+            // No origin has to be asked what it is.
             let content = ContentKey::from_digest(&source.domain, &source.digest);
             let geometry = self.tasks.get(&content).and_then(|t| t.geometry);
             match geometry {

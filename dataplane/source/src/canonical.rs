@@ -1,12 +1,13 @@
 //! One spelling for each source: the part of a request key that says *where from*.
 //!
 //! Equal canonical keys mean the same resource at the origin; what the filter drops (signatures by
-//! default) must not select content. Normalisation is that of RFC 3986 section 6.2.2 (case, percent
+//! default) must not select content. Who may have it is another question: that of [`canonical_whole`],
+//! which drops nothing. Normalisation is that of RFC 3986 section 6.2.2 (case, percent
 //! encoding, dot segments) and of 6.2.3 for the default port, and nothing that could change the
 //! meaning: an empty path segment or a trailing slash stays, and so does the order of parameters of
 //! the same name.
 //!
-//! Invariants: canonicalisation is idempotent; the key never holds userinfo, a fragment or a secret
+//! Invariants: canonicalisation is idempotent; a [`Canonical`] never holds userinfo, a fragment or a secret
 //! value in the clear. A kept parameter whose *name* says that it is secret (`token=…`) enters as a
 //! hash of its value, so two tokens are two keys but neither can be read.
 
@@ -14,6 +15,7 @@ use crate::error::{Error, Fault, Kind, Result};
 use crate::secret;
 use reqwest::Url;
 use std::fmt;
+use zeroize::Zeroizing;
 
 /// Which query parameters are part of the identity. Patterns match decoded names without regard to
 /// case and may end in `*`.
@@ -89,6 +91,21 @@ impl fmt::Debug for Canonical {
 /// # Errors
 /// [`Kind::InvalidRequest`] when the URL has no host and is no `file:` URL.
 pub fn canonical(url: &Url, filter: &QueryFilter) -> Result<Canonical> {
+    let key = spelled(url, Some(filter))?;
+    Ok(Canonical { key })
+}
+
+/// The whole of a URL in its one spelling: all that it shows the origin, and nothing hidden. To be hashed
+/// and never shown.
+///
+/// # Errors
+/// As [`canonical`].
+pub fn canonical_whole(url: &Url) -> Result<Zeroizing<String>> {
+    spelled(url, None).map(Zeroizing::new)
+}
+
+/// Without a filter nothing is dropped or hidden.
+fn spelled(url: &Url, filter: Option<&QueryFilter>) -> Result<String> {
     // The parser has already lowered scheme and host, dropped a default port and removed dot
     // segments (for `http`, `https`, `file`); for other schemes the case of the host is ours to do.
     let host = match url.host_str() {
@@ -119,10 +136,10 @@ pub fn canonical(url: &Url, filter: &QueryFilter) -> Result<Canonical> {
         key.push('?');
         key.push_str(&query);
     }
-    Ok(Canonical { key })
+    Ok(key)
 }
 
-fn canonical_query(query: &str, filter: &QueryFilter) -> String {
+fn canonical_query(query: &str, filter: Option<&QueryFilter>) -> String {
     let pairs: Vec<&str> = query.split('&').filter(|pair| !pair.is_empty()).collect();
     let names: Vec<String> = pairs
         .iter()
@@ -133,8 +150,8 @@ fn canonical_query(query: &str, filter: &QueryFilter) -> String {
         .iter()
         .zip(&names)
         .zip(signs)
-        .filter(|((_, name), signs)| filter.keeps(name, *signs))
-        .map(|((pair, name), _)| canonical_pair(pair, name))
+        .filter(|((_, name), signs)| filter.is_none_or(|f| f.keeps(name, *signs)))
+        .map(|((pair, name), _)| canonical_pair(pair, name, filter.is_some()))
         .collect();
     // By name only, and stable: `a=1&a=2` and `a=2&a=1` may differ at the origin.
     kept.sort_by(|a, b| a.0.cmp(&b.0));
@@ -145,15 +162,15 @@ fn canonical_query(query: &str, filter: &QueryFilter) -> String {
 }
 
 /// Name to sort by, and the pair as it enters the key.
-fn canonical_pair(pair: &str, decoded_name: &str) -> (String, String) {
+fn canonical_pair(pair: &str, decoded_name: &str, hide: bool) -> (String, String) {
     let Some((name, value)) = pair.split_once('=') else {
         let name = normalise(pair);
         return (name.clone(), name);
     };
     let name = normalise(name);
     let value = normalise(value);
-    let shown = if secret::is_secret_param(decoded_name) && !is_hashed(&value) && !value.is_empty()
-    {
+    let hide = hide && secret::is_secret_param(decoded_name);
+    let shown = if hide && !is_hashed(&value) && !value.is_empty() {
         hashed(&value)
     } else {
         value

@@ -24,7 +24,7 @@ pub mod secret;
 pub mod source;
 
 pub use address::{AddressPolicy, Lookup};
-pub use canonical::{Canonical, QueryFilter, canonical};
+pub use canonical::{Canonical, QueryFilter, canonical, canonical_whole};
 pub use error::{Error, Fault, Kind, Result, Retry};
 pub use fetch::{Begun, Chunk, Fetch, FetchOptions, Fetcher, Mode};
 pub use http::{HostHeaders, HttpOptions, HttpSource};

@@ -56,9 +56,9 @@ impl Validator {
 pub struct Freshness {
     /// From `s-maxage`, `max-age` or `Expires`, less `Age`; `None` when it says nothing.
     pub max_age: Option<Duration>,
-    /// `no-store`: the origin wants no copy kept.
+    /// `no-store`: the origin wants no copy kept, so each who asks has it asked.
     pub no_store: bool,
-    /// `private`: meant for this client only; never put it in the shared domain.
+    /// `private`: said to this client only, so each who asks has it asked.
     pub private: bool,
 }
 
@@ -85,8 +85,6 @@ pub struct Metadata {
     pub final_url: Option<SecretUrl>,
     /// For how long the answer is current.
     pub freshness: Freshness,
-    /// Request headers that the answer depends on (`Vary`), lower case.
-    pub vary: Vec<String>,
 }
 
 impl Metadata {

@@ -7,7 +7,7 @@
     reason = "a test fails loudly"
 )]
 
-use dragonfly_source::{QueryFilter, Url, canonical};
+use dragonfly_source::{QueryFilter, Url, canonical, canonical_whole};
 use proptest::prelude::*;
 
 fn key(url: &str) -> String {
@@ -212,4 +212,22 @@ proptest! {
             prop_assert!(!key.contains(&secret), "{} in {}", secret, key);
         }
     }
+}
+
+#[test]
+fn the_whole_of_a_url_drops_and_hides_nothing_and_has_one_spelling() {
+    let whole = |url: &str| {
+        let whole = canonical_whole(&Url::parse(url).unwrap()).unwrap();
+        whole.to_string()
+    };
+    let signed = "https://s3.example/b/k?X-Amz-Signature=ff&token=t&versionId=3";
+    assert_eq!(whole(signed), signed);
+    assert_eq!(
+        whole("HTTPS://s3.example:443/%62/k?versionId=3&token=t&X-Amz-Signature=ff"),
+        signed
+    );
+    // What hides a secret is not taken for it.
+    let hidden = key(signed);
+    assert_eq!(whole(&hidden), hidden);
+    assert_ne!(whole(&hidden), whole(signed));
 }

@@ -185,7 +185,6 @@ fn metadata(map: &HeaderMap, total_len: Option<u64>, accepts_ranges: bool) -> Me
         digest: headers::digest(map),
         final_url: None,
         freshness: headers::freshness(map, SystemTime::now()),
-        vary: headers::vary(map),
     }
 }
 

@@ -7,7 +7,7 @@ use crate::range::number;
 use base64::Engine as _;
 use http::HeaderMap;
 use http::header::{
-    AGE, CACHE_CONTROL, CONTENT_ENCODING, DATE, ETAG, EXPIRES, LAST_MODIFIED, RETRY_AFTER, VARY,
+    AGE, CACHE_CONTROL, CONTENT_ENCODING, DATE, ETAG, EXPIRES, LAST_MODIFIED, RETRY_AFTER,
     WWW_AUTHENTICATE,
 };
 use std::time::{Duration, SystemTime};
@@ -176,18 +176,6 @@ pub(crate) fn freshness(headers: &HeaderMap, now: SystemTime) -> Freshness {
             .map(|life| life.min(LONGEST).saturating_sub(age))
     };
     freshness
-}
-
-/// Names in `Vary`, lower case.
-pub(crate) fn vary(headers: &HeaderMap) -> Vec<String> {
-    headers
-        .get_all(VARY)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|name| name.trim().to_ascii_lowercase())
-        .filter(|name| !name.is_empty())
-        .collect()
 }
 
 /// All `WWW-Authenticate` challenges, bounded.
@@ -367,12 +355,12 @@ mod tests {
             let Ok(parsed) = http::HeaderValue::try_from(value.as_str()) else { return Ok(()); };
             let mut map = HeaderMap::new();
             for name in ["etag", "last-modified", "date", "cache-control", "age", "expires",
-                         "repr-digest", "docker-content-digest", "vary", "content-encoding",
+                         "repr-digest", "docker-content-digest", "content-encoding",
                          "www-authenticate", "retry-after"] {
                 map.insert(name, parsed.clone());
             }
             let now = SystemTime::now();
-            let _ = (validator(&map), freshness(&map, now), digest(&map), vary(&map));
+            let _ = (validator(&map), freshness(&map, now), digest(&map));
             let _ = (content_encoding(&map), challenge(&map), retry_after(&map, now));
         }
     }

@@ -55,10 +55,8 @@ fn domain_of(text: &str) -> Result<String, String> {
         headers.push((name.trim().to_ascii_lowercase(), value.trim()));
     }
     let headers = headers.iter().map(|(name, value)| (name.as_str(), *value));
-    credential_domain(headers).ok_or_else(|| {
-        "no Authorization, Cookie or X-Api-Key in it: without them content is everybody's"
-            .to_owned()
-    })
+    credential_domain(headers)
+        .ok_or_else(|| "no credentials in it: without them content is everybody's".to_owned())
 }
 
 /// Runs one of them.
