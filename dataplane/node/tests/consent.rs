@@ -332,7 +332,6 @@ impl Liar {
             id: 7,
             request_key: RequestKey::derive("", by, &[nothing_demanded]).0.to_vec(),
             source: Some(source(url)),
-            only_look: true,
             ..rpc::Resolve::default()
         };
         let resolve = rpc::FromNode {
