@@ -291,12 +291,12 @@ impl Core {
         self.ask_others_for(node);
     }
 
-    /// A message from a node with a session.
-    pub fn handle(&mut self, now: Duration, from: NodeId, message: from_node::Message) {
+    /// A message from a node with a session. False where it has none (any more): what it had was given to
+    /// others, and nothing that it says is heard before it has said hello again.
+    pub fn handle(&mut self, now: Duration, from: NodeId, message: from_node::Message) -> bool {
         self.now = now;
         if !self.nodes.contains_key(&from) {
-            // Its session is over, and what it had was given to others.
-            return;
+            return false;
         }
         self.counts.totals.messages += 1;
         match message {
@@ -319,6 +319,7 @@ impl Core {
                 }
             }
         }
+        true
     }
 
     fn on_report(&mut self, from: NodeId, report: rpc::Report) {

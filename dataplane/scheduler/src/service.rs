@@ -233,7 +233,11 @@ impl Service {
                 Ok(Some(FromNode {
                     message: Some(message),
                 })) => {
-                    self.with(|core, now| core.handle(now, node, message));
+                    if !self.with(|core, now| core.handle(now, node, message)) {
+                        // It would wait for answers for ever: it shall begin anew.
+                        tracing::warn!(%node, "is not known: its session is ended");
+                        break;
+                    }
                 }
                 Ok(Some(_)) => {}
                 Ok(None) => break,
@@ -243,18 +247,16 @@ impl Service {
                 }
             }
         }
-        let last = {
+        // In one step, as a session's beginning is: another one of the node may begin just now.
+        self.with(|core, now| {
             let mut sessions = self.sessions();
-            let mine = sessions.get(&node).is_none_or(|s| s.number == number);
-            if mine {
+            if sessions.get(&node).is_none_or(|s| s.number == number) {
                 sessions.remove(&node);
+                drop(sessions);
+                tracing::info!(%node, "session ended");
+                core.disconnect(now, node);
             }
-            mine
-        };
-        if last {
-            tracing::info!(%node, "session ended");
-            self.with(|core, now| core.disconnect(now, node));
-        }
+        });
     }
 }
 
@@ -294,11 +296,12 @@ impl Scheduler for Service {
             who,
             end: end.clone(),
         };
-        // In place before the core speaks, so that its welcome arrives.
-        self.sessions().insert(id, session);
-        let node = self
-            .with(|core, now| core.connect(now, hello))
-            .map_err(|refused| Status::invalid_argument(refused.0))?;
+        let begun = self.with(|core, now| {
+            // In place before the core speaks, so that its welcome arrives.
+            self.sessions().insert(id, session);
+            core.connect(now, hello)
+        });
+        let node = begun.map_err(|refused| Status::invalid_argument(refused.0))?;
         tracing::info!(%node, name, "session began");
         let service = self.clone();
         tokio::spawn(async move { service.read(node, number, from, end).await });
