@@ -155,14 +155,14 @@ impl ContentKey {
         )
     }
 
-    /// The key of content known only by where it came from (`request`: the source's identity) and the origin's validator for it
-    /// (strong `ETag`, object generation, or last-modified and length).
+    /// The key of content known only by where it came from (`identity`: the source's) and the origin's
+    /// validator for it (strong `ETag`, object generation, or last-modified and length).
     #[must_use]
-    pub fn from_validator(domain: &str, request: &RequestKey, validator: &str) -> Self {
+    pub fn from_validator(domain: &str, identity: &RequestKey, validator: &str) -> Self {
         Self(
             FieldHasher::new("dragonfly 2026-11 content key by validator v1")
                 .field(domain.as_bytes())
-                .field(&request.0)
+                .field(&identity.0)
                 .field(validator.as_bytes())
                 .finish(),
         )
