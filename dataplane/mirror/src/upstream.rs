@@ -89,6 +89,7 @@ pub(crate) fn source(
         filtered_query: vec![],
         domain: upstream.domain.clone(),
         sealed: None,
+        apart: false,
     }
 }
 

@@ -32,7 +32,7 @@ impl Node {
     pub(crate) fn sign_alone(&self, task: &Arc<Task>, source: &rpc::Source) -> bool {
         let signer = RunSigner::new(self.signing.clone(), task.key(), NOBODYS);
         let identified = self.identify(source.clone());
-        let identity = identified.map(|meant| to_hex(&meant.identity.0));
+        let request = identified.map(|meant| to_hex(&meant.reads().0));
         let (first, effects): (_, Effects) = task.drive(|s, now| {
             if s.lease.is_some() {
                 return false;
@@ -44,7 +44,7 @@ impl Node {
         if first {
             task.update_meta(|m| {
                 m.unproven = true;
-                m.identity = identity.unwrap_or_default();
+                m.request = request.unwrap_or_default();
             });
         }
         self.apply(task, effects);
@@ -53,7 +53,7 @@ impl Node {
 
     /// Asks the content's scheduler for a certificate to sign under what was read alone.
     pub(crate) fn ask_to_sign(&self, content: &ContentKey, meta: &Meta, geometry: &Geometry) {
-        let Some(identity) = from_hex(&meta.identity).filter(|i| i.len() == 32) else {
+        let Some(request) = from_hex(&meta.request).filter(|r| r.len() == 32) else {
             // Staged by an import that this node did not live to end.
             return;
         };
@@ -62,15 +62,17 @@ impl Node {
             .as_ref()
             .is_some_and(|t| !t.is_complete() && t.state().lease.is_some());
         let source = task.and_then(|t| lock(&t.source).clone());
+        let shared = ContentKey::from_digest(&meta.domain, &meta.digest);
         let ask = rpc::Import {
             content: content.0.to_vec(),
             geometry: Some(geometry.into()),
             source: Some(rpc::Source {
                 domain: meta.domain.clone(),
                 digest: meta.digest.clone(),
+                apart: !meta.digest.is_empty() && *content != shared,
                 ..source.unwrap_or_default()
             }),
-            request_key: identity,
+            request_key: request,
             origin: Some(rpc::OriginInfo {
                 validator: meta.validator.clone(),
                 ..rpc::OriginInfo::default()
@@ -177,6 +179,7 @@ impl Node {
             source: Some(source.clone()),
             only_look: false,
         };
+        let reads = self.apart_from_others(&key, source, None)?;
         let found = self.look(&ask).await?;
         let gone = || rpc::Failure::new(Code::Internal, "resolved to nothing");
         let content = ContentKey::from_slice(&found.content).ok_or_else(gone)?;
@@ -190,7 +193,12 @@ impl Node {
             // An earlier attempt failed; this one begins anew.
             self.forget_task(&content);
         }
-        let task = self.open(content, geometry, meta(source, &origin))?;
+        let meta = Meta {
+            request: to_hex(&reads),
+            ..meta(source, &origin)
+        };
+        let task = self.open(content, geometry, meta)?;
+        self.note_reads(&task, &reads);
         *lock(&task.source) = Some(source.clone());
         let swarm_lives = task.neighbours() > 0;
         if !swarm_lives {
@@ -218,6 +226,7 @@ impl Node {
         let validator = task.meta().validator;
         let lease = rpc::Lease {
             content: content.0.to_vec(),
+            request_key: self.asked_by(&source),
             source: Some(source),
             origin: Some(rpc::OriginInfo {
                 validator,

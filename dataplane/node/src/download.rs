@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dragonfly_proto::geometry::Geometry;
+use dragonfly_proto::id::RequestKey;
 use dragonfly_proto::rpc::{self, failure::Code};
 use dragonfly_swarm::engine::ReaderId;
 use tokio_util::sync::CancellationToken;
@@ -40,6 +41,7 @@ pub struct Download {
     start: u64,
     /// Where it ends, when the wish or the content's length says so.
     end: Option<u64>,
+    request: RequestKey,
     digest: String,
     cursor: u64,
 }
@@ -122,11 +124,10 @@ impl Node {
         wish: Wish,
         ahead: u64,
     ) -> Result<Download, rpc::Failure> {
-        let meant = self.identify(source)?;
-        let task = self.find_task(&meant).await?;
+        let (meant, task) = self.task_for(source).await?;
         let source = meant.source;
         let download = self
-            .follow(task.clone(), &source.digest, wish, ahead)
+            .follow(task.clone(), meant.lookup, &source.digest, wish, ahead)
             .inspect_err(|_| self.let_go(&task, true))?;
         let was_let_go = !task.is_complete() && task.state().joined && lock(&task.source).is_none();
         if was_let_go {
@@ -140,6 +141,7 @@ impl Node {
     fn follow(
         self: &Arc<Self>,
         task: Arc<Task>,
+        request: RequestKey,
         digest: &str,
         wish: Wish,
         ahead: u64,
@@ -159,6 +161,7 @@ impl Node {
             reader,
             start,
             end,
+            request,
             digest: digest.to_owned(),
             cursor: start,
         })
@@ -269,7 +272,7 @@ impl Download {
 
     /// Waits until every byte asked for is held, and right where a digest says what is right.
     pub async fn finish(&self) -> Result<(), rpc::Failure> {
-        let outcome = self.wait_done().await;
+        let outcome = self.wait_done().await.map_err(|f| self.of_elsewhere(f));
         match &outcome {
             Ok(()) => {
                 self.node.metrics.downloads_done.inc();
@@ -352,9 +355,7 @@ impl Download {
         });
         match check.await {
             Ok(sum) if *sum == self.digest => {
-                if let Err(error) = self.task.store.set_verified(sum) {
-                    tracing::warn!(%error, "cannot keep that the content was checked");
-                }
+                self.node.compared(&self.task, sum);
                 Ok(())
             }
             Ok(sum) => {
@@ -393,11 +394,22 @@ impl Download {
             }
         });
         self.node.apply(&self.task, effects);
-        let bytes = read_from(&self.node, &self.task, at, self.end).await?;
+        let read = read_from(&self.node, &self.task, at, self.end).await;
+        let bytes = read.map_err(|f| self.of_elsewhere(f))?;
         if bytes.is_none() {
             begins_within(self.start, &self.task.geometry())?;
         }
         Ok(bytes)
+    }
+
+    /// What comes from where somebody else said, and is not what this client demands, is no fault of its
+    /// own source: it begins anew, apart.
+    fn of_elsewhere(&self, failure: rpc::Failure) -> rpc::Failure {
+        if failure.code() == Code::Digest {
+            self.node.part_from(&self.task, &self.request, failure)
+        } else {
+            failure
+        }
     }
 
     /// Bytes before `end` may be fetched for this client by now.

@@ -7,6 +7,7 @@ use dragonfly_proto::id::{ContentKey, RequestKey, credential_domain, negotiated,
 use dragonfly_proto::rpc::{self, failure::Code, from_node};
 use dragonfly_source::{QueryFilter, canonical, canonical_whole};
 
+use crate::meta::{Meta, to_hex};
 use crate::node::{Node, unix_now_ms};
 use crate::origin::{meta, request};
 use crate::task::{Task, lock};
@@ -23,6 +24,23 @@ pub(crate) struct Meant {
     pub(crate) opens: bool,
     /// With its isolation domain.
     pub(crate) source: rpc::Source,
+}
+
+impl Meant {
+    /// What it is read for: of a digest this very question, for another place may have something else
+    /// for it; else what stays the same when signatures change.
+    pub(crate) fn reads(&self) -> &RequestKey {
+        if self.source.is_given_by_digest() {
+            &self.lookup
+        } else {
+            &self.identity
+        }
+    }
+
+    /// The key of what it holds, in this version.
+    pub(crate) fn content(&self, validator: &str) -> ContentKey {
+        self.source.content(self.reads(), validator)
+    }
 }
 
 impl Node {
@@ -49,15 +67,24 @@ impl Node {
         }
         let mut asked = negotiated(parsed.headers());
         let identity = RequestKey::derive(&source.domain, canonical.key(), &asked);
+        let dropped = source.filtered_query.iter();
+        let dropped: Vec<_> = dropped
+            .map(|name| ("dropped".to_owned(), name.clone()))
+            .collect();
         if opens && !chosen && !source.digest.is_empty() {
-            source.domain = opened_domain(&identity);
+            // Of one place. Who says that more of a URL does not count may mean another one.
+            let place = [&asked[..], &dropped].concat();
+            let place = RequestKey::derive(&source.domain, canonical.key(), &place);
+            source.domain = opened_domain(&place);
         }
         // Whoever demands a digest asks another question than whoever takes what the origin has: the
         // answer to one, wrong digests included, must not be given to the other. So does who says what
         // does not count: what that makes one is for who says the same.
         asked.push(("digest".to_owned(), source.digest.clone()));
-        let dropped = source.filtered_query.iter();
-        asked.extend(dropped.map(|name| ("dropped".to_owned(), name.clone())));
+        asked.extend(dropped);
+        if source.apart {
+            asked.push(("apart".to_owned(), String::new()));
+        }
         let lookup = RequestKey::derive(&source.domain, &whole, &asked);
         Ok(Meant {
             lookup,
@@ -115,7 +142,13 @@ impl Node {
             // An earlier attempt failed for all; this one begins anew.
             self.forget_task(&content);
         }
-        let mut task = self.open(content, geometry, meta(source, &origin))?;
+        let reads = self.apart_from_others(&key, source, resolved.joined.as_ref())?;
+        let meta = Meta {
+            request: to_hex(&reads),
+            ..meta(source, &origin)
+        };
+        let mut task = self.open(content, geometry, meta.clone())?;
+        self.note_reads(&task, &reads);
         if task.is_unproven() && !task.is_complete() {
             if task.state().lease.is_some() {
                 // Begun while there was no scheduler, and still on its way.
@@ -127,7 +160,7 @@ impl Node {
                 self.store
                     .delete(&content)
                     .map_err(|e| crate::tasks::storage_failure(&e))?;
-                task = self.open(content, geometry, meta(source, &origin))?;
+                task = self.open(content, geometry, meta)?;
             }
         }
         let client = Client {
@@ -195,14 +228,13 @@ impl Node {
             known.is_some_and(|url| url == meta(source, &rpc::OriginInfo::default()).url)
         };
         let identified = self.identify(source.clone());
-        identified.is_ok_and(|m| is_named(content, &m.identity, &m.source, validator))
-            || same_place()
+        identified.is_ok_and(|m| is_named(content, m.reads(), &m.source, validator)) || same_place()
     }
 
     /// What is on disk and known to be current.
     fn held_already(&self, key: &RequestKey, source: &rpc::Source) -> Option<Arc<Task>> {
         let content = if source.is_given_by_digest() {
-            ContentKey::from_digest(&source.domain, &source.digest)
+            self.held_by_digest(key, source)?
         } else {
             let (content, at) = self.store.lookup_request(key)?;
             let fresh = self.settings().freshness.as_millis() as u64;
@@ -263,16 +295,16 @@ impl Drop for Client<'_> {
     }
 }
 
-/// Whether a content's key is made of this identity or digest.
+/// Whether a content's key is made of what it is read for, or of its digest.
 fn is_named(
     content: &ContentKey,
-    identity: &RequestKey,
+    reads: &RequestKey,
     source: &rpc::Source,
     validator: &str,
 ) -> bool {
     // What an origin gives no validator for is named by chance.
     let by_chance = source.digest.is_empty() && validator.is_empty();
-    by_chance || *content == source.content(identity, validator)
+    by_chance || *content == source.content(reads, validator)
 }
 
 /// Whether a text is `sha256:` and 64 lower-case hexadecimal digits.

@@ -189,7 +189,9 @@ impl Node {
             self.find_or_revive(&coming.content)
                 .is_some_and(|t| !t.meta().unproven)
         };
-        let has = self.holds(&coming.content) && (proven() || !self.sessions.any_configured());
+        // What nobody compared may be something else.
+        let held = self.is_compared(&coming.content, &coming.source.digest);
+        let has = held && (proven() || !self.sessions.any_configured());
         if has {
             coming.remember(self);
             let named = from_node::Message::Import(coming.message(true));

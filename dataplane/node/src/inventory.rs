@@ -30,16 +30,10 @@ impl Inventory {
 
     /// Deletes what was in use when a client asked, and is no more.
     pub(crate) fn delete_deferred(&self, node: &Node) {
-        let free: Vec<_> = {
-            let mut doomed = lock(&self.doomed);
-            let free = doomed
-                .iter()
-                .filter(|key| !in_use(node, key))
-                .copied()
-                .collect();
-            doomed.retain(|key| in_use(node, key));
-            free
-        };
+        // Asked once for each: one that is let go of meanwhile is for the next time.
+        let free: Vec<_> = lock(&self.doomed)
+            .extract_if(|key| !in_use(node, key))
+            .collect();
         for key in free {
             if let Err(error) = delete_now(node, &key) {
                 tracing::warn!(task = %key.short(), %error, "cannot delete");
@@ -76,7 +70,7 @@ impl Shared {
         let meant = self.node.identify(checked_source(source)?)?;
         let source = meant.source;
         if !source.digest.is_empty() {
-            return Ok(ContentKey::from_digest(&source.domain, &source.digest));
+            return Ok(self.node.content_of_digest(&source));
         }
         if let Some((content, _)) = self.node.store.lookup_request(&meant.lookup) {
             return Ok(content);

@@ -13,6 +13,7 @@ use dragonfly_proto::trust::{EmitterClaim, EpochCert, MAX_RUN, RunSigner};
 use dragonfly_source::Begun;
 use dragonfly_swarm::engine::Stripe;
 
+use crate::meta::{Meta, to_hex};
 use crate::node::Node;
 use crate::origin::{meta, request, source_failure};
 use crate::reading::{RANGE, bytes_of};
@@ -146,7 +147,13 @@ impl Node {
         if self.find(&content).is_some_and(|t| t.failure().is_some()) {
             self.forget_task(&content);
         }
-        let task = self.open(content, geometry, meta(&source, &origin))?;
+        self.discard_others(&content, &lease.request_key)?;
+        let meta = Meta {
+            request: to_hex(&lease.request_key),
+            ..meta(&source, &origin)
+        };
+        let task = self.open(content, geometry, meta)?;
+        self.note_reads(&task, &lease.request_key);
         if let Ok(Some(given)) = given {
             *lock(&task.source) = Some(given);
         }
@@ -241,7 +248,7 @@ impl Node {
         task: &Arc<Task>,
         lease: &rpc::Lease,
     ) -> Result<(), rpc::Failure> {
-        let mut begun = self.origins.take(&task.key());
+        let mut begun = self.origins.take(&task.key(), &lease.request_key);
         loop {
             if !self.wait_for_demand(task).await {
                 return Ok(());
@@ -353,7 +360,7 @@ impl Node {
             return Err(rpc::Failure::new(Code::Changed, text));
         }
         let request = request(source)?;
-        let known = lock(&self.origins.metadata).get(&task.key()).cloned();
+        let known = self.origins.said(&task.key(), &lease.request_key);
         if let Some(metadata) = known {
             return Ok(self.fetcher().resume(request, metadata));
         }
@@ -380,7 +387,8 @@ impl Node {
             );
             return Err(rpc::Failure::new(Code::Changed, text));
         }
-        lock(&self.origins.metadata).insert(task.key(), m.clone());
+        self.origins
+            .keep_said(task.key(), &lease.request_key, m.clone());
         Ok(begun)
     }
 }

@@ -23,6 +23,7 @@
 //! * [`limits`], [`metrics`], `failures`: what schedulers hear of how downloads end.
 
 mod alone;
+mod apart;
 pub mod api;
 mod callers;
 mod chores;

@@ -214,9 +214,11 @@ impl Node {
         };
         if let Some(failure) = &joined.failure {
             tracing::debug!(task = %content.short(), failure.message, "not joined");
-            if failure.code() == Code::Changed && !task.is_complete() {
+            match failure.code() {
                 // The others have it cut in another way: it is begun anew in theirs.
-                task.fail(failure.clone());
+                Code::Changed if !task.is_complete() => task.fail(failure.clone()),
+                Code::Digest => self.parted(&task),
+                _ => {}
             }
             return;
         }
@@ -227,6 +229,7 @@ impl Node {
             state.ticket = ticket.or(state.ticket);
             state.joined = true;
         }
+        self.note_reads(&task, &joined.request_key);
         self.take_epochs(&task, &joined.epochs);
         self.remember_members(&task, joined.members.clone());
         self.connect_members(&task, &joined.members);
@@ -253,6 +256,8 @@ impl Node {
             .collect();
         let lease = task.state().lease.clone();
         let claim = lease.and_then(|signer| self.claim(task, &signer));
+        let meta = task.meta();
+        let (request_key, compared) = (meta.reads(&task.key()), meta.compared(&task.store));
         let state = task.state();
         rpc::Join {
             id: 0,
@@ -270,6 +275,8 @@ impl Node {
                 .map(|l| l.conn.peer().0.to_vec())
                 .collect(),
             resolver: vec![],
+            request_key,
+            compared,
         }
     }
 
@@ -317,6 +324,8 @@ impl Node {
             held: held.held_blocks,
             complete: held.complete,
             epochs: meta.epoch_bytes(),
+            request_key: meta.reads(&held.key),
+            compared: held.verified.as_ref() == Some(&meta.digest),
             ..rpc::Join::default()
         })
     }

@@ -1,5 +1,6 @@
 //! What a task keeps on disk beside its blocks: where it came from, and what proves them.
 
+use dragonfly_proto::id::{ContentKey, is_opened_domain};
 use dragonfly_proto::trust::{EpochCert, Verifier};
 use serde::{Deserialize, Serialize};
 
@@ -24,10 +25,11 @@ pub struct Meta {
     /// blocks, so they serve this node's clients only.
     #[serde(default)]
     pub unproven: bool,
-    /// Where `unproven`: what names the content in the mesh, so that it can be proven later. The
-    /// source's identity, hexadecimal.
-    #[serde(default, rename = "request")]
-    pub identity: String,
+    /// Where `unproven`: what names the content in the mesh, so that it can be proven later: the source's
+    /// identity. Of a content that is given by its digest: the request that its blocks are read for.
+    /// Hexadecimal.
+    #[serde(default)]
+    pub request: String,
     /// Its isolation domain: empty for shared public content.
     #[serde(default)]
     pub domain: String,
@@ -41,6 +43,19 @@ impl Meta {
     #[must_use]
     pub fn epoch_bytes(&self) -> Vec<Vec<u8>> {
         self.epochs.iter().filter_map(|e| from_hex(e)).collect()
+    }
+
+    /// Of a content that is known by its digest: the request whose source its blocks are of.
+    pub(crate) fn reads(&self, content: &ContentKey) -> Vec<u8> {
+        let by_digest = *content == ContentKey::from_digest(&self.domain, &self.digest)
+            && !is_opened_domain(&self.domain);
+        let request = by_digest.then(|| from_hex(&self.request));
+        request.flatten().unwrap_or_default()
+    }
+
+    /// Whether the whole was compared with the digest that it was asked for by.
+    pub(crate) fn compared(&self, held: &dragonfly_storage::Task) -> bool {
+        held.verified().is_some_and(|digest| digest == self.digest)
     }
 
     /// Tells a verifier of the certificates.

@@ -22,6 +22,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::apart::Parted;
 use crate::clock::MeshClock;
 use crate::damage::Checks;
 use crate::limits::{RateLimit, Recent};
@@ -129,6 +130,7 @@ pub struct Node {
     pub(crate) keys_wanted: Notify,
     pub(crate) keys_changed: Notify,
     pub(crate) asking: Asking,
+    pub(crate) parted: Parted,
     pub(crate) tasks: Mutex<HashMap<ContentKey, Arc<Task>>>,
     pub(crate) tickets: Mutex<Recent<ContentKey, Ticket>>,
     pub(crate) members: Mutex<Recent<ContentKey, Vec<rpc::Member>>>,
@@ -220,6 +222,7 @@ impl Node {
             keys_wanted: Notify::new(),
             keys_changed: Notify::new(),
             asking: Asking::default(),
+            parted: Parted::default(),
             metrics: Metrics::default(),
             active: Notify::new(),
             stop: CancellationToken::new(),

@@ -27,6 +27,7 @@ type Looking = HashMap<RequestKey, Arc<tokio::sync::Mutex<()>>>;
 
 /// An open body that waits for the lease. What watches it ends with it.
 struct Waiting {
+    request: Vec<u8>,
     begun: Begun,
     _watch: AbortOnDropHandle<()>,
 }
@@ -36,7 +37,7 @@ struct Waiting {
 #[derive(Default)]
 pub(crate) struct PendingOrigins {
     begun: Mutex<HashMap<ContentKey, Waiting>>,
-    pub(crate) metadata: Mutex<HashMap<ContentKey, Metadata>>,
+    metadata: Mutex<HashMap<ContentKey, (Vec<u8>, Metadata)>>,
     /// One look at a time for a request; others are not kept waiting by an origin that is slow.
     looking: Mutex<Looking>,
     answers: Mutex<HashMap<RequestKey, (Instant, rpc::ResolveResult)>>,
@@ -69,8 +70,24 @@ impl PendingOrigins {
         all.entry(content).or_default().clone()
     }
 
-    pub(crate) fn take(&self, content: &ContentKey) -> Option<Begun> {
-        lock(&self.begun).remove(content).map(|kept| kept.begun)
+    /// The body that waits for the lease of a content; `request`: of a content that several places may be
+    /// named for, the one that is to be read.
+    pub(crate) fn take(&self, content: &ContentKey, request: &[u8]) -> Option<Begun> {
+        let mut all = lock(&self.begun);
+        let wanted = |kept: &Waiting| is_of(&kept.request, request);
+        all.get(content).filter(|kept| wanted(kept))?;
+        all.remove(content).map(|kept| kept.begun)
+    }
+
+    /// What the origin said of a content; `request` as above.
+    pub(crate) fn said(&self, content: &ContentKey, request: &[u8]) -> Option<Metadata> {
+        let all = lock(&self.metadata);
+        let (of, metadata) = all.get(content)?;
+        is_of(of, request).then(|| metadata.clone())
+    }
+
+    pub(crate) fn keep_said(&self, content: ContentKey, request: &[u8], metadata: Metadata) {
+        lock(&self.metadata).insert(content, (request.to_vec(), metadata));
     }
 }
 
@@ -97,6 +114,11 @@ impl Drop for Turn<'_> {
             looking.remove(&self.key);
         }
     }
+}
+
+/// Whether what one request brought is of use for another: of most contents there is but one.
+fn is_of(known: &[u8], request: &[u8]) -> bool {
+    request.is_empty() || known == request
 }
 
 /// A client's source as a request to an origin.
@@ -160,7 +182,7 @@ fn content_key(meant: &Meant, m: &Metadata) -> ContentKey {
     // enough to share content with other sources.
     let nonce = || format!("unvalidated {:032x}", fastrand::u128(..));
     let version = m.version().unwrap_or_else(nonce);
-    meant.source.content(&meant.identity, &version)
+    meant.content(&version)
 }
 
 impl Node {
@@ -270,7 +292,7 @@ impl Node {
             // Or what another signature opened last.
             last(&meant.lookup).or_else(|| last(&meant.identity))?.0
         } else {
-            ContentKey::from_digest(&source.domain, &source.digest)
+            meant.content("")
         };
         let under_way = self.find(&held).is_some_and(|t| t.held_bytes() > 0);
         let on_disk = self.store.stat(&held);
@@ -285,7 +307,8 @@ impl Node {
         if metadata.total_len != len || content_key(meant, &metadata) != held {
             return None;
         }
-        lock(&self.origins.metadata).insert(held, metadata.clone());
+        self.origins
+            .keep_said(held, &meant.lookup.0, metadata.clone());
         Some((held, on_disk.geometry, metadata))
     }
 
@@ -306,17 +329,18 @@ impl Node {
         let content = content_key(meant, &metadata);
         let geometry = Geometry::for_len(metadata.total_len)
             .map_err(|e| rpc::Failure::new(Code::Invalid, e.to_string()))?;
-        lock(&self.origins.metadata).insert(content, metadata.clone());
+        self.origins
+            .keep_said(content, &meant.lookup.0, metadata.clone());
         let held = self.store.stat(&content).is_some_and(|s| s.complete);
         if !held && !only_look {
-            self.keep_body(content, begun);
+            self.keep_body(content, &meant.lookup, begun);
         }
         Ok((content, geometry, metadata))
     }
 
     /// Keeps a body for the lease that is about to come. One that nobody takes occupies the origin: it
     /// goes after a while, and soon where somebody waits for its place.
-    fn keep_body(&self, content: ContentKey, begun: Begun) {
+    fn keep_body(&self, content: ContentKey, key: &RequestKey, begun: Begun) {
         let Some(node) = self.me() else { return };
         let place = begun.place();
         let watch = async move {
@@ -332,10 +356,11 @@ impl Node {
                 () = tokio::time::sleep(BEGUN_KEPT) => {}
                 () = node.stop.cancelled() => return,
             }
-            drop(node.origins.take(&content));
+            drop(node.origins.take(&content, &[]));
         };
         let mut kept = lock(&self.origins.begun);
         kept.entry(content).or_insert_with(|| Waiting {
+            request: key.0.to_vec(),
             begun,
             _watch: AbortOnDropHandle::new(self.threads.spawn(watch)),
         });

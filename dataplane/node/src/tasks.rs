@@ -190,6 +190,7 @@ impl Node {
         let ask = rpc::NeedSource {
             content: task.key().0.to_vec(),
             ranges: vec![],
+            request_key: shown.as_ref().map_or(vec![], |s| self.asked_by(s)),
             source: shown,
         };
         self.sessions

@@ -230,12 +230,11 @@ impl Node {
     async fn measure(&self, source: &rpc::Source) -> Result<Measured, rpc::Failure> {
         let Meant { lookup, source, .. } = self.identify(source.clone())?;
         let _asking = self.asking.for_now(&lookup, &source);
-        if source.is_given_by_digest() {
-            let content = ContentKey::from_digest(&source.domain, &source.digest);
-            let whole = self.store.stat(&content).filter(|held| held.complete);
-            if let Some(held) = whole {
-                return Ok(self.measured(lookup, content, true, &held.geometry));
-            }
+        if source.is_given_by_digest()
+            && let Some(content) = self.held_by_digest(&lookup, &source)
+            && let Some(held) = self.store.stat(&content)
+        {
+            return Ok(self.measured(lookup, content, true, &held.geometry));
         }
         let ask = rpc::Resolve {
             id: 0,

@@ -216,10 +216,10 @@ pub fn negotiated<'a>(
 const OPENED: &str = "opened:";
 
 /// The isolation domain of content that a client names by its digest and by a URL with something in it
-/// that may open it, a signature say: `identity` is the source's. In it a digest alone opens nothing.
+/// that may open it, a signature say: `place` is where it is, whatever the signature. In it a digest alone opens nothing.
 #[must_use]
-pub fn opened_domain(identity: &RequestKey) -> String {
-    format!("{OPENED}{identity}")
+pub fn opened_domain(place: &RequestKey) -> String {
+    format!("{OPENED}{place}")
 }
 
 /// Whether what is in this isolation domain is given for a URL only after its origin was asked for that

@@ -49,14 +49,24 @@ impl Source {
     }
 
     /// The key of what it holds: by the digest that the client demands, else by the source's identity and
-    /// what the origin says of the version.
+    /// what the origin says of the version; what is wanted apart by the request for just that.
     #[must_use]
-    pub fn content(&self, identity: &RequestKey, validator: &str) -> ContentKey {
+    pub fn content(&self, named_by: &RequestKey, validator: &str) -> ContentKey {
         if self.digest.is_empty() {
-            ContentKey::from_validator(&self.domain, identity, validator)
+            ContentKey::from_validator(&self.domain, named_by, validator)
+        } else if self.apart {
+            ContentKey::from_validator(&self.domain, named_by, &self.digest)
         } else {
             ContentKey::from_digest(&self.domain, &self.digest)
         }
+    }
+
+    /// The key that all share who demand the digest, wherever they say it is; `None` where none is
+    /// demanded, or it is wanted apart, or what opened it is of one place alone.
+    #[must_use]
+    pub fn shared(&self) -> Option<ContentKey> {
+        let shared = self.is_given_by_digest() && !self.apart;
+        shared.then(|| ContentKey::from_digest(&self.domain, &self.digest))
     }
 }
 
@@ -91,5 +101,40 @@ impl TryFrom<&Geometry> for BlockGeometry {
 
     fn try_from(g: &Geometry) -> Result<Self, GeometryError> {
         Self::new(g.block_size, g.total_len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::opened_domain;
+
+    #[test]
+    fn a_digest_is_shared_but_not_apart_nor_where_its_origin_has_to_be_asked() {
+        let key = |url: &str| RequestKey::derive("", url, &[]);
+        let (this, other) = (key("http://o/this"), key("http://o/other"));
+        let source = Source {
+            digest: format!("sha256:{}", "ab".repeat(32)),
+            ..Source::default()
+        };
+        let shared = source.shared().expect("shared");
+        assert_eq!(source.content(&this, "v1"), shared);
+        assert_eq!(source.content(&other, ""), shared);
+        let apart = Source {
+            apart: true,
+            ..source.clone()
+        };
+        assert_eq!(apart.shared(), None);
+        assert_eq!(apart.content(&this, "v1"), apart.content(&this, "v2"));
+        assert_ne!(apart.content(&this, ""), apart.content(&other, ""));
+        assert_ne!(apart.content(&this, ""), shared);
+        let opened = Source {
+            domain: opened_domain(&this),
+            ..source
+        };
+        assert_eq!(opened.shared(), None);
+        assert!(!opened.is_given_by_digest());
+        let none = Source::default();
+        assert_eq!(none.shared(), None);
     }
 }

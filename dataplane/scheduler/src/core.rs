@@ -304,6 +304,7 @@ impl Core {
             from_node::Message::Resolve(m) => self.on_resolve(from, m),
             from_node::Message::ResolveResult(m) => self.on_resolve_result(from, m),
             from_node::Message::Join(m) => self.on_join(from, m),
+            from_node::Message::Compared(m) => self.on_compared(from, &m),
             from_node::Message::Leave(m) => self.on_leave(from, &m),
             from_node::Message::NeedNeighbours(m) => self.on_need_neighbours(from, &m),
             from_node::Message::NeedSource(m) => self.on_need_source(from, &m),

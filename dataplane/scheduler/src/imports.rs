@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use dragonfly_proto::geometry::Geometry;
 use dragonfly_proto::id::{ContentKey, NodeId, RequestKey};
-use dragonfly_proto::rpc;
+use dragonfly_proto::rpc::{self, failure::Code};
 use dragonfly_swarm::engine::Stripe;
 use dragonfly_swarm::membership::Lease;
 
 use crate::core::Core;
 use crate::lookups::{Known, Lookup};
+use crate::swarms::TaskEntry;
 
 /// How long a source means what was imported for it.
 const KNOWN: Duration = Duration::from_secs(24 * 3600);
@@ -39,10 +40,16 @@ impl Core {
             return;
         };
         let origin = m.origin.unwrap_or_default();
+        let unsure = |t: &TaskEntry| t.reads.is_some() && t.compared.is_empty();
+        if !m.held && self.tasks.get(&content).is_some_and(unsure) {
+            // What it is read from somewhere may be something else; this is compared.
+            let text = "a client brought the content: it is begun anew";
+            self.fail_task(content, &rpc::Failure::new(Code::Changed, text));
+        }
         let task = self.entry(content);
         task.geometry.get_or_insert(geometry);
         task.origin = origin.clone();
-        task.remember_source(&source);
+        task.remember_source(&source, Some(&request));
         if !m.held {
             task.importer = Some(from);
         }
@@ -91,13 +98,18 @@ impl Core {
             tracing::warn!(node = %from, task = %content.short(), "may not sign what it read alone");
             return;
         };
+        if let Err(elsewhere) = self.shared_by(&request, &source) {
+            tracing::debug!(node = %from, task = %content.short(), elsewhere.message, "not signed");
+            return;
+        }
         let task = self.entry(content);
+        task.read_by(&request, &source);
         task.geometry.get_or_insert(geometry);
         if task.origin.validator.is_empty() {
             task.origin = origin;
         }
         if m.reading && task.swarm.leases().is_empty() {
-            task.remember_source(&source);
+            task.remember_source(&source, Some(&request));
             task.wanting.insert(from);
             return self.lease_to(content, from);
         }

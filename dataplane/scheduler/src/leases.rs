@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dragonfly_proto::id::{ContentKey, NodeId};
+use dragonfly_proto::id::{ContentKey, NodeId, RequestKey};
 use dragonfly_proto::rpc::{self, failure::Code, to_node};
 use dragonfly_proto::trust::{EpochCert, MAX_EPOCHS};
 use dragonfly_swarm::engine::Stripe;
@@ -97,7 +97,8 @@ impl Core {
             return self.find_source(content);
         }
         task.wanting.insert(from);
-        let news = m.source.as_ref().is_some_and(|s| task.remember_source(s));
+        let (source, key) = (m.source.as_ref(), RequestKey::from_slice(&m.request_key));
+        let news = source.is_some_and(|s| task.remember_source(s, key.as_ref()));
         let leased = !task.swarm.leases().is_empty();
         let importing = task.importer.is_some();
         let recovering = self.recovering();
@@ -262,7 +263,7 @@ impl Core {
 
     /// Everybody who wants the content hears why there is no more of it. Who holds a part stays known,
     /// unless what it holds is what is wrong.
-    fn fail_task(&mut self, content: ContentKey, failure: &rpc::Failure) {
+    pub(crate) fn fail_task(&mut self, content: ContentKey, failure: &rpc::Failure) {
         self.forget_lookups_of(&content);
         let Some(old) = self.tasks.remove(&content) else {
             return;
@@ -274,6 +275,7 @@ impl Core {
         if !matches!(failure.code(), Code::Changed | Code::Digest) {
             task.geometry = old.geometry;
             task.origin = old.origin;
+            task.reads = old.reads;
         }
         let keeps = task.geometry.is_some();
         for (node, held) in old.swarm.held() {
@@ -399,6 +401,7 @@ impl Core {
             epochs,
             members: met.collect(),
             only_sign: false,
+            request_key: task.request_key(),
         };
         self.send(lease.node, to_node::Message::Lease(message));
     }

@@ -9,6 +9,7 @@
 //! * [`service`]: gRPC around them. [`replicas`]: between schedulers of one mesh.
 
 pub mod core;
+mod digests;
 mod imports;
 mod leases;
 mod lookups;

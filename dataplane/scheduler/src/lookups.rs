@@ -83,22 +83,18 @@ impl Core {
             only_look: m.only_look,
         };
         let source = m.source.unwrap_or_default();
-        if source.is_given_by_digest() {
-            // No origin has to be asked what it is.
-            let content = ContentKey::from_digest(&source.domain, &source.digest);
-            let geometry = self.tasks.get(&content).and_then(|t| t.geometry);
-            match geometry {
-                Some(geometry) if m.only_look => {
-                    let origin = rpc::OriginInfo::default();
-                    let resolver = vec![];
-                    return self.looked(from, m.id, content, &geometry, origin, resolver);
-                }
-                Some(_) => {
-                    let origin = rpc::OriginInfo::default();
-                    return self.resolved(from, m.id, content, origin, &source);
-                }
-                None => {}
+        // Known by its digest: no origin has to be asked what it is.
+        match self.shared_by(&key, &source) {
+            Ok(Some((content, geometry))) if m.only_look => {
+                let (origin, resolver) = (rpc::OriginInfo::default(), vec![]);
+                return self.looked(from, m.id, content, &geometry, origin, resolver);
             }
+            Ok(Some((content, _))) => {
+                let origin = rpc::OriginInfo::default();
+                return self.resolved(from, m.id, content, origin, (&key, &source));
+            }
+            Err(elsewhere) if !m.only_look => return self.fail(from, m.id, elsewhere),
+            _ => {}
         }
         self.look_up(key, source, waiter);
     }
@@ -108,7 +104,7 @@ impl Core {
         match self.lookups.get_mut(&key) {
             Some(Lookup::Known(known)) if known.until > self.now => {
                 let known = known.clone();
-                self.give(waiter, &known, &source);
+                self.give(waiter, &known, (&key, &source));
             }
             Some(Lookup::Asked { waiting, .. }) => waiting.push(waiter),
             _ if too_early => self.early.push((key, source, waiter)),
@@ -246,13 +242,17 @@ impl Core {
                 .get(&waiter.node)
                 .is_some_and(|e| e.gone.is_none())
             {
-                self.give(waiter, &known, &source);
+                self.give(waiter, &known, (&key, &source));
             }
         }
     }
 
     /// Tells a node what its source holds; where this replica is the content's too, it joins at once.
-    fn give(&mut self, w: Waiter, known: &Known, source: &rpc::Source) {
+    fn give(&mut self, w: Waiter, known: &Known, asked: (&RequestKey, &rpc::Source)) {
+        if let (false, Err(elsewhere)) = (w.only_look, self.shared_by(asked.0, asked.1)) {
+            // Another's source began to be read meanwhile.
+            return self.fail(w.node, w.id, elsewhere);
+        }
         if !w.only_look && self.is_mine(&known.content, &w.replicas) {
             let begun = self
                 .tasks
@@ -263,11 +263,11 @@ impl Core {
                     known.content,
                     known.geometry,
                     &known.origin,
-                    source,
+                    asked,
                     known.by,
                 );
             }
-            return self.resolved(w.node, w.id, known.content, known.origin.clone(), source);
+            return self.resolved(w.node, w.id, known.content, known.origin.clone(), asked);
         }
         let (origin, resolver) = (known.origin.clone(), known.by.0.to_vec());
         let geometry = known.geometry;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use dragonfly_proto::geometry::Geometry;
-use dragonfly_proto::id::{ContentKey, NodeId};
+use dragonfly_proto::id::{ContentKey, NodeId, RequestKey};
 use dragonfly_proto::rpc::{self, failure::Code, to_node};
 use dragonfly_proto::ticket::Ticket;
 use dragonfly_proto::trust::{EmitterClaim, EpochCert, MAX_EPOCHS};
@@ -20,6 +20,10 @@ pub(crate) struct TaskEntry {
     pub(crate) source: Option<rpc::Source>,
     /// Without secrets.
     pub(crate) url: String,
+    /// Of a content that is known by its digest: the request whose source it is read from, and who has
+    /// compared the whole with the digest. See [`crate::digests`].
+    pub(crate) reads: Option<RequestKey>,
+    pub(crate) compared: HashSet<NodeId>,
     pub(crate) swarm: Swarm<NodeId>,
     pub(crate) epochs: Vec<EpochCert>,
     pub(crate) complete: HashSet<NodeId>,
@@ -93,6 +97,8 @@ impl Core {
             origin: rpc::OriginInfo::default(),
             source: None,
             url: String::new(),
+            reads: None,
+            compared: HashSet::new(),
             swarm: Swarm::new(settings, Box::new(LeastConnected), fastrand::u64(..)),
             epochs: Vec::new(),
             complete: HashSet::new(),
@@ -113,14 +119,15 @@ impl Core {
         content: ContentKey,
         geometry: Geometry,
         origin: &rpc::OriginInfo,
-        source: &rpc::Source,
+        (key, source): (&RequestKey, &rpc::Source),
         by: NodeId,
     ) {
         let task = self.entry(content);
         task.geometry.get_or_insert(geometry);
         task.origin = origin.clone();
         task.tell_readers(source);
-        task.remember_source(source);
+        task.read_by(key, source);
+        task.remember_source(source, Some(key));
         if task.swarm.leases().is_empty() {
             task.unfit.remove(&by);
             self.lease_to(content, by);
@@ -145,12 +152,13 @@ impl Core {
         id: u64,
         content: ContentKey,
         origin: rpc::OriginInfo,
-        source: &rpc::Source,
+        (key, source): (&RequestKey, &rpc::Source),
     ) {
         let now = self.now;
         let task = self.entry(content);
         task.used = now;
-        let news = task.remember_source(source);
+        task.read_by(key, source);
+        let news = task.remember_source(source, Some(key));
         if !origin.validator.is_empty() {
             task.origin = origin;
         }
@@ -228,6 +236,7 @@ impl Core {
         joined.exhausted = task.swarm.len() <= met.len() + 1;
         joined.members = met.iter().filter_map(|i| self.member(i)).collect();
         joined.ticket = self.ticket(content, node);
+        joined.request_key = task.request_key();
         self.drain(content);
         joined
     }
@@ -284,19 +293,23 @@ impl Core {
             .filter(|c| c.content == content && c.is_from(&authority))
             .collect();
         let task = self.entry(content);
-        let known = task.geometry.zip(geometry);
-        if known.is_some_and(|(known, told)| !known.agrees_with(&told)) {
-            // Held since before the origin said how long it is, or since another one said so: none of the
-            // others could use a block of it.
-            let text = "the others have this content cut into other blocks: begin it anew";
+        let key = RequestKey::from_slice(&m.request_key);
+        if key.is_some_and(|key| task.gives_way_to(&key, &m)) {
+            let text = "somebody has compared this content: it is begun anew";
+            self.fail_task(content, &rpc::Failure::new(Code::Changed, text));
+        }
+        let task = self.entry(content);
+        if let Some(failure) = task.refuses(geometry.as_ref(), key.as_ref(), &m) {
             let joined = rpc::Joined {
                 id: m.id,
                 content: m.content,
-                failure: Some(rpc::Failure::new(Code::Changed, text)),
+                failure: Some(failure),
                 ..rpc::Joined::default()
             };
-            return self.send(from, to_node::Message::Joined(joined));
+            self.send(from, to_node::Message::Joined(joined));
+            return self.forget_if_void(content);
         }
+        task.reads = task.reads.or(key);
         match (task.geometry, geometry) {
             (None, Some(g)) => task.geometry = Some(g),
             (Some(known), Some(g)) if known.total_len().is_none() && g.total_len().is_some() => {
@@ -310,7 +323,8 @@ impl Core {
                 task.epochs.sort_by_key(|e| e.epoch);
             }
         }
-        let news = m.source.as_ref().is_some_and(|s| task.remember_source(s));
+        let source = m.source.as_ref();
+        let news = source.is_some_and(|s| task.remember_source(s, key.as_ref()));
         let mut joined = self.join_member(content, from, m.held);
         joined.id = m.id;
         let refused = joined.failure.is_some();
@@ -323,6 +337,9 @@ impl Core {
             return self.forget_if_void(content);
         }
         task.set_complete(from, m.complete);
+        if m.complete && m.compared {
+            task.compared.insert(from);
+        }
         if m.wants && !m.complete {
             task.wanting.insert(from);
         } else {
@@ -396,6 +413,7 @@ impl Core {
             }
         }
         task.complete.remove(&node);
+        task.compared.remove(&node);
         task.importer.take_if(|importer| *importer == node);
         task.settle();
         self.drain(content);
@@ -456,9 +474,15 @@ impl Core {
 }
 
 impl TaskEntry {
-    /// Keeps the source, as a client gave it, while somebody wants the content; whether none was kept.
-    pub(crate) fn remember_source(&mut self, source: &rpc::Source) -> bool {
-        if source.url.is_empty() {
+    /// Keeps the source, as a client gave it, while somebody wants the content; whether none was kept. `key`
+    /// is of the request that it is the source of, where that is known.
+    pub(crate) fn remember_source(
+        &mut self,
+        source: &rpc::Source,
+        key: Option<&RequestKey>,
+    ) -> bool {
+        let elsewhere = self.reads.as_ref().zip(key).is_some_and(|(r, k)| r != k);
+        if source.url.is_empty() || elsewhere && source.shared().is_some() {
             return false;
         }
         self.url = source.public_url();

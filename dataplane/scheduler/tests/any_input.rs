@@ -42,9 +42,10 @@ fn join() -> impl Strategy<Value = Message> {
         prop::collection::vec(node_id(), 0..50),
     );
     let emitter = prop::collection::vec(any::<u8>(), 0..250);
-    let flags = (any::<[bool; 3]>(), emitter);
+    let flags = (any::<[bool; 4]>(), emitter, key());
     (key(), geometry(), any::<u32>(), flags, lists).prop_map(
-        |(content, geometry, held, ([complete, wants, sourced], emitter), (epochs, neighbours))| {
+        |(content, geometry, held, (flags, emitter, request_key), (epochs, neighbours))| {
+            let [complete, wants, sourced, compared] = flags;
             Message::Join(rpc::Join {
                 id: 1,
                 content,
@@ -57,6 +58,8 @@ fn join() -> impl Strategy<Value = Message> {
                 emitter,
                 neighbours,
                 resolver: vec![],
+                request_key,
+                compared,
             })
         },
     )
@@ -106,7 +109,9 @@ fn message() -> impl Strategy<Value = Message> {
             content,
             ranges: vec![],
             source: None,
+            request_key: vec![],
         })),
+        key().prop_map(|content| Message::Compared(rpc::Compared { content })),
         (key(), node_id(), any::<bool>()).prop_map(|(content, node, banned)| {
             Message::LostNode(rpc::LostNode {
                 content,

@@ -806,3 +806,94 @@ fn who_has_a_content_cut_in_another_way_is_no_member_and_is_told_to_begin_anew()
     w.join(2, 1, |_| {});
     assert_eq!(joined(&mut w).remove(0).failure, None);
 }
+
+#[test]
+fn a_digest_is_read_from_where_the_first_says_and_is_for_others_when_a_member_has_compared_it() {
+    let mut w = World::running(false);
+    w.seed(100);
+    (1..=4).for_each(|n| w.peer(n));
+    let demanded = rpc::Source {
+        digest: format!("sha256:{}", "ab".repeat(32)),
+        ..source()
+    };
+    let content = demanded.shared().unwrap();
+    let ask = |w: &mut World, n: u8, key: u8, only_look: bool| {
+        let ask = rpc::Resolve {
+            id: n.into(),
+            request_key: vec![key; 32],
+            source: Some(demanded.clone()),
+            only_look,
+            ..rpc::Resolve::default()
+        };
+        w.say(n, from_node::Message::Resolve(ask));
+    };
+    let failed = |w: &mut World| w.resolved().remove(0).2.map(|f| f.code());
+    ask(&mut w, 1, 1, false);
+    let (seed, asked, _) = w.asks().remove(0);
+    let result = rpc::ResolveResult {
+        id: asked,
+        content: content.0.to_vec(),
+        geometry: Some(geometry()),
+        ..rpc::ResolveResult::default()
+    };
+    w.say(seed.0[0], from_node::Message::ResolveResult(result));
+    assert_eq!(w.leases().len(), 1);
+    let began = rpc::LeaseResult {
+        content: content.0.to_vec(),
+        ..rpc::LeaseResult::default()
+    };
+    w.say(seed.0[0], from_node::Message::LeaseResult(began));
+    assert_eq!(failed(&mut w), None);
+    // Another place: apart, and how long it is is asked there.
+    ask(&mut w, 2, 2, false);
+    assert_eq!(failed(&mut w), Some(Code::Digest));
+    ask(&mut w, 2, 2, true);
+    assert_eq!(w.asks().len(), 1);
+    // The same place: together.
+    ask(&mut w, 3, 1, false);
+    assert_eq!(failed(&mut w), None);
+    let join = |key: u8, held, compared| rpc::Join {
+        content: content.0.to_vec(),
+        geometry: Some(geometry()),
+        held,
+        complete: compared,
+        request_key: vec![key; 32],
+        compared,
+        ..rpc::Join::default()
+    };
+    let refused = |w: &mut World, n, m| {
+        w.say(n, from_node::Message::Join(m));
+        joined(w).remove(0).failure.map(|f| f.code())
+    };
+    for m in [join(2, 0, false), join(2, 9, false), join(2, 160, true)] {
+        assert_eq!(refused(&mut w, 2, m), Some(Code::Digest));
+    }
+    // Who is no member has compared nothing.
+    let compared = rpc::Compared {
+        content: content.0.to_vec(),
+    };
+    w.say(2, from_node::Message::Compared(compared.clone()));
+    ask(&mut w, 4, 2, false);
+    assert_eq!(failed(&mut w), Some(Code::Digest));
+    w.say(1, from_node::Message::Compared(compared));
+    ask(&mut w, 4, 2, false);
+    assert_eq!(failed(&mut w), None);
+    assert_eq!(refused(&mut w, 2, join(2, 9, false)), Some(Code::Digest));
+    assert_eq!(refused(&mut w, 2, join(2, 160, true)), None);
+    // Until all are gone that have.
+    for n in [1, 2] {
+        let leave = rpc::Leave {
+            content: content.0.to_vec(),
+            damaged: false,
+        };
+        w.say(n, from_node::Message::Leave(leave));
+    }
+    ask(&mut w, 2, 2, false);
+    assert_eq!(failed(&mut w), Some(Code::Digest));
+    // What nobody compared and nobody wants gives way to who has compared the whole.
+    w.disconnect(3);
+    w.disconnect(4);
+    w.pass(60.0);
+    assert_eq!(refused(&mut w, 2, join(2, 160, true)), None);
+    assert_eq!(refused(&mut w, 1, join(1, 9, false)), Some(Code::Digest));
+}

@@ -22,7 +22,9 @@ pub struct OriginLimits {
     pub requests: usize,
     /// Bytes a second of bodies; `None` for no limit.
     pub bytes_per_second: Option<u64>,
-    /// Longest pause that `Retry-After` imposes on *all* requests to the origin.
+    /// Longest pause that `Retry-After` imposes on *all* requests to the origin. Short: the answer to one
+    /// path may say nothing of the others, and whoever asks for that path could keep everybody waiting.
+    /// The request that was put off waits for as long as it was told (see `RetryPolicy`).
     pub max_pause: Duration,
 }
 
@@ -31,7 +33,7 @@ impl Default for OriginLimits {
         Self {
             requests: 32,
             bytes_per_second: None,
-            max_pause: Duration::from_secs(60),
+            max_pause: Duration::from_secs(5),
         }
     }
 }
@@ -288,7 +290,7 @@ mod tests {
         origin.pause_for(Duration::from_secs(1));
         let began = Instant::now();
         let _ = origin.enter().await;
-        assert_eq!(began.elapsed().as_secs(), 60);
+        assert_eq!(began.elapsed().as_secs(), 5);
     }
 
     #[test]

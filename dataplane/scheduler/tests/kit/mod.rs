@@ -229,6 +229,7 @@ impl World {
         let m = rpc::NeedSource {
             content: content(what).0.to_vec(),
             ranges: vec![],
+            request_key: vec![],
             source,
         };
         self.say(n, from_node::Message::NeedSource(m));
