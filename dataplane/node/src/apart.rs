@@ -177,7 +177,8 @@ impl Node {
             .store
             .stat(content)
             .is_some_and(|held| held.verified.is_none());
-        if !others && !(brought && partial) {
+        let may_stay = !(brought && partial || others);
+        if may_stay {
             return Ok(());
         }
         if self

@@ -245,6 +245,7 @@ pub(crate) fn checked_source(source: Option<rpc::Source>) -> Result<rpc::Source,
     // Nobody chooses a domain: that would be choosing whose content to read.
     source.domain.clear();
     source.sealed = None;
+    source.apart = false;
     source.digest = source.digest.to_ascii_lowercase();
     Ok(source)
 }

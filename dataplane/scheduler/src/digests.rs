@@ -32,10 +32,15 @@ impl TaskEntry {
         self.reads.map(|key| key.0.to_vec()).unwrap_or_default()
     }
 
+    /// Whether it is read from where somebody said, and may be something else than its digest says.
+    pub(crate) fn is_unsure(&self) -> bool {
+        self.reads.is_some() && self.compared.is_empty() && self.importer.is_none()
+    }
+
     /// Whether what nobody compared, and nobody wants, is in the way of a node that has compared the whole.
     pub(crate) fn gives_way_to(&self, key: &RequestKey, join: &rpc::Join) -> bool {
-        let unsure = self.compared.is_empty() && self.wanting.is_empty();
         let others = self.reads.is_some_and(|reads| reads != *key);
+        let unsure = self.is_unsure() && self.wanting.is_empty();
         others && unsure && join.compared && join.complete
     }
 

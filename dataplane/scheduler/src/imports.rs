@@ -40,8 +40,7 @@ impl Core {
             return;
         };
         let origin = m.origin.unwrap_or_default();
-        let unsure = |t: &TaskEntry| t.reads.is_some() && t.compared.is_empty();
-        if !m.held && self.tasks.get(&content).is_some_and(unsure) {
+        if !m.held && self.tasks.get(&content).is_some_and(TaskEntry::is_unsure) {
             // What it is read from somewhere may be something else; this is compared.
             let text = "a client brought the content: it is begun anew";
             self.fail_task(content, &rpc::Failure::new(Code::Changed, text));

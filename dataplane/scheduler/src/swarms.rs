@@ -292,9 +292,9 @@ impl Core {
         let certs: Vec<_> = certs
             .filter(|c| c.content == content && c.is_from(&authority))
             .collect();
-        let task = self.entry(content);
         let key = RequestKey::from_slice(&m.request_key);
-        if key.is_some_and(|key| task.gives_way_to(&key, &m)) {
+        let known = self.tasks.get(&content).zip(key.as_ref());
+        if known.is_some_and(|(task, key)| task.gives_way_to(key, &m)) {
             let text = "somebody has compared this content: it is begun anew";
             self.fail_task(content, &rpc::Failure::new(Code::Changed, text));
         }
