@@ -241,6 +241,8 @@ impl Sessions {
             lock(&self.waiting).insert(id, Waiting { replica, answer });
             let _forget = Forget { sessions: self, id };
             if out.send(self.message(make(id))).await.is_err() {
+                // Its keeper has yet to hear of it, and may never where this asks it again and again.
+                self.hang_up(&out);
                 continue;
             }
             if let Ok(reply) = reply.await {
@@ -304,11 +306,17 @@ impl Sessions {
     }
 
     fn down(&self, address: &str) {
+        self.end(|r| r.address == address);
+    }
+
+    /// The session whose queue nobody empties any more is over.
+    fn hang_up(&self, queue: &mpsc::Sender<FromNode>) {
+        self.end(|r| r.out.as_ref().is_some_and(|out| out.same_channel(queue)));
+    }
+
+    fn end(&self, is_over: impl Fn(&Replica) -> bool) {
         let mut gone = None;
-        for r in lock(&self.replicas)
-            .iter_mut()
-            .filter(|r| r.address == address)
-        {
+        for r in lock(&self.replicas).iter_mut().filter(|r| is_over(r)) {
             if r.out.take().is_some() {
                 gone = Some(r.name.clone());
             }
@@ -415,4 +423,34 @@ fn key_of(bytes: &[u8]) -> Result<[u8; 32], rpc::Failure> {
 
 fn unexpected() -> rpc::Failure {
     rpc::Failure::new(Code::Internal, "the scheduler answered another question")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One worker, as on two processors: who never lets go of it keeps everybody waiting.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_session_that_ended_unheard_keeps_nobody_busy() {
+        let bootstrap = Bootstrap {
+            addresses: vec!["scheduler:8002".to_owned()],
+            tls: None,
+        };
+        let (inbox, _unread) = mpsc::unbounded_channel();
+        let sessions = Arc::new(Sessions::new(bootstrap, Security::plaintext(), inbox));
+        let (out, queue) = mpsc::channel(1);
+        sessions.up("scheduler:8002", "scheduler-0", out);
+        // The stream is gone, and its keeper has not had its turn.
+        drop(queue);
+        let ask = rpc::Join {
+            content: vec![0; 32],
+            ..rpc::Join::default()
+        };
+        let asking = sessions.clone();
+        let asked = tokio::spawn(async move { asking.join(ask).await });
+        let asked = tokio::time::timeout(2 * FIND, asked).await;
+        let failure = asked.expect("never lets go").unwrap().unwrap_err();
+        assert_eq!(failure.code(), Code::NoSource);
+        assert!(sessions.connected().is_empty());
+    }
 }
