@@ -59,7 +59,12 @@ impl Results {
                 tally.wrong.push(format!("{what}: failed without a word"));
             }
             Outcome::Said(text) => *tally.errors.entry(kind_of(&text)).or_default() += 1,
-            Outcome::Wrong(why) => tally.wrong.push(format!("{what} after {took:?}: {why}")),
+            Outcome::Wrong(why) => {
+                let wrong = format!("{what} after {took:?}: {why}");
+                // At once, among the faults of its time.
+                println!("  WRONG    {wrong}");
+                tally.wrong.push(wrong);
+            }
         }
     }
 }
