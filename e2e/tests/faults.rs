@@ -75,7 +75,8 @@ async fn another_seed_takes_over_when_one_is_killed() {
     let busy = if read[0] >= read[1] { 0 } else { 1 };
     s.mesh.seeds[busy].kill();
     s.all_have(gets).await;
-    s.origin_sent_at_most(IN_FLIGHT);
+    // What lay in its socket unread, which is more where processors are busy.
+    s.origin_sent_at_most(2 * IN_FLIGHT);
 }
 
 #[tokio::test(flavor = "multi_thread")]
