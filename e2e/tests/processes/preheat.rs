@@ -134,8 +134,9 @@ async fn up_carries_out_preheats_of_its_manifests_once_each_and_says_what_it_can
     let progress = &status["progress"];
     assert_eq!(progress["targets"]["succeeded"], 2, "{status}");
     assert_eq!(progress["files"][0]["bytes"], 2 * source.len);
-    // Looking at it first takes a byte.
-    assert_eq!(origin.sent(), source.len + 1);
+    // Looking at it first takes a byte, where that is not answered by who gets it already.
+    let sent = origin.sent();
+    assert!((source.len..=source.len + 1).contains(&sent), "{sent}");
     let other = up.until("other", "DistributionMissing").await;
     assert!(
         other["conditions"][0]["message"]

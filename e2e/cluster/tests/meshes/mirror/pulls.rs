@@ -208,7 +208,7 @@ async fn fetched_ahead(bed: &Bed) {
     );
     // A byte of it, to know what it is, and all of it.
     let len = blobs[blobs.len() - 2].bytes.len() as u64;
-    assert_eq!(layer.gets, 2, "{layer:?}");
+    assert!(layer.gets <= 2, "{layer:?}");
     assert!(layer.bytes < len + 8192, "{layer:?} of {len}");
     for node in bed.cluster.nodes() {
         let name = format!("ahead-{}", node.name());

@@ -107,8 +107,9 @@ pub(crate) async fn content_is_there_before_anybody_asks(
         (Some(bytes), bytes)
     );
     assert_eq!(status.history.len(), 1);
-    // Looking at it first takes a byte.
-    assert_eq!(origin_sent(place).await, len + 1);
+    // Looking at it first takes a byte, where that is not answered by who gets it already.
+    let once = len..=len + 1;
+    assert!(once.contains(&origin_sent(place).await));
 
     // To one of the two peers: from the seed, and a dead scheduler half way loses nothing.
     let one = json!({"targets": {"role": "Peers", "count": 1}});
@@ -142,7 +143,8 @@ pub(crate) async fn content_is_there_before_anybody_asks(
         }
     });
     joined.await.unwrap();
-    assert_eq!(origin_sent(place).await, len + 1, "each byte once, still");
+    let sent = origin_sent(place).await;
+    assert!(once.contains(&sent), "each byte once, still: {sent}");
 
     // What is not there is said, by node and reason.
     let missing = url.replace(mesh::CONTENT.0, "missing");
