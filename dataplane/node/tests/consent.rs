@@ -11,46 +11,21 @@ use dragonfly_proto::id::RequestKey;
 use dragonfly_proto::rpc;
 use dragonfly_scheduler::core::CoreSettings;
 use kit::{SchedulerProcess, TestMesh, TestNode, authority, bytes, log, read, read_all, source};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 /// What an origin says to a request's head, in lower case: status line and headers, and the body.
 type Answer = (String, Vec<u8>);
-type Says = Arc<Mutex<dyn FnMut(&str) -> Answer + Send>>;
 
 /// An origin that closes after each answer.
-async fn origin(says: impl FnMut(&str) -> Answer + Send + 'static) -> String {
-    let says: Says = Arc::new(Mutex::new(says));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let says = says.clone();
-            tokio::spawn(async move {
-                let (r, mut w) = stream.split();
-                let mut lines = BufReader::new(r).lines();
-                let mut head = String::new();
-                while let Ok(Some(line)) = lines.next_line().await {
-                    if line.is_empty() {
-                        break;
-                    }
-                    head += &line.to_ascii_lowercase();
-                    head.push('\n');
-                }
-                let (answer, mut body) = (*says.lock().unwrap())(&head);
-                let length = body.len();
-                if head.starts_with("head ") {
-                    body.clear();
-                }
-                let answer = format!(
-                    "HTTP/1.1 {answer}content-length: {length}\r\nconnection: close\r\n\r\n"
-                );
-                let _ = w.write_all(answer.as_bytes()).await;
-                let _ = w.write_all(&body).await;
-                let _ = w.shutdown().await;
-            });
-        }
-    });
-    url
+async fn origin(mut says: impl FnMut(&str) -> Answer + Send + 'static) -> String {
+    let whole = move |head: &str| {
+        let (answer, body) = says(head);
+        (
+            format!("{answer}content-length: {}\r\n", body.len()),
+            body,
+            0,
+        )
+    };
+    kit::says::origin(whole).await
 }
 
 fn refused() -> Answer {

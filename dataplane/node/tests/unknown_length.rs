@@ -15,44 +15,21 @@ use dragonfly_node::node::Role;
 use dragonfly_proto::rpc::{self, failure::Code};
 use dragonfly_scheduler::core::CoreSettings;
 use kit::{SchedulerProcess, TestMesh, TestNode, authority, bytes, log, read_all, source};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
 /// An origin of 1 MiB at 2 MiB/s that says how long it is for the path `/known` alone.
 async fn origin() -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let (r, mut w) = stream.split();
-                let mut lines = BufReader::new(r).lines();
-                let first = lines.next_line().await?.unwrap_or_default();
-                while lines
-                    .next_line()
-                    .await?
-                    .is_some_and(|line| !line.is_empty())
-                {}
-                let length = match first.contains("/known ") {
-                    true => format!("content-length: {MIB}\r\n"),
-                    false => String::new(),
-                };
-                let head = format!("HTTP/1.1 200 OK\r\netag: \"v1\"\r\n{length}connection: close");
-                w.write_all(format!("{head}\r\n\r\n").as_bytes()).await?;
-                if first.starts_with("HEAD ") {
-                    return Ok(());
-                }
-                for part in bytes(MIB as usize, 1).chunks(64 << 10) {
-                    w.write_all(part).await?;
-                    tokio::time::sleep(Duration::from_millis(31)).await;
-                }
-                w.shutdown().await
-            });
-        }
-    });
-    url
+    let says = |head: &str| {
+        let length = match head.contains("/known ") {
+            true => format!("content-length: {MIB}\r\n"),
+            false => String::new(),
+        };
+        let head = format!("200 OK\r\netag: \"v1\"\r\n{length}");
+        (head, bytes(MIB as usize, 1), 2 * MIB)
+    };
+    kit::says::origin(says).await
 }
 
 /// A mesh of two, and where the content is.
